@@ -106,6 +106,13 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Trie:
     return Trie(input_ids[:S], position_ids[:S], subtree_end[:S], paths)
 
 
+def trie_size(sequences: Sequence[Sequence[int]]) -> int:
+    """The number of distinct prefixes of the sequences: the tokens of `build_trie(sequences)`, without building it."""
+    tokens = [np.asarray(sequence) for sequence in sorted(map(list, sequences))]
+    shared = sum(common_prefix(a, b) for a, b in zip(tokens, tokens[1:], strict=False))
+    return sum(map(len, tokens)) - shared
+
+
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     """Length of the longest common prefix of two integer arrays."""
     length = min(len(a), len(b))

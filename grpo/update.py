@@ -25,7 +25,7 @@ from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
 from grpo.policy import Policy, completions_of, scatter
-from grpo.tree import PackedTree, cut, pack
+from grpo.tree import PackedTree, cut, pack, trie_size
 from grpo.weighting import WEIGHTINGS, count
 
 
@@ -55,6 +55,18 @@ def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.AdamW:
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     betas = (config.adam_beta1, config.adam_beta2)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+
+
+def distinct_tokens(batch: Batch) -> int:
+    """Tokens of the tree of all rows that are learned from, over all ranks; on rank 0, elsewhere 0. A collective call.
+
+    What one forward over the whole step computes. Micro-batches and ranks compute again what they share: that is how
+    the work is cut, and no metric of the step.
+    """
+    groups = zip(batch.prompt_ids, completions_of(batch), strict=True)
+    rows = [prompt + row for prompt, group in groups for row in group if row]
+    everywhere = [row for rank in distributed.gather_objects(rows) for row in rank]
+    return trie_size(everywhere) if distributed.is_main() else 0
 
 
 class Learner:
@@ -102,7 +114,7 @@ class Learner:
             group["lr"] = learning_rate(config, step)
         sums.add("optim/lr", learning_rate(config, step), 1)
         everything = self._microbatches(batch, torch.arange(len(batch.completion_ids)))
-        sums.add("tokens/computed", sum(len(micro.tree.input_ids) for micro in everything if len(micro.rows)))
+        sums.add("tokens/computed", distinct_tokens(batch))
         epochs = [self._minibatches(batch, step, epoch) for epoch in range(config.num_epochs)]
         if sum(map(len, epochs)) > 1:
             batch = replace(batch, old_logprobs=self._frozen_logprobs(self.module, batch, everything))

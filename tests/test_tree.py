@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.tree import PackedTree, build_trie, common_prefix, cut, nodes, pack
+from grpo.tree import PackedTree, build_trie, common_prefix, cut, nodes, pack, trie_size
 
 repeatable = settings(deadline=None, max_examples=100, derandomize=True)
 
@@ -50,6 +50,12 @@ def test_the_worked_example():
     assert tree.target.tolist() == [B, C, B, D, E]
     assert tree.row.tolist() == [0, 0, 1, 1, 2]
     assert tree.column.tolist() == [0, 1, 0, 1, 0]
+
+
+@repeatable
+@given(rows_of_tokens)
+def test_the_size_of_a_trie_is_the_number_of_distinct_prefixes(rows):
+    assert trie_size(rows) == len(prefixes(rows)) == len(build_trie(rows).input_ids)
 
 
 @repeatable
