@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from grpo.attention import DecodeAttention, TreeAttention
+from grpo.attention import Attention, TreeAttention
 from grpo.batch import Batch
 from grpo.float64 import keep_float64
 from grpo.logprobs import linear_logprobs
@@ -70,7 +70,7 @@ class Policy(nn.Module):
         """The autocast that sampling, learning and reference all run under."""
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, tree: TreeAttention | DecodeAttention) -> Tensor:
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, tree: Attention) -> Tensor:
         """[S], [S] -> [S,D]: the decoder without its head, under the attention `tree`."""
         ready_mask = torch.empty(1, 1, 1, 1, device=input_ids.device)  # 4-D: transformers builds none of its own
         return self.model.base_model(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo.attention import DecodeAttention, PrefillAttention
 from grpo.batch import Completions
+from grpo.decoding import DecodeAttention, PrefillAttention
 from grpo.logprobs import product
 from grpo.policy import Policy, eos_ids, frozen_copy
 from grpo.sampling import sample, uniforms

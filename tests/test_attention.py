@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from grpo import attention
-from grpo.attention import DecodeAttention, PrefillAttention, TreeAttention, attention_interface, plan_parts
-from grpo.tree import build_trie, pack
+from grpo.attention import TreeAttention, attention_interface, plan_parts
+from grpo.tree import pack
 
 H, HKV, R, D = 4, 2, 2, 5  # query heads, key heads, query heads per key head, width of a head
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -63,7 +63,6 @@ def random_heads(S, key_heads=HKV, dtype=torch.float64, seed=0):
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
 
 
-# ---- learning --------------------------------------------------------------------------------------------------------
 
 
 @every_tree
@@ -222,123 +221,3 @@ def test_without_a_tree_it_is_sdpa():
     theirs = sdpa_attention_forward(Layer(), *inputs, None, scaling=0.3)[0]
     assert torch.equal(ours, theirs)
     torch.testing.assert_close(ours, dense(*inputs, torch.ones(6, 6).tril().bool(), 0.3), **EXACT)
-
-
-# ---- decoding --------------------------------------------------------------------------------------------------------
-
-PROMPTS = {
-    "one prompt": [[1, 2, 3]],
-    "a trunk": [[1, 2, 3, 4], [1, 2, 5], [1, 2, 6, 7, 8]],
-    "no trunk": [[1, 2, 3], [4], [5, 6]],
-    "equal prompts": [[1, 2], [1, 2], [1, 2, 3]],
-    "a prompt that is the trunk": [[1, 2], [1, 2, 3, 4], [1, 2, 3, 5]],
-    "shared below the trunk": [[1, 2, 3, 4], [1, 2, 3, 5], [1, 6, 7], [1, 6, 8], [1, 9]],
-}
-LAYERS = 2
-
-
-class Decoding:
-    """A `DecodeAttention` with random keys and values, and the dense attention of each row beside it."""
-
-    def __init__(self, prompts, group_size, max_new_tokens, dtype=torch.float64, seed=0):
-        self.generator = torch.Generator().manual_seed(seed)
-        self.dtype, self.max_new_tokens = dtype, max_new_tokens
-        trie = build_trie(prompts)
-        position_ids, subtree_end = torch.from_numpy(trie.position_ids), torch.from_numpy(trie.subtree_end)
-        prefill = PrefillAttention(position_ids, subtree_end, R)
-        S = len(position_ids)
-        self.history = []  # [layer][row]: keys and values, 2 x [Hkv,n,d]
-        for layer in range(LAYERS):
-            query, key, value = self.random(H, S), self.random(HKV, S), self.random(HKV, S)
-            out = prefill.attend(layer, query, key, value, 0.7)
-            expected = TreeAttention(position_ids, subtree_end, R).attend(0, query, key, value, 0.7)
-            assert torch.equal(out, expected)
-            rows = [torch.from_numpy(path) for path in trie.paths for _ in range(group_size)]
-            self.history.append([(key[0, :, path], value[0, :, path]) for path in rows])
-        self.decode = DecodeAttention(prefill, trie, group_size, max_new_tokens)
-        self.alive = list(range(len(prompts) * group_size))
-
-    def random(self, heads, n):
-        return torch.randn(1, heads, n, D, generator=self.generator, dtype=torch.float64).to(self.dtype)
-
-    def step(self, autocast=False):
-        """One token for every row alive: our output and the dense one, [n,H,d] each, of every layer."""
-        n, pairs = len(self.alive), []
-        for layer in range(LAYERS):
-            query, key, value = self.random(H, n), self.random(HKV, n), self.random(HKV, n)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                ours = self.decode.attend(layer, query, key, value, 0.7)[0]
-            theirs = []
-            for i, row in enumerate(self.alive):
-                keys, values = self.history[layer][row]
-                keys, values = torch.cat([keys, key[0, :, [i]]], 1), torch.cat([values, value[0, :, [i]]], 1)
-                self.history[layer][row] = keys, values
-                everything = torch.ones(1, keys.shape[1], dtype=torch.bool)
-                ready = (x.double() for x in (query[:, :, [i]], keys[None], values[None]))
-                theirs.append(dense(*ready, everything, 0.7)[0, 0])
-            pairs.append((ours, torch.stack(theirs)))
-        self.decode.advance()
-        return pairs
-
-    def drop(self, finished):
-        alive = torch.tensor([row not in finished for row in self.alive])
-        order = self.decode.keep(alive)
-        kept = [self.alive[i] for i in order.tolist()]
-        assert sorted(kept) == sorted(row for row in self.alive if row not in finished)
-        stays = [i for i in range(len(kept)) if self.alive[i] not in finished]
-        assert all(kept[i] == self.alive[i] for i in stays)  # only rows from the end move
-        self.alive = kept
-
-
-@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS.keys())
-@pytest.mark.parametrize("group_size", [1, 3])
-def test_decode_attention_equals_dense_attention_while_rows_leave(prompts, group_size):
-    run = Decoding(prompts, group_size, max_new_tokens=8)
-    order = torch.randperm(len(run.alive), generator=torch.Generator().manual_seed(len(prompts))).tolist()
-    for t in range(8):
-        for ours, theirs in run.step():
-            torch.testing.assert_close(ours, theirs, **EXACT)
-        leaving = order[2 * t : 2 * t + 2] if t else order[:0]  # none first, then two at a time, the last one stays
-        if leaving and len(run.alive) > len(leaving):
-            run.drop(set(leaving))
-
-
-def test_rows_may_leave_before_the_first_token_and_whole_groups_at_once():
-    run = Decoding(PROMPTS["shared below the trunk"], 2, max_new_tokens=4)
-    run.drop({0, 1, 4, 5, 6, 7})  # groups 0, 2 and 3: more than half, so their branches are forgotten
-    assert len(run.decode.branch_lengths) == 2
-    for finished in ({2}, {9}, {8}):
-        for ours, theirs in run.step():
-            torch.testing.assert_close(ours, theirs, **EXACT)
-        run.drop(finished)
-    assert run.alive == [3]
-    for ours, theirs in run.step():
-        torch.testing.assert_close(ours, theirs, **EXACT)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_c27_decode_scores_are_float32_as_in_learning(dtype):
-    run = Decoding(PROMPTS["a trunk"], 2, max_new_tokens=3, dtype=dtype)
-    for _ in range(3):
-        for ours, theirs in run.step(autocast=True):
-            assert ours.dtype == dtype
-            torch.testing.assert_close(ours.double(), theirs, rtol=torch.finfo(dtype).eps, atol=1e-6)
-
-
-def test_the_prompt_is_not_copied_per_row():
-    trunk, G = list(range(100, 160)), 32
-    run = Decoding([[*trunk, 1], [*trunk, 2]], G, max_new_tokens=2)
-    assert run.decode.trunk[0][0].shape[1] == len(trunk) and run.decode.branch[0][0].shape[1:3] == (2, 1)
-    n = 2 * G
-    inputs = run.random(H, n), run.random(HKV, n), run.random(HKV, n)
-    with Sizes() as sizes:
-        run.decode.attend(0, *inputs, 1.0)
-    scores = H * n * (len(trunk) + 1 + 1)
-    assert max(shape.numel() for shape in sizes.shapes) == scores < n * len(trunk) * HKV * D
-
-
-def test_layers_run_once_each_and_in_order():
-    trie = build_trie([[1, 2]])
-    prefill = PrefillAttention(torch.from_numpy(trie.position_ids), torch.from_numpy(trie.subtree_end), R)
-    with pytest.raises(AssertionError, match="in order"):
-        prefill.attend(1, *random_heads(2), 1.0)
