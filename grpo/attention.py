@@ -9,6 +9,7 @@ by their log-sum-exp. `decoding.py` has the one that samples.
 Left out: sliding windows, logit soft-capping, attention sinks and biases on the scores: refused, never computed wrong.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,8 +24,8 @@ from grpo.tree import nodes
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 MAX_SCORES = 1 << 24
 """Attention scores of a part that exist at one time, per key head: parts are cut along their queries to stay below."""
-TRIANGLE = 256
-"""Queries of a causal part at most: a long node is cut into steps along its diagonal, and the upper half is skipped."""
+TRIANGLE = 512
+"""Queries of a causal part at most: a long node is cut along its diagonal, and the parts above it are skipped."""
 
 
 class Attention(Protocol):
@@ -71,12 +72,17 @@ AttentionMaskInterface.register("tree", sdpa_mask)
 
 @dataclass(frozen=True)
 class Part:
-    """Queries `q_start..q_end` over keys `k_start..k_end` of the flat tree; causal where the two overlap."""
+    """Queries `q_start..q_end` over keys `k_start..k_end` of the flat tree: all pairs; causal if both are the same."""
 
     q_start: int
     q_end: int
     k_start: int
     k_end: int
+
+    @property
+    def causal(self) -> bool:
+        """Whether queries and keys are the same tokens."""
+        return self.q_start == self.k_start
 
 
 class TreeAttention:
@@ -94,34 +100,32 @@ class TreeAttention:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query [1,H,S,d], key and value [1,Hkv,S,d] -> [1,S,H,d]; differentiable in all three."""
-        _, H, S, d = query.shape
-        Hkv = key.shape[1]
         compute = torch.promote_types(query.dtype, torch.float32)
-        q = query.view(Hkv, H // Hkv, S, d).transpose(1, 2).to(compute)
-        out = _AttentionInParts.apply(q, key[0].to(compute), value[0].to(compute), scaling, self.parts)
-        return out.to(query.dtype).transpose(0, 1).reshape(1, S, H, d)
+        q, k, v = (x[0].to(compute) for x in (query, key, value))
+        out = _AttentionInParts.apply(q, k, v, scaling, self.parts)
+        return out.to(query.dtype).transpose(0, 1)[None]
 
 
 def plan_parts(position_ids: Tensor, subtree_end: Tensor, heads_per_key: int) -> list[Part]:
-    """Cut the mask `k <= q < subtree_end[k]` into dense rectangles and causal triangles.
+    """Cut the mask `k <= q < subtree_end[k]` into dense rectangles and causal squares.
 
     A node's keys are read by its descendants (dense) and by itself (causal), in that form by nobody else. The parts of
     every query start with the one that holds the query itself, so no softmax is ever empty.
     """
-    own, shared = [], []
+    squares, dense = [], []
     for start, end, last in nodes(position_ids, subtree_end):
         queries = max(1, MAX_SCORES // (heads_per_key * (end - start)))
-        steps = min(queries, TRIANGLE)
-        for q in range(start, end, steps):
-            stop = min(q + steps, end)
-            own.append(Part(q, stop, start, stop))
-        for q in range(end, last, queries):
-            shared.append(Part(q, min(q + queries, last), start, end))
-    return own + shared
+        side = min(TRIANGLE, max(1, math.isqrt(MAX_SCORES // heads_per_key)))
+        for q in range(start, end, side):
+            stop = min(q + side, end)
+            squares.append(Part(q, stop, q, stop))
+            dense += [Part(i, min(i + queries, stop), start, q) for i in range(q, stop, queries) if q > start]
+        dense += [Part(q, min(q + queries, last), start, end) for q in range(end, last, queries)]
+    return squares + dense
 
 
 class _AttentionInParts(torch.autograd.Function):
-    """q [Hkv,S,R,d], k and v [Hkv,S,d] -> out [Hkv,S,R,d], R query heads per key head.
+    """q [H,S,d], k and v [Hkv,S,d] -> out [H,S,d]; query heads `h * H / Hkv ...` read key head h.
 
     Forward merges the parts: with the log-sum-exp l of the scores of a part and its output o,
     `l = logaddexp(l1, l2)` and `o = exp(l1 - l) o1 + exp(l2 - l) o2`. Backward uses the merged l in each part, so that
@@ -130,19 +134,19 @@ class _AttentionInParts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scaling: float, parts: list[Part]) -> Tensor:
+        out, lse = q.new_zeros(q.shape), q.new_full(q.shape[:2], -torch.inf)
+        keys, values = _per_query_head(q, k), _per_query_head(q, v)
         with torch.autocast(q.device.type, enabled=False):
-            q = q.contiguous()
-            out, lse = torch.zeros_like(q), q.new_full(q.shape[:3], -torch.inf)
             for part in parts:
-                scores = _scores(q, k, scaling, part)
-                part_lse = torch.logsumexp(scores, dim=-1)
-                weights = scores.sub_(part_lse[..., None]).exp_()
-                part_out = torch.bmm(weights, v[:, part.k_start : part.k_end])
-                rows = slice(part.q_start, part.q_end)
-                part_lse, part_out = part_lse.view_as(lse[:, rows]), part_out.view_as(out[:, rows])
+                rows, columns = slice(part.q_start, part.q_end), slice(part.k_start, part.k_end)
+                inputs = q[:, rows], keys[:, columns], values[:, columns]
+                part_out, part_lse = _part_forward(*inputs, scaling, part.causal)
+                if part.causal:  # the first of its queries
+                    out[:, rows], lse[:, rows] = part_out, part_lse
+                    continue
                 merged = torch.logaddexp(lse[:, rows], part_lse)
                 out[:, rows] *= torch.exp(lse[:, rows] - merged)[..., None]
-                out[:, rows] += part_out * torch.exp(part_lse - merged)[..., None]
+                out[:, rows] += part_out.mul_(torch.exp(part_lse - merged)[..., None])
                 lse[:, rows] = merged
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scaling, ctx.parts = scaling, parts
@@ -151,30 +155,63 @@ class _AttentionInParts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_out: Tensor):
         q, k, v, out, lse = ctx.saved_tensors
-        d_out = d_out.contiguous()
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        delta = (d_out * out).sum(-1)
+        keys, values = _per_query_head(q, k), _per_query_head(q, v)
+        dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, keys, values))
         with torch.autocast(q.device.type, enabled=False):
             for part in ctx.parts:
-                rows, keys = slice(part.q_start, part.q_end), slice(part.k_start, part.k_end)
-                flat_q, flat_do = q[:, rows].flatten(1, 2), d_out[:, rows].flatten(1, 2)
-                scores = _scores(q, k, ctx.scaling, part)
-                weights = scores.sub_(lse[:, rows].flatten(1, 2)[..., None]).exp_()
-                dv[:, keys] += torch.bmm(weights.transpose(1, 2), flat_do)
-                d_scores = torch.bmm(flat_do, v[:, keys].transpose(1, 2))
-                d_scores.sub_(delta[:, rows].flatten(1, 2)[..., None]).mul_(weights).mul_(ctx.scaling)
-                dq[:, rows] += torch.bmm(d_scores, k[:, keys]).view_as(q[:, rows])
-                dk[:, keys] += torch.bmm(d_scores.transpose(1, 2), flat_q)
+                rows, columns = slice(part.q_start, part.q_end), slice(part.k_start, part.k_end)
+                inputs = q[:, rows], keys[:, columns], values[:, columns]
+                outputs = d_out[:, rows], out[:, rows], lse[:, rows]
+                d_inputs = _part_backward(*inputs, *outputs, ctx.scaling, part.causal)
+                for total, place, d_input in zip((dq, dk, dv), (rows, columns, columns), d_inputs, strict=True):
+                    total[:, place] += d_input
+        dk, dv = (total.unflatten(0, (len(k), -1)).sum(1) for total in (dk, dv))
         return dq, dk, dv, None, None
 
 
-def _scores(q: Tensor, k: Tensor, scaling: float, part: Part) -> Tensor:
-    """Scaled scores [Hkv, n*R, m] of a part's n queries (R heads each) over its m keys; -inf above the diagonal."""
-    R = q.shape[2]
-    keys = k[:, part.k_start : part.k_end]
-    scores = torch.bmm(q[:, part.q_start : part.q_end].flatten(1, 2), keys.transpose(1, 2)).mul_(scaling)
-    if part.k_end > part.q_start:
-        at_query = torch.arange(part.q_start, part.q_end, device=q.device).repeat_interleave(R)
-        at_key = torch.arange(part.k_start, part.k_end, device=q.device)
-        scores.masked_fill_(at_key > at_query[:, None], -torch.inf)
+def _per_query_head(q: Tensor, k: Tensor) -> Tensor:
+    """[Hkv,S,d] -> [H,S,d]: each key head once per query head that reads it."""
+    return k if len(k) == len(q) else k.repeat_interleave(len(q) // len(k), 0)
+
+
+def _fused(q: Tensor) -> bool:
+    """Whether torch's fused kernel for CPUs computes the parts."""
+    return q.device.type == "cpu"
+
+
+def _part_forward(q: Tensor, k: Tensor, v: Tensor, scaling: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """q [H,n,d], k and v [H,m,d] -> out [H,n,d] and the log-sum-exp of the scores [H,n].
+
+    On a CPU by the kernel behind torch's own attention, which keeps no scores and hands its log-sum-exp out; elsewhere
+    by matrix products.
+    """
+    if _fused(q):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = flash(q[None], k[None], v[None], 0.0, causal, scale=scaling)
+        return out[0], lse[0]
+    scores = _scores(q, k, scaling, causal)
+    lse = torch.logsumexp(scores, dim=-1)
+    return torch.bmm(scores.sub_(lse[..., None]).exp_(), v), lse
+
+
+def _part_backward(
+    q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, out: Tensor, lse: Tensor, scaling: float, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The part's share of dq [H,n,d], dk and dv [H,m,d]; `out` and `lse` are those of the whole softmax."""
+    if _fused(q):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        inputs = (x[None] for x in (d_out, q, k, v, out, lse))
+        return tuple(d[0] for d in flash(*inputs, 0.0, causal, scale=scaling))
+    weights = _scores(q, k, scaling, causal).sub_(lse[..., None]).exp_()
+    d_scores = torch.bmm(d_out, v.transpose(1, 2)).sub_((d_out * out).sum(-1, keepdim=True))
+    d_scores.mul_(weights).mul_(scaling)
+    return torch.bmm(d_scores, k), torch.bmm(d_scores.transpose(1, 2), q), torch.bmm(weights.transpose(1, 2), d_out)
+
+
+def _scores(q: Tensor, k: Tensor, scaling: float, causal: bool) -> Tensor:
+    """Scaled scores [H,n,m]; -inf above the diagonal where causal."""
+    scores = torch.bmm(q, k.transpose(1, 2)).mul_(scaling)
+    if causal:
+        above = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu_(1)
+        scores.masked_fill_(above, -torch.inf)
     return scores

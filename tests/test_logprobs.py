@@ -76,8 +76,8 @@ def test_c37_no_operation_returns_more_than_chunk_times_vocabulary():
         logprobs, entropy = linear_logprobs(*inputs, 0.7, chunk=chunk)
     with Largest() as backward:
         (logprobs + entropy).sum().backward()
-    assert forward.elements == chunk * V
-    assert backward.elements == chunk * V
+    assert chunk * V / 2 < forward.elements <= chunk * V
+    assert chunk * V / 2 < backward.elements <= chunk * V
 
 
 def test_c37_a_whole_policy_never_holds_the_logits_of_more_than_a_chunk():
@@ -90,8 +90,8 @@ def test_c37_a_whole_policy_never_holds_the_logits_of_more_than_a_chunk():
         logprobs, entropy = policy(tree, 1.0)
     with Largest() as backward:
         (logprobs + entropy).sum().backward()
-    assert forward.elements == CHUNK * V
-    assert backward.elements == CHUNK * V
+    assert CHUNK * V / 2 < forward.elements <= CHUNK * V
+    assert CHUNK * V / 2 < backward.elements <= CHUNK * V
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
