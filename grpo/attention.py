@@ -134,7 +134,9 @@ class _AttentionInParts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scaling: float, parts: list[Part]) -> Tensor:
-        out, lse = q.new_zeros(q.shape), q.new_full(q.shape[:2], -torch.inf)
+        H, S, d = q.shape
+        out = q.new_zeros(S, H, d).transpose(0, 1)  # so that the caller's [S,H,d] is no copy
+        lse = q.new_full((H, S), -torch.inf)
         keys, values = _per_query_head(q, k), _per_query_head(q, v)
         with torch.autocast(q.device.type, enabled=False):
             for part in parts:

@@ -1,31 +1,50 @@
 """Attention while sampling: the prompts' tree once, then one new token per row over what was computed.
 
 `PrefillAttention` keeps the keys and values of the prompts' tree; `DecodeAttention` reads them in place, so that
-neither compute nor memory of a prompt is multiplied by its group. Left out: what is drawn, and when a row ends
-(`sampler.py`).
+neither compute nor memory of a prompt is multiplied by its group. Rows leave and groups join at any time. Left out:
+what is drawn, and when a row ends (`sampler.py`).
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from grpo.attention import TreeAttention
-from grpo.tree import Trie, common_prefix
+
+KeysValues = list[tuple[Tensor, Tensor]]
+"""Keys and values of every layer."""
 
 
 class PrefillAttention(TreeAttention):
     """Tree attention that keeps every layer's keys and values, in float32: the prompt side of a decode."""
 
-    def __init__(self, position_ids: Tensor, subtree_end: Tensor, heads_per_key: int):
+    def __init__(
+        self, position_ids: Tensor, subtree_end: Tensor, heads_per_key: int, trunk: KeysValues | None = None
+    ):
+        """Plan the parts.
+
+        Args:
+            position_ids, subtree_end, heads_per_key: of a whole tree, as for `TreeAttention`.
+            trunk: keys and values [Hkv,t,d] of its first t tokens, where they are known: only the others are computed.
+        """
         super().__init__(position_ids, subtree_end, heads_per_key)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.known = trunk
+        self.kept: KeysValues = []
+        """[Hkv,S,d] per layer, of the whole tree."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        assert layer == len(self.keys), "layers must run once each, in order"
+        assert layer == len(self.kept), "layers must run once each, in order"
         compute = torch.promote_types(query.dtype, torch.float32)
-        self.keys.append(key[0].to(compute))
-        self.values.append(value[0].to(compute))
-        return super().attend(layer, query, key, value, scaling)
+        key, value = key.to(compute), value.to(compute)
+        skipped = 0
+        if self.known is not None:
+            keys, values = (known[None] for known in self.known[layer])
+            skipped = keys.shape[2]
+            key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
+            query = torch.nn.functional.pad(query, (0, 0, skipped, 0))
+        self.kept.append((key[0], value[0]))
+        return super().attend(layer, query, key, value, scaling)[:, skipped:]
 
 
 class DecodeAttention:
@@ -34,64 +53,81 @@ class DecodeAttention:
     The trunk is the common prefix of all prompts (few-shot exemplars): one matrix product for all rows. A branch is the
     rest of a prompt: one product for all rows of its group. Neither is copied per row. One softmax runs over the
     scores of the three, so the merge is exact, in float32 as in learning (scores rounded to bfloat16 cost 0.1 nat).
-    Rows that finish leave: `keep` moves the last rows into their places.
 
-    Shapes: n rows alive of B, N groups, R query heads per key head; buffers are [Hkv, ..., d], one per layer.
+    All buffers are made here and keep their addresses; `join` and `keep` write into them. With `grain` above 1, the
+    shapes that `attend` works on are rounded up to multiples of it and what is too much is hidden, so that few shapes
+    occur and a CUDA graph of each can be replayed.
+
+    Shapes: n rows of `max_rows`, N groups, R query heads per key head, t trunk tokens, widths W; buffers are
+    [.., Hkv, W, d], one per layer.
     """
 
-    def __init__(self, prefill: PrefillAttention, trie: Trie, group_size: int, max_new_tokens: int):
-        """Cut the prefilled keys and values into trunk and branches, and make room for the rows' own tokens.
+    def __init__(
+        self, trunk: KeysValues, *, max_rows: int, max_groups: int, max_branch: int, max_new_tokens: int, grain: int = 1
+    ):
+        """Make room.
 
         Args:
-            prefill: what the forward over the prompts' tree kept.
-            trie: that tree; `trie.paths` has one path per prompt.
-            group_size: rows per prompt; row `i * group_size + j` belongs to prompt i.
-            max_new_tokens: room for own tokens per row.
+            trunk: [Hkv,t,d] per layer, read in place; `set_trunk` fills it.
+            max_rows, max_groups: rows and prompts in flight at one time.
+            max_branch: tokens of the longest branch.
+            max_new_tokens: own tokens of a row.
+            grain: rows and own tokens are rounded up to multiples of it; 1: never.
         """
-        paths = trie.paths
-        first = prefill.keys[0]
-        Hkv, _, d = first.shape
-        N, B, device = len(paths), len(paths) * group_size, first.device
-        trunk = min(common_prefix(paths[0], path) for path in paths)
-        tails = [torch.from_numpy(path[trunk:]) for path in paths]
-        gather = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True).to(device)
-        self.branch_lengths = torch.tensor([len(tail) for tail in tails], device=device)
-        self.trunk = [(k[:, :trunk], v[:, :trunk]) for k, v in zip(prefill.keys, prefill.values, strict=True)]
-        self.branch = [(k[:, gather], v[:, gather]) for k, v in zip(prefill.keys, prefill.values, strict=True)]
-        room = (Hkv, B, max_new_tokens, d)
-        self.own = [(first.new_empty(room), first.new_empty(room)) for _ in prefill.keys]
-        self.length = 0
-        self.group = torch.arange(N, device=device).repeat_interleave(group_size)
+        self.trunk, self.grain = trunk, grain
+        keys = trunk[0][0]
+        Hkv, self.trunk_length, d = keys.shape
+        room = lambda count, width: keys.new_zeros(count, Hkv, width, d)  # noqa: E731
+        self.branch = [(room(max_groups, max_branch), room(max_groups, max_branch)) for _ in trunk]
+        self.own = [(room(max_rows, max_new_tokens), room(max_rows, max_new_tokens)) for _ in trunk]
+        number = lambda count: torch.zeros(count, dtype=torch.long, device=keys.device)  # noqa: E731
+        self.branch_lengths, self.group = number(max_groups), number(max_rows)
+        self.lengths, self.place = number(max_rows), number(max_rows)
+        """Own tokens of each row, and its cell in the grid of groups."""
+        self.of_row: list[tuple[int, int]] = []
+        """On the host, of each row alive: its group and its number of own tokens."""
+        self.num_groups = 0
+        self.beyond_branch = self.beyond_own = None
+
+    def restart(self) -> None:
+        """Forget all rows."""
+        self.of_row, self.num_groups = [], 0
+
+    def set_trunk(self, prefilled: KeysValues) -> None:
+        """Copy the trunk in place: the first tokens of keys and values [Hkv,S,d] per layer."""
+        for ours, theirs in zip(self.trunk, prefilled, strict=True):
+            for buffer, kept in zip(ours, theirs, strict=True):
+                buffer.copy_(kept[:, : self.trunk_length])
+
+    @property
+    def longest(self) -> int:
+        """Own tokens of the row that has most."""
+        return max((length for _, length in self.of_row), default=0)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(rows, groups, rows of a group, own tokens after the next one) that `attend` works on."""
+        up = lambda size, limit: min(-(-size // self.grain) * self.grain, limit)  # noqa: E731
+        rows = up(len(self.of_row), len(self.lengths))
+        return rows, self.num_groups, self.places, up(self.longest + 1, self.own[0][0].shape[2])
+
+    def join(self, prefilled: KeysValues, tails: Sequence[Tensor], group_size: int) -> None:
+        """Add the rows of further prompts behind those that are there.
+
+        Args:
+            prefilled: keys and values [Hkv,S,d] per layer.
+            tails: for each prompt, where in S the tokens after the trunk are.
+            group_size: rows per prompt.
+        """
+        first = self.num_groups
+        for i, tail in enumerate(tails, start=first):
+            for buffers, source in zip(self.branch, prefilled, strict=True):
+                for buffer, kept in zip(buffers, source, strict=True):
+                    buffer[i, :, : len(tail)] = kept[:, tail]
+            self.branch_lengths[i] = len(tail)
+            self.of_row += [(i, 0)] * group_size
+        self.num_groups += len(tails)
         self._place_rows()
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query [1,H,n,d], key and value [1,Hkv,n,d] of the rows' newest tokens -> [1,n,H,d]. Stores key and value."""
-        _, H, n, d = query.shape
-        Hkv = key.shape[1]
-        R, t = H // Hkv, self.length
-        own_k, own_v = (buffer[:, :n, : t + 1] for buffer in self.own[layer])
-        own_k[:, :, t], own_v[:, :, t] = key[0], value[0]
-        q = (query.to(own_k.dtype) * scaling).view(Hkv, R, n, d).transpose(1, 2).contiguous()
-        (trunk_k, trunk_v), (branch_k, branch_v) = self.trunk[layer], self.branch[layer]
-
-        with torch.autocast(query.device.type, enabled=False):
-            over_trunk = torch.bmm(q.view(Hkv, n * R, d), trunk_k.transpose(1, 2)).view(Hkv, n, R, -1)
-            over_branch = torch.matmul(self._by_group(q), branch_k.transpose(2, 3))
-            over_branch = self._by_row(over_branch.masked_fill_(self.branch_hidden, -torch.inf), R)
-            over_own = torch.matmul(q, own_k.transpose(2, 3))
-
-            sizes = [over_trunk.shape[-1], over_branch.shape[-1], t + 1]
-            weights = torch.softmax(torch.cat([over_trunk, over_branch, over_own], dim=-1), dim=-1)
-            on_trunk, on_branch, on_own = weights.split(sizes, dim=-1)
-
-            out = torch.matmul(on_own, own_v)
-            out += torch.bmm(on_trunk.reshape(Hkv, n * R, -1), trunk_v).view(Hkv, n, R, d)
-            out += self._by_row(torch.matmul(self._by_group(on_branch), branch_v), R)
-        return out.to(query.dtype).transpose(0, 1).reshape(1, n, H, d)
-
-    def advance(self) -> None:
-        """The newest tokens of all rows are stored in all layers: the next call appends behind them."""
-        self.length += 1
 
     def keep(self, alive: Tensor) -> Tensor:
         """Drop finished rows.
@@ -102,56 +138,112 @@ class DecodeAttention:
         Returns:
             [m] int64 on the CPU: which present row each of the m rows that stay is; rows move as little as possible.
         """
-        rows = torch.arange(len(alive))
-        m = int(alive.sum())
-        holes, movers = rows[:m][~alive[:m]], rows[m:][alive[m:]]
-        order = rows[:m].clone()
-        order[holes] = movers
-        if len(holes):
-            t = self.length
-            for buffers in self.own:
-                for buffer in buffers:
-                    buffer[:, holes, :t] = buffer[:, movers, :t]
-        self.group = self.group[order.to(self.group.device)]
+        order, holes, movers = _fill_holes(alive)
+        for buffers in self.own:
+            for buffer in buffers:
+                buffer[holes, :, : self.longest] = buffer[movers, :, : self.longest]
+        self.of_row = [self.of_row[i] for i in order.tolist()]
         self._drop_empty_groups()
         self._place_rows()
         return order
 
+    def begin(self) -> None:
+        """Look at lengths once for all layers of the next token. No host value is read: part of a captured step."""
+        rows, groups, _, width = self.shape
+        at = torch.arange(max(width, self.branch[0][0].shape[2]), device=self.lengths.device)
+        in_branch = at[: self.branch[0][0].shape[2]] < self.branch_lengths[:groups, None]
+        self.beyond_branch = ~in_branch[:, None, None]
+        aligned = self.grain == 1 and len({length for _, length in self.of_row}) == 1
+        self.beyond_own = None if aligned else (at[:width] > self.lengths[:rows, None])[:, None, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """query [1,H,n,d], key and value [1,Hkv,n,d] of the rows' newest tokens -> [1,n,H,d]. Stores key and value."""
+        _, H, n, d = query.shape
+        Hkv = key.shape[1]
+        R = H // Hkv
+        width = self.shape[3]
+        at = torch.arange(n, device=query.device)
+        own_k, own_v = self.own[layer]
+        newest = self.lengths[:n].clamp(max=own_k.shape[2] - 1)
+        own_k[at, :, newest], own_v[at, :, newest] = (x[0].transpose(0, 1).to(own_k.dtype) for x in (key, value))
+        own_k, own_v = own_k[:n, :, :width], own_v[:n, :, :width]
+        trunk_k, trunk_v = self.trunk[layer]
+        branch_k, branch_v = (buffer[: self.num_groups] for buffer in self.branch[layer])
+        q = (query[0].transpose(0, 1).to(own_k.dtype) * scaling).reshape(n, Hkv, R, d)
+
+        with torch.autocast(query.device.type, enabled=False):
+            over_trunk = torch.bmm(_heads_first(q), trunk_k.transpose(1, 2)).view(Hkv, n, R, -1).transpose(0, 1)
+            over_branch = torch.matmul(self._by_group(q), branch_k.transpose(2, 3))
+            over_branch = self._by_row(over_branch.masked_fill_(self.beyond_branch, -torch.inf), n, R)
+            over_own = torch.matmul(q, own_k.transpose(2, 3))
+            if self.beyond_own is not None:
+                over_own.masked_fill_(self.beyond_own, -torch.inf)
+            weights = torch.softmax(torch.cat([over_trunk, over_branch, over_own], dim=-1), dim=-1)
+            on_trunk, on_branch, on_own = weights.split([x.shape[-2] for x in (trunk_k, branch_k, own_k)], dim=-1)
+            out = torch.matmul(on_own, own_v)
+            out += torch.bmm(_heads_first(on_trunk), trunk_v).view(Hkv, n, R, d).transpose(0, 1)
+            out += self._by_row(torch.matmul(self._by_group(on_branch), branch_v), n, R)
+        return out.to(query.dtype).view(1, n, H, d)
+
+    def advance(self, steps: int = 1) -> None:
+        """Host side of that many further tokens of every row."""
+        self.of_row = [(group, length + steps) for group, length in self.of_row]
+
     def _drop_empty_groups(self) -> None:
-        """Forget branches without rows once they are half of all: copying then costs O(1) per branch over a run."""
-        used = torch.unique(self.group)
-        if len(used) * 2 > len(self.branch_lengths):
-            return
-        self.branch = [(k[:, used], v[:, used]) for k, v in self.branch]
-        self.branch_lengths = self.branch_lengths[used]
-        self.group = torch.searchsorted(used, self.group)
+        """Forget branches without rows: the last ones move into their places."""
+        used = torch.zeros(self.num_groups, dtype=torch.bool)
+        used[[group for group, _ in self.of_row]] = True
+        order, holes, movers = _fill_holes(used)
+        for buffers in (*self.branch, (self.branch_lengths,)):
+            for buffer in buffers:
+                buffer[holes] = buffer[movers]
+        now = {before: group for group, before in enumerate(order.tolist())}
+        self.of_row = [(now[group], length) for group, length in self.of_row]
+        self.num_groups = len(order)
 
     def _place_rows(self) -> None:
-        """Give every row a place in a [groups, places] grid, for products of whole groups."""
-        n, N = len(self.group), len(self.branch_lengths)
-        order = torch.argsort(self.group, stable=True)
-        counts = torch.bincount(self.group, minlength=N)
-        first = torch.cumsum(counts, 0) - counts
-        within = torch.empty_like(self.group)
-        within[order] = torch.arange(n, device=order.device) - first[self.group[order]]
-        self.places = int(counts.max()) if n else 0
-        self.place = self.group * self.places + within
-        self.dense = n == N * self.places and bool((self.place == torch.arange(n, device=order.device)).all())
-        positions = torch.arange(self.branch[0][0].shape[2], device=order.device)
-        self.branch_hidden = (positions >= self.branch_lengths[:, None])[:, None, :]
+        """Give every row a cell in a [groups, places] grid, for products of whole groups. Host to device, once."""
+        n, taken, cells = len(self.of_row), [0] * self.num_groups, []
+        for group, _ in self.of_row:
+            cells.append(taken[group])
+            taken[group] += 1
+        self.places = max(taken, default=0)
+        if self.grain > 1:
+            self.places = max(self.places, len(self.lengths) // len(self.branch_lengths))
+        group, length = torch.tensor(self.of_row, dtype=torch.long).view(n, 2).unbind(1)
+        place = group * self.places + torch.tensor(cells, dtype=torch.long)
+        spare = self.num_groups * self.places
+        self.dense = self.shape[0] == n == spare and bool((place == torch.arange(n)).all())
+        for buffer, values, rest in ((self.group, group, 0), (self.lengths, length, 0), (self.place, place, spare)):
+            buffer.fill_(rest)
+            buffer[:n] = values.to(buffer.device)
 
     def _by_group(self, rows: Tensor) -> Tensor:
-        """[Hkv,n,R,x] -> [Hkv,N,places*R,x]; places without a row hold 0."""
-        Hkv, _, R, x = rows.shape
-        N = len(self.branch_lengths)
+        """[n,Hkv,R,x] -> [N,Hkv,places*R,x]; cells without a row hold 0, rows that pad fall into one cell behind."""
+        n, Hkv, R, x = rows.shape
         if not self.dense:
-            grid = rows.new_zeros(Hkv, N * self.places, R, x)
-            grid[:, self.place] = rows
-            rows = grid
-        return rows.reshape(Hkv, N, self.places * R, x)
+            grid = rows.new_zeros(self.num_groups * self.places + 1, Hkv, R, x)
+            grid[self.place[:n]] = rows
+            rows = grid[:-1]
+        return rows.view(self.num_groups, self.places, Hkv, R, x).transpose(1, 2).reshape(self.num_groups, Hkv, -1, x)
 
-    def _by_row(self, groups: Tensor, R: int) -> Tensor:
-        """[Hkv,N,places*R,x] -> [Hkv,n,R,x]."""
-        Hkv, N, _, x = groups.shape
-        grid = groups.view(Hkv, N * self.places, R, x)
-        return grid if self.dense else grid[:, self.place]
+    def _by_row(self, groups: Tensor, n: int, R: int) -> Tensor:
+        """[N,Hkv,places*R,x] -> [n,Hkv,R,x]."""
+        N, Hkv, _, x = groups.shape
+        grid = groups.view(N, Hkv, self.places, R, x).transpose(1, 2).reshape(N * self.places, Hkv, R, x)
+        return grid if self.dense else grid[self.place[:n].clamp(max=len(grid) - 1)]
+
+
+def _heads_first(rows: Tensor) -> Tensor:
+    """[n,Hkv,R,x] -> [Hkv,n*R,x]."""
+    return rows.transpose(0, 1).flatten(1, 2)
+
+
+def _fill_holes(alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[n] bool -> the order [m] of those that stay, the holes that they leave below m, and who moves into each."""
+    places = torch.arange(len(alive))
+    m = int(alive.sum())
+    holes, movers = places[:m][~alive[:m]], places[m:][alive[m:]]
+    order = places[:m].clone()
+    order[holes] = movers
+    return order, holes, movers

@@ -20,7 +20,8 @@ from grpo.files import write_whole
 from grpo.policy import load_policy
 from grpo.protocol import EvalOptions, options_of, validation_options
 from grpo.rollout import encode_prompts, render, stop_strings
-from grpo.sampler import Sampler, StopStrings
+from grpo.sampler import Sampler
+from grpo.stops import StopStrings
 
 
 def problems_of(options: EvalOptions, shots: int) -> list[Problem]:

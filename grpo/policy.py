@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from grpo.attention import Attention, TreeAttention
 from grpo.batch import Batch
 from grpo.float64 import keep_float64
+from grpo.lean import keep_less
 from grpo.logprobs import linear_logprobs
 from grpo.tree import PackedTree, pack
 
@@ -47,6 +48,8 @@ class Policy(nn.Module):
         refuse_unsupported(model, tokenizer)
         model.set_attn_implementation("tree")
         remove_dropout(model)
+        if AUTOCAST[precision] is None:
+            keep_less(model)
         self.model = model
         self.vocab_size = len(tokenizer)
         self.autocast_dtype = AUTOCAST[precision]

@@ -10,10 +10,11 @@ from scipy import stats
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from grpo import sampler as sampler_module
+from grpo import rows as rows_module
 from grpo.batch import Batch
 from grpo.policy import load_policy, token_logprobs
-from grpo.sampler import Sampler, StopStrings
+from grpo.sampler import Sampler
+from grpo.stops import StopStrings
 
 # the first three share a beginning, two of them more; the last shares nothing
 PROMPTS = [[10, 20, 30, 40], [10, 20, 31], [10, 20, 30, 41, 42], [7, 8]]
@@ -46,15 +47,15 @@ def follow(monkeypatch):
 
     def install(script):
         def uniforms(seed, purpose, step, prompt, sample, token):
-            keys = zip(prompt.tolist(), sample.tolist(), strict=True)
-            return torch.tensor([script[key][token] for key in keys], dtype=torch.float64)
+            keys = zip(prompt.tolist(), sample.tolist(), token.tolist(), strict=True)
+            return torch.tensor([script[i, j][t] for i, j, t in keys], dtype=torch.float64)
 
         def sample(logits, u, temperature):
             assert len(logits) == len(u)
             return u.long(), -u
 
-        monkeypatch.setattr(sampler_module, "uniforms", uniforms)
-        monkeypatch.setattr(sampler_module, "sample", sample)
+        monkeypatch.setattr(rows_module, "uniforms", uniforms)
+        monkeypatch.setattr(rows_module, "sample", sample)
 
     return install
 
@@ -188,7 +189,7 @@ def test_c12_samples_come_from_the_softmax_that_is_learned():
 def test_c12_no_option_cuts_the_distribution():
     options = set(inspect.signature(Sampler.generate).parameters) - {"self", "prompt_ids"}
     assert options == {
-        "group_size", "max_new_tokens", "temperature", "seed", "step", "prompt_index", "stop", "purpose"
+        "group_size", "max_new_tokens", "temperature", "seed", "step", "prompt_index", "stop", "purpose", "max_rows"
     }  # fmt: skip
 
 

@@ -1,0 +1,221 @@
+"""The rows in flight, seen from the device: join, decode a token, keep. Which row has ended is the host's business.
+
+On a CPU every shape is exact. On a GPU shapes are rounded up to a few sizes, buffers are kept for the whole run, and
+the step of one token (forward, head, uniforms, draw) is captured as a CUDA graph per size and replayed, so that the
+host neither launches kernels one by one nor reads a value between two looks. Left out: when to look (`sampler.py`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import le
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo.decoding import DecodeAttention, KeysValues, PrefillAttention
+from grpo.logprobs import product
+from grpo.policy import Policy
+from grpo.sampling import sample, uniforms
+from grpo.tree import build_trie
+
+GRAIN = {"cpu": 1, "cuda": 32}
+"""Rows and own tokens are rounded up to multiples of this, by device."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What names the uniforms of a `generate`, beside prompt, sample and token; and the temperature."""
+
+    seed: int
+    purpose: str
+    step: int
+    temperature: float
+
+
+class Rows:
+    """The device side of sampling. Built once per run; `start` makes room, or takes what is there if it fits."""
+
+    def __init__(self, policy: Policy):
+        """`policy`: read at every step, so that weights copied into it in place are seen."""
+        self.policy = policy
+        self.grain = GRAIN[policy.device.type]
+        self.graphs: dict[tuple, Callable[[], None]] = {}
+        self.sizes: tuple | None = None
+
+    @property
+    def num_groups(self) -> int:
+        """Prompts in flight."""
+        return self.attention.num_groups
+
+    def start(
+        self, draw: Draw, trunk: Sequence[int], max_rows: int, max_groups: int, max_branch: int, max_new_tokens: int
+    ) -> None:
+        """Make room.
+
+        Args:
+            draw: names the uniforms.
+            trunk: token ids that all prompts begin with, may be none; computed with the first of them.
+            max_rows, max_groups: rows and prompts in flight.
+            max_branch: tokens of the longest prompt after the trunk.
+            max_new_tokens: of a row.
+        """
+        self.temperature, self.purpose = draw.temperature, draw.purpose
+        self.trunk_length, self.trunk_known = len(trunk), False
+        sizes = (len(trunk), max_rows, max_groups, max_branch, max_new_tokens)
+        if self.sizes and len(trunk) == self.sizes[0] and all(map(le, sizes, self.sizes)):
+            self.attention.restart()
+        else:
+            if self.grain > 1:  # room for all that was asked for so far, so that it is soon made for the last time
+                branch = -(-max_branch // self.grain) * self.grain
+                wanted = max_rows, max_groups, branch, max_new_tokens
+                max_rows, max_groups, max_branch, max_new_tokens = map(max, wanted, (self.sizes or (0,) * 5)[1:])
+                sizes = (len(trunk), max_rows, max_groups, max_branch, max_new_tokens)
+            self.graphs.clear()
+            self.attention = DecodeAttention(
+                self._room_for_trunk(),
+                max_rows=max_rows,
+                max_groups=max_groups,
+                max_branch=max_branch,
+                max_new_tokens=max_new_tokens,
+                grain=self.grain,
+            )
+            number = lambda *shape: torch.zeros(shape, dtype=torch.long, device=self.policy.device)  # noqa: E731
+            self.seed_and_step = number(2)
+            self.prompt, self.sample, self.prompt_length = number(max_rows), number(max_rows), number(max_rows)
+            self.newest, self.ids = number(max_rows), number(max_rows, max_new_tokens)
+            dtype = torch.promote_types(self.policy.head.dtype, torch.float32)
+            self.drawn_logprobs = self.ids.new_zeros(self.ids.shape, dtype=dtype)
+            self.sizes = sizes
+        self.seed_and_step.copy_(torch.tensor([draw.seed, draw.step]))
+
+    def stop(self) -> None:
+        """Nothing is in flight any more. On a CPU the room is given back: learning comes next."""
+        if self.grain == 1:
+            self.sizes = None
+            del self.attention
+
+    def join(self, prompts: Sequence[Sequence[int]], index: Sequence[int], group_size: int) -> None:
+        """Add the rows of further prompts, and draw their first token.
+
+        Args:
+            prompts: token lists, all beginning with the trunk and longer than it.
+            index: their numbers in the step.
+            group_size: rows per prompt.
+        """
+        n, new = len(self.attention.of_row), len(prompts) * group_size
+        kept, tails, hidden = self._prefill(prompts)
+        self.attention.join(kept, tails, group_size)
+        rows, device = slice(n, n + new), self.policy.device
+        repeat = lambda values: torch.tensor(values, device=device).repeat_interleave(group_size)  # noqa: E731
+        self.prompt[rows], self.prompt_length[rows] = repeat(list(index)), repeat([len(p) for p in prompts])
+        self.sample[rows] = torch.arange(group_size, device=device).repeat(len(prompts))
+        self._draw(self._logits(hidden).repeat_interleave(group_size, 0), rows)
+
+    def decode(self, steps: int) -> None:
+        """So many further tokens of every row."""
+        for _ in range(steps):
+            self._replay() if self.policy.device.type == "cuda" else self._step()
+            self.attention.advance()
+
+    def drawn(self) -> tuple[Tensor, list[int]]:
+        """The ids of all rows [n,longest] on the host, and how many of them each row has drawn."""
+        lengths = [length + 1 for _, length in self.attention.of_row]
+        return self.ids[: len(lengths), : max(lengths)].cpu(), lengths
+
+    def logprobs(self) -> Tensor:
+        """The log-probabilities of the same [n,longest], on the host."""
+        lengths = [length + 1 for _, length in self.attention.of_row]
+        return self.drawn_logprobs[: len(lengths), : max(lengths)].cpu()
+
+    def keep(self, alive: Tensor) -> Tensor:
+        """Drop finished rows; as `DecodeAttention.keep`."""
+        order = self.attention.keep(alive)
+        at = order.to(self.policy.device)
+        per_row = (self.prompt, self.sample, self.prompt_length, self.newest, self.ids, self.drawn_logprobs)
+        for buffer in per_row:
+            buffer[: len(at)] = buffer[at]
+        return order
+
+    def _prefill(self, prompts) -> tuple[KeysValues, list[Tensor], Tensor]:
+        """Compute the prompts' tree once; the trunk with the first prompts only.
+
+        Returns:
+            keys and values of the tree, where in it each prompt's tokens after the trunk are, and the hidden states
+            [len(prompts),D] of the last tokens.
+        """
+        trie, device = build_trie(prompts), self.policy.device
+        skipped = self.trunk_length if self.trunk_known else 0
+        position_ids = torch.from_numpy(trie.position_ids)
+        plan = position_ids, torch.from_numpy(trie.subtree_end), self.policy.heads_per_key
+        attention = PrefillAttention(*plan, self.attention.trunk if skipped else None)
+        last = torch.from_numpy(np.array([path[-1] for path in trie.paths])).to(device) - skipped
+        with self.policy.autocast():
+            input_ids = torch.from_numpy(trie.input_ids[skipped:]).to(device)
+            hidden = self.policy.hidden_states(input_ids, position_ids[skipped:].to(device), attention)[last]
+        if not self.trunk_known:
+            self.attention.set_trunk(attention.kept)
+            self.trunk_known = True
+        tails = [torch.from_numpy(path[self.trunk_length :]).to(device) for path in trie.paths]
+        return attention.kept, tails, hidden
+
+    def _room_for_trunk(self) -> KeysValues:
+        """Keys and values of so many tokens, not yet filled."""
+        config = self.policy.model.config.get_text_config()
+        key_heads = config.num_attention_heads // self.policy.heads_per_key
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        dtype = torch.promote_types(self.policy.head.dtype, torch.float32)
+        room = lambda: torch.empty(key_heads, self.trunk_length, width, dtype=dtype, device=self.policy.device)  # noqa: E731
+        return [(room(), room()) for _ in range(config.num_hidden_layers)]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[n,D] -> [n,V]: the head's product leaves the matrix product in float32, as in learning."""
+        head = self.policy.head
+        dtype = self.policy.autocast_dtype if hidden.is_cuda and self.policy.autocast_dtype else head.dtype
+        return product(hidden.to(dtype), head.to(dtype).t())
+
+    def _draw(self, logits: Tensor, rows: slice) -> None:
+        """Draw the next token of these rows and write it down."""
+        tokens = self.attention.lengths[rows]
+        seed, step = self.seed_and_step
+        u = uniforms(seed, self.purpose, step, self.prompt[rows], self.sample[rows], tokens)
+        ids, logprobs = sample(logits, u, self.temperature)
+        at = torch.arange(rows.start, rows.stop, device=ids.device)
+        tokens = tokens.clamp(max=self.ids.shape[1] - 1)
+        self.newest[rows] = ids
+        self.ids[at, tokens], self.drawn_logprobs[at, tokens] = ids, logprobs
+
+    def _step(self) -> None:
+        """One token of every row. No value is read back: all of it can run inside a CUDA graph."""
+        n = self.attention.shape[0]
+        self.attention.begin()
+        position_ids = self.prompt_length[:n] + self.attention.lengths[:n]
+        with self.policy.autocast():
+            hidden = self.policy.hidden_states(self.newest[:n], position_ids, self.attention)
+        logits = self._logits(hidden)
+        self.attention.lengths[:n] += 1
+        self._draw(logits, slice(0, n))
+
+    def _replay(self) -> None:
+        """`_step` as a CUDA graph, captured once per shape."""
+        shape = (*self.attention.shape, self.attention.dense, self.purpose, self.temperature)
+        if shape not in self.graphs:
+            self.graphs[shape] = self._capture()
+        self.graphs[shape]()
+
+    def _capture(self) -> Callable[[], None]:
+        """Record `_step`. The runs that warm it up are undone: they write where the next token will be written."""
+        changed = (self.attention.lengths, self.newest)
+        before = [buffer.clone() for buffer in changed]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._step()
+                for buffer, value in zip(changed, before, strict=True):
+                    buffer.copy_(value)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        return graph.replay
