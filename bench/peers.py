@@ -156,7 +156,8 @@ def notes(written: dict) -> list[str]:
         if "batch" in entry:
             lines.append(f"{name}: {entry['batch']} sequences to a pass; tried before: {entry['tries'] or 'none'}")
         if "learn_mfu" in entry:
-            lines.append(f"{name}: {entry['tokens_computed']:.0f} tokens computed, {entry['learn_mfu']:.0%} of the peak")
+            share, computed = entry["learn_mfu"], entry["tokens_computed"]
+            lines.append(f"{name}: {computed:.0f} tokens computed, learning at {share:.0%} of the matrix peak")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""How time and memory of our step grow: with shots, group, new tokens and vocabulary, one at a time around a base point.
+"""How time and memory of our step grow with shots, group, new tokens and vocabulary: one at a time, around a point.
 
     python -m bench.scaling --out runs/scaling          scaling.json, scaling.md and scaling.png in that directory
 
@@ -28,7 +28,11 @@ BASE_VOCABULARY = 32768
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
 """The model where none is named: the embedded one, twice as wide; 4 million parameters beside the vocabulary."""
 TIMES = ("rollout_s", "learn_s", "step_s", "ms_per_token")
-MEMORY = {"peak_bytes": ("peak", "o-"), "state_bytes": ("weights, optimiser", "-"), "logits_bytes": ("whole logits", "--")}
+MEMORY = {
+    "peak_bytes": ("peak", "o-"),
+    "state_bytes": ("weights, optimiser", "-"),
+    "logits_bytes": ("whole logits", "--"),
+}
 """Column -> its label and line in the picture."""
 
 

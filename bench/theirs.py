@@ -132,6 +132,7 @@ def hf_generate(work: dict) -> dict:
 
 def hf_continuous(work: dict) -> dict:
     """Rollouts alone by `model.generate_batch`, the continuous batching of transformers."""
+
     def sample(model, tokenizer, prompt_ids: list[list[int]], asked: Work) -> list[list[int]]:
         options = _generation(asked, tokenizer.pad_token_id, eos_token_id=-1)
         batching = ContinuousBatchingConfig()
