@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from importlib.metadata import PackageNotFoundError, version
@@ -43,12 +44,14 @@ def call(function: str, arguments: dict, *, limit: float, max_bytes: float = mat
         asked.write_text(json.dumps(arguments))
         command = [sys.executable, "-m", "bench.process", function, str(asked), str(answered)]
         with log.open("w") as stream:
-            process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, env=environment
+            )
             try:
                 failed = _wait(process, limit, max_bytes)
             finally:
                 process.kill()
-                process.wait()
+                process.communicate()
         if not failed and answered.exists():
             failed = json.loads(answered.read_text())
         elif not failed:
@@ -135,7 +138,14 @@ def _answer(function: str, arguments: dict) -> dict:
         return {"error": sentence, "out_of_memory": memory}
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, and with it the other end of stdin."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     name, asked, answered = sys.argv[1:]
     result = _answer(name, json.loads(Path(asked).read_text()))
     Path(answered).write_text(json.dumps(result))
