@@ -127,11 +127,11 @@ def measured(device: torch.device, precision: str) -> tuple[float, float]:
     matrix = torch.ones(size, size, dtype=dtype, device=device)
     source = torch.ones(numbers, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    flops = 2 * size**3 / _fastest(lambda: matrix @ matrix, on_gpu)
-    return flops, 2 * 4 * numbers / _fastest(lambda: target.copy_(source), on_gpu)
+    flops = 2 * size**3 / fastest(lambda: matrix @ matrix, on_gpu)
+    return flops, 2 * 4 * numbers / fastest(lambda: target.copy_(source), on_gpu)
 
 
-def _fastest(action: Callable[[], object], on_gpu: bool) -> float:
+def fastest(action: Callable[[], object], on_gpu: bool) -> float:
     """Seconds of the fastest of several calls."""
     best = math.inf
     for _ in range(5):

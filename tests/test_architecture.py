@@ -56,7 +56,7 @@ def test_a_module_imports_from_below_only(place):
 @every_source
 def test_libraries_stay_where_they_belong(file):
     used = packages(file)
-    assert not used & {"trl", "vllm", "ray", "deepspeed", "accelerate"}
+    assert not used & {"trl", "vllm", "ray", "deepspeed", "accelerate", "bench"}
     if "transformers" in used:
         assert file in {f"grpo/{name}.py" for name in ("policy", "attention", "stops", "sampler", "pretrain")}
     if "datasets" in used:

@@ -1,0 +1,55 @@
+"""Models with random weights, as Hugging Face directories, the same for every contestant. Speed needs no training."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from grpo.policy import model_directory
+
+
+def make(model: str, directory: str, tokenizer: str | None = None, changes: dict | None = None, seed: int = 0) -> dict:
+    """Write a model of the architecture of `model` with random weights.
+
+    Args:
+        model: `embedded`, or a directory (or hub name) with config.json.
+        directory: where to write it; is made.
+        tokenizer: directory of the tokenizer; None: that of the model. Tokens that no text has fill it up to the
+            vocabulary, so that the head has its whole size.
+        changes: of the config, such as {"vocab_size": 32768}.
+        seed: of the weights.
+
+    Returns:
+        {"parameters": their number}.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the model, or is of a kind that can not be filled.
+    """
+    config = AutoConfig.from_pretrained(model_directory(model))
+    for name, value in (changes or {}).items():
+        setattr(config, name, value)
+    if changes and "num_hidden_layers" in changes and getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[0]] * config.num_hidden_layers
+    torch.manual_seed(seed)
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    made.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(model_directory(tokenizer or model)).save_pretrained(directory)
+    _fill(Path(directory) / "tokenizer.json", config.vocab_size)
+    size = len(AutoTokenizer.from_pretrained(directory))
+    assert size == config.vocab_size, f"the filled tokenizer has {size} tokens, not {config.vocab_size}"
+    return {"parameters": sum(parameter.numel() for parameter in made.parameters())}
+
+
+def _fill(file: Path, size: int) -> None:
+    """Add tokens to a tokenizer's file until it has `size`: whole entries of the vocabulary that no merge makes."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"].get("vocab")
+    if not isinstance(vocabulary, dict):
+        raise ValueError(f"tokenizer: {content['model'].get('type')} can not be filled up, only BPE and WordLevel can")
+    taken = {*vocabulary.values(), *(token["id"] for token in content["added_tokens"])}
+    if len(taken) > size:
+        raise ValueError(f"tokenizer: has {len(taken)} tokens, more than the model's vocabulary of {size}")
+    for number in sorted(set(range(size)) - taken):
+        vocabulary[f"<filler {number}>"] = number
+    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,174 @@
+"""Our own step on the work, timed: the project used as `train.py` uses it. And what the work is, for all contestants.
+
+Nothing ends a completion early, so everybody samples the same number of tokens; all see the same prompts, rewards, KL
+(k3, frozen reference), optimiser and learning rate. Left out: whether what is learned is right; tests are for that.
+"""
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import data
+from bench.work import Work
+from data.problem import Problem
+from grpo import distributed, run
+from grpo.config import Config, from_yaml
+from grpo.estimate import measured
+from grpo.facts import shared_prefix
+from grpo.metrics import Sums
+from grpo.policy import Policy, frozen_copy, load_policy
+from grpo.rollout import Collector, draw_prompts
+from grpo.sampler import Sampler
+from grpo.update import Learner
+from rewards.runner import RewardRunner
+
+REWARDS = ("gsm8k.format", "gsm8k.correctness")
+KL_COEF = 0.04
+LEARNING_RATE = 1e-6
+LONGEST_PROMPT = 1 << 20
+
+
+def problems_of(work: Work) -> list[Problem]:
+    """The training problems, without the strings that would stop a completion."""
+    if work.train is None:
+        problems = data.load("arithmetic", "train", num_shots=work.shots, seed=work.seed)
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            (Path(place) / "train.jsonl").symlink_to(Path(work.train).resolve())
+            problems = data.load("gsm8k", "train", path=place, num_shots=work.shots, seed=work.seed)
+    return [replace(problem, info=problem.info | {"stop": []}) for problem in problems]
+
+
+def problems_of_step(work: Work, problems: list[Problem], step: int) -> list[Problem]:
+    """Those that step `step` (from 1) asks, the same as our own loop draws."""
+    return [problems[i] for i in draw_prompts(len(problems), work.prompts, work.seed, step)]
+
+
+def config_of(work: Work) -> Config:
+    """Our config for this work."""
+    return replace(
+        from_yaml(work.recipe) if work.recipe else Config(),
+        seed=work.seed,
+        device=work.device,
+        precision=work.dtype,
+        model=work.model,
+        num_shots=work.shots,
+        max_prompt_tokens=LONGEST_PROMPT,
+        prompts_per_step=work.prompts,
+        group_size=work.group,
+        max_new_tokens=work.new_tokens,
+        temperature=1.0,
+        rewards=REWARDS,
+        reward_weights=(1.0, 1.0),
+        kl="k3",
+        kl_coef=KL_COEF,
+        learning_rate=LEARNING_RATE,
+    )
+
+
+def ours(work: dict) -> dict:
+    """Steps of the project's own loop.
+
+    Returns:
+        what `result` says, and `tokens_computed` of a step, `parameters_used`, `state_bytes`, the measured
+        `matrix_flops` of the device, `learn_mfu`, `sampler_gap_max` (nats) and how the work was cut.
+    """
+    asked = Work(**work)
+    device = distributed.init(asked.device)
+    config = run.resolve(config_of(asked), device)
+    run.prepare(device, config.precision)
+    problems = problems_of(asked)
+    policy, tokenizer = load_policy(
+        config.model,
+        device=device,
+        precision=config.precision,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    learner = Learner(config, policy, frozen_copy(policy))
+    sampler = Sampler(policy, tokenizer)
+    sampler.is_eos[:] = False
+    steps = []
+    with RewardRunner(config.rewards, config.reward_timeout) as runner:
+        collector = Collector(config, problems, sampler, runner)
+        for step in range(1, asked.warmup_steps + asked.steps + 1):
+            sums, clock = Sums(), run.Clock()
+            sampler.refresh(policy)
+            drawn = collector.sample(step)
+            clock.lap("rollout_s")
+            rollout = collector.reward(drawn)
+            clock.lap("reward_s")
+            learner.learn(rollout.batch, step, sums)
+            clock.lap("learn_s")
+            times = clock.seconds()
+            times["step_s"] = times.pop("time/step")
+            metrics = sums.reduce()
+            times["tokens_sampled"] = int(drawn.completions.completion_mask.sum())
+            times["tokens_computed"] = int(metrics["tokens/computed"])
+            steps.append(times | {"sampler_gap_max": metrics["policy/sampler_gap_max"]})
+    means = result(asked, steps, drawn.prompt_ids, device)
+    computed = sum(step["tokens_computed"] for step in means["steps"]) / asked.steps
+    used = parameters_used(policy)
+    flops, _ = measured(device, config.precision)
+    useful = (6 + 2) * used * computed  # policy forward and backward, reference forward
+    return means | {
+        "tokens_computed": computed,
+        "parameters_used": used,
+        "state_bytes": state_bytes(learner, sampler),
+        "matrix_flops": flops,
+        "learn_mfu": useful / means["learn_s"] / flops,
+        "sampler_gap_max": max(step["sampler_gap_max"] for step in means["steps"]),
+        "max_tokens_per_microbatch": config.max_tokens_per_microbatch,
+        "activation_checkpointing": config.activation_checkpointing,
+    }
+
+
+def state_bytes(learner: Learner, sampler: Sampler) -> int:
+    """What is held whatever a step's size: weights, gradients, optimiser, reference, the sampler's copy."""
+    modules = (learner.policy, learner.reference, sampler.policy)
+    weights = {id(parameter): parameter for module in modules for parameter in module.parameters()}
+    moments = [value for state in learner.optimizer.state.values() for value in state.values()]
+    held = [*weights.values(), *learner.policy.parameters(), *moments]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def parameters_used(policy: Policy) -> int:
+    """Weights that every token is multiplied with: all but the embedding table; the head counts, tied or not."""
+    model = policy.model
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return sum(p.numel() for p in model.parameters()) - (0 if head is table else table.numel())
+
+
+def result(work: Work, steps: list[dict], prompt_ids: list[list[int]], device: torch.device) -> dict:
+    """What every contestant returns: means over the timed steps, peak memory, and that the work was the same.
+
+    Raises:
+        RuntimeError: another number of tokens was sampled than was asked for.
+    """
+    timed = steps[work.warmup_steps :]
+    sampled = work.prompts * work.group * work.new_tokens
+    for step in timed:
+        if step["tokens_sampled"] != sampled:
+            raise RuntimeError(f"sampled {step['tokens_sampled']} tokens in a step where {sampled} were asked for")
+    means = {
+        name: sum(step[name] for step in timed) / len(timed) if name in timed[0] else None
+        for name in ("rollout_s", "reward_s", "learn_s", "step_s")
+    }
+    return means | {
+        "peak_bytes": int(run.peak_bytes(device)["memory/peak_bytes"]),
+        "tokens_sampled": sampled,
+        "sampled_per_s": sampled / means["rollout_s"],
+        "trunk_tokens": shared_prefix(prompt_ids),
+        "prompt_tokens": sum(map(len, {tuple(row) for row in prompt_ids})),
+        "threads": torch.get_num_threads(),
+        "steps": timed,
+    }
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when everything given to the GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

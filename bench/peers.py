@@ -1,0 +1,165 @@
+"""Our step beside what a researcher would otherwise use, on the same work in one run: seconds, memory, ratio to ours.
+
+    python -m bench.peers --model DIR --train FILE --shots 8 --prompts 4 --group 8 --new-tokens 64 --out peers.json
+
+Contestants: `ours`; `trl`, its GRPOTrainer (bench/requirements.txt); and for the rollout alone `hf_generate` and
+`hf_continuous`, Hugging Face's `generate` and `generate_batch`. Each runs in its own process; one that fails says why
+in the results and stops no other. docs/benchmarks.md says how to read them. Left out: more than one GPU.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.process import call, machine, versions
+from bench.work import Work, work_of
+from grpo import options
+from grpo.files import write_whole
+
+CONTESTANTS = {
+    "ours": "bench.ours:ours",
+    "trl": "bench.theirs:trl",
+    "hf_generate": "bench.theirs:hf_generate",
+    "hf_continuous": "bench.theirs:hf_continuous",
+}
+TRL_BATCHES = (32, 16, 8, 4)
+NUMBERS = ("rollout_s", "learn_s", "step_s", "peak_bytes", "tokens_sampled")
+SETTING = ("trunk_tokens", "prompt_tokens", "threads")
+"""What contestants find out about the work; the same for all."""
+
+
+@dataclass(frozen=True)
+class Peers(Work):
+    """Measure our step beside TRL's and Hugging Face's ways to sample."""
+
+    only: tuple[Literal["ours", "trl", "hf_generate", "hf_continuous"], ...] = tuple(CONTESTANTS)
+    """Contestants to run."""
+    limit: float = 7200.0
+    """Seconds that one contestant may take, all of its tries together."""
+    trl_batch: int = 0
+    """Sequences of TRL's forward and backward pass; 0: the largest of 32, 16, 8, 4 that stays under trl_max_gb."""
+    trl_max_gb: float = 22.0
+    """Peak memory, in 1e9 bytes, under which a batch of TRL must stay to be chosen."""
+    out: str = "peers.json"
+    """File of the results."""
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 0, also where a contestant failed; 1 if none ran; 2 for a wrong option."""
+    asked = options.parse(Peers, argv, "bench.peers")
+    console, results = Console(), {}
+    with tempfile.TemporaryDirectory() as place:
+        work = work_of(asked)
+        if asked.random_weights:
+            made = {"model": asked.model, "directory": place, "tokenizer": asked.tokenizer, "seed": asked.seed}
+            failed = call("bench.models:make", made, limit=asked.limit).get("error")
+            if failed:
+                print(f"bench.peers: error: {failed}", file=sys.stderr)
+                return 2
+            work["model"] = place
+        for name in asked.only:
+            console.print(f"{name} ...", style="dim")
+            results[name] = measure(name, asked, work)
+            try:
+                write_whole(Path(asked.out), json.dumps(report(asked, results), indent=1) + "\n")
+            except OSError as error:
+                print(f"bench.peers: error: {error}", file=sys.stderr)
+                return 2
+    final = report(asked, results)
+    console.print(table(final))
+    for line in notes(final):
+        console.print(line, soft_wrap=True, highlight=False)
+    return int(all("error" in result for result in results.values()))
+
+
+def measure(name: str, asked: Peers, work: dict) -> dict:
+    """One contestant's numbers, or its error."""
+    if name == "trl":
+        return _measure_trl(asked, work)
+    return call(CONTESTANTS[name], {"work": work}, limit=asked.limit, threads=asked.threads)
+
+
+def batches(asked: Peers) -> list[int]:
+    """Sizes of TRL's batch to try, the largest first; they have to divide the step's sequences."""
+    sequences = asked.prompts * asked.group
+    if asked.trl_batch:
+        return [asked.trl_batch]
+    return [batch for batch in TRL_BATCHES if sequences % batch == 0] or [sequences]
+
+
+def _measure_trl(asked: Peers, work: dict) -> dict:
+    """TRL with the largest batch that fits; `tries` says what was wrong with those before it."""
+    tries: dict[str, str] = {}
+    deadline = time.monotonic() + asked.limit
+    most = asked.trl_max_gb * 1e9
+    for batch in batches(asked):
+        left = max(1.0, deadline - time.monotonic())
+        arguments = {"work": work, "batch": batch}
+        bound = {} if asked.trl_batch else {"max_bytes": most}
+        outcome = call(CONTESTANTS["trl"], arguments, limit=left, threads=asked.threads, **bound)
+        if "error" not in outcome and not asked.trl_batch and outcome["peak_bytes"] > most:
+            outcome = {"error": f"peak of {outcome['peak_bytes'] / 1e9:.1f} GB", "out_of_memory": True}
+        if not outcome.get("out_of_memory"):
+            break
+        tries[str(batch)] = outcome["error"]
+    return outcome | {"tries": tries}
+
+
+def report(asked: Peers, results: dict[str, dict]) -> dict:
+    """What is written: machine, versions, settings, and every contestant with its ratio to ours."""
+    done = [result for result in results.values() if "error" not in result]
+    found = {name: done[0][name] if done else None for name in SETTING}
+    settings = vars(asked) | {"warmup": asked.warmup_steps} | found
+    ours = results.get("ours", {})
+    return {
+        "machine": machine(asked.device),
+        "versions": versions(),
+        "settings": settings,
+        "contestants": {name: _entry(result, ours) for name, result in results.items()},
+    }
+
+
+def _entry(result: dict, ours: dict) -> dict:
+    """A contestant's numbers, null where it has none; what it says beyond them follows."""
+    phase = "step_s" if result.get("step_s") else "rollout_s"
+    theirs, our_own = result.get(phase), ours.get(phase)
+    entry = {name: result.get(name) for name in NUMBERS}
+    entry["ratio"] = theirs / our_own if theirs and our_own else None
+    return entry | {name: value for name, value in result.items() if name not in entry and name not in SETTING}
+
+
+def table(written: dict) -> Table:
+    """The results for a terminal."""
+    heads = ("contestant", "rollout s", "learn s", "step s", "peak GB", "tokens/s", "ratio")
+    drawn = Table(*heads)
+    for name, entry in written["contestants"].items():
+        peak = entry["peak_bytes"] and entry["peak_bytes"] / 1e9
+        rate = entry.get("sampled_per_s")
+        numbers = [entry["rollout_s"], entry["learn_s"], entry["step_s"], peak, rate, entry["ratio"]]
+        drawn.add_row(name, *("" if number is None else f"{number:.4g}" for number in numbers))
+    return drawn
+
+
+def notes(written: dict) -> list[str]:
+    """What the table has no column for, in sentences."""
+    lines = [f"{written['settings']['out']}: the trunk has {written['settings']['trunk_tokens']} tokens"]
+    for name, entry in written["contestants"].items():
+        if "error" in entry:
+            lines.append(f"{name}: {entry['error']}")
+        if "batch" in entry:
+            lines.append(f"{name}: {entry['batch']} sequences to a pass; tried before: {entry['tries'] or 'none'}")
+        if "learn_mfu" in entry:
+            share, computed = entry["learn_mfu"], entry["tokens_computed"]
+            lines.append(f"{name}: {computed:.0f} tokens computed, learning at {share:.0%} of the matrix peak")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""What a step must cost on this machine, and how far above that it is: operations and bytes against measured speeds.
+
+    python -m bench.roofline --model DIR --train FILE --shots 8 --prompts 4 --group 8 --new-tokens 64
+
+A part of a step takes at least its operations over the speed of matrix products at the model's own shapes, and at least
+its bytes over the speed of a memory copy; the larger of the two is its floor. Shared prefixes count once. Counted are
+weights, keys and values, logits and optimiser; activations on their way through memory are not, so no step reaches 1.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
+from bench.process import call, machine, versions
+from bench.work import Work, work_of
+from grpo import options
+from grpo.estimate import fastest, measured
+from grpo.facts import sizes
+from grpo.files import write_whole
+from grpo.policy import load_shapes
+from grpo.rollout import encode_prompts
+from grpo.tree import build_trie
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ROWS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of the products that are timed: as many as make them fast."""
+
+
+@dataclass(frozen=True)
+class Roofline(Work):
+    """Measure a step of ours against what this machine could do."""
+
+    limit: float = 3600.0
+    """Seconds that the step may take."""
+    out: str = "roofline.json"
+    """File of the results."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that a step has to do."""
+
+    phase: str
+    """`rollout` or `learn`."""
+    name: str
+    operations: float
+    read_and_written: float
+    """Bytes."""
+
+    def floor(self, flops: float, bandwidth: float) -> float:
+        """Seconds that it takes at least."""
+        return max(self.operations / flops, self.read_and_written / bandwidth)
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 1 if the step failed, 2 for a wrong option."""
+    asked = options.parse(Roofline, argv, "bench.roofline")
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            written = measure(asked, place)
+        write_whole(Path(asked.out), json.dumps(written, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"bench.roofline: error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"bench.roofline: {error}", file=sys.stderr)
+        return 1
+    console = Console()
+    for table in tables(written):
+        console.print(table)
+    return 0
+
+
+def measure(asked: Roofline, place: str) -> dict:
+    """Run our step in its own process, then measure the machine, then count.
+
+    Raises:
+        ValueError: the model or the data can not be read.
+        RuntimeError: the step failed.
+    """
+    work = work_of(asked)
+    if asked.random_weights:
+        made = {"model": asked.model, "directory": place, "tokenizer": asked.tokenizer, "seed": asked.seed}
+        _or_raise(call("bench.models:make", made, limit=asked.limit))
+        work["model"] = place
+    step = _or_raise(call("bench.ours:ours", {"work": work}, limit=asked.limit, threads=asked.threads))
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    model, tokenizer = load_shapes(work["model"])
+    speeds = shape_speeds(model, ROWS[asked.device], asked)
+    _, bandwidth = measured(torch.device(asked.device), asked.dtype)
+    flops = mean_speed(model, speeds)
+    floors = parts(asked, model, len(tokenizer), prompts(asked, tokenizer), step["tokens_computed"])
+    rows = [asdict(part) | {"floor_s": part.floor(flops, bandwidth)} for part in floors]
+    phases = {}
+    for phase in ("rollout", "learn"):
+        floor = sum(row["floor_s"] for row in rows if row["phase"] == phase)
+        phases[phase] = {"floor_s": floor, "measured_s": step[f"{phase}_s"], "times": step[f"{phase}_s"] / floor}
+    return {
+        "machine": machine(asked.device),
+        "versions": versions(),
+        "settings": vars(asked) | {"warmup": asked.warmup_steps, "trunk_tokens": step["trunk_tokens"]},
+        "shapes": [{"in": i, "out": o, "flops": speed} for (i, o), speed in speeds.items()],
+        "flops": flops,
+        "bytes_per_s": bandwidth,
+        "parts": rows,
+        "phases": phases,
+        "step": step,
+    }
+
+
+def _or_raise(outcome: dict) -> dict:
+    if "error" in outcome:
+        raise RuntimeError(outcome["error"])
+    return outcome
+
+
+def linear_shapes(model: nn.Module) -> dict[tuple[int, int], int]:
+    """{(in, out): how many} of the model's matrices, the head included."""
+    found: dict[tuple[int, int], int] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            shape = (module.in_features, module.out_features)
+            found[shape] = found.get(shape, 0) + 1
+    return found
+
+
+def shape_speeds(model: nn.Module, rows: int, asked: Work) -> dict[tuple[int, int], float]:
+    """Operations per second of `rows` tokens times each matrix of the model, the fastest of several products."""
+    speeds, dtype = {}, DTYPES[asked.dtype]
+    for i, o in linear_shapes(model):
+        tokens = torch.randn(rows, i, device=asked.device, dtype=dtype)
+        weight = torch.randn(o, i, device=asked.device, dtype=dtype)
+        seconds = fastest(lambda tokens=tokens, weight=weight: tokens @ weight.t(), asked.device == "cuda")
+        speeds[i, o] = 2 * rows * i * o / seconds
+    return speeds
+
+
+def mean_speed(model: nn.Module, speeds: dict[tuple[int, int], float]) -> float:
+    """Operations per second of all of the model's products together."""
+    work = {shape: number * shape[0] * shape[1] for shape, number in linear_shapes(model).items()}
+    return sum(work.values()) / sum(work[shape] / speeds[shape] for shape in work)
+
+
+def prompts(asked: Work, tokenizer) -> list[list[int]]:
+    """Token ids of the prompts of the last step."""
+    problems = problems_of_step(asked, problems_of(asked), asked.warmup_steps + asked.steps)
+    encoded = encode_prompts(problems, tokenizer, chat=False, max_prompt_tokens=LONGEST_PROMPT)
+    return [row.tolist() for row in encoded]
+
+
+def query_width(model: nn.Module) -> int:
+    """Heads times head size."""
+    config = model.config.get_text_config()
+    return config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+
+def parts(asked: Work, model: nn.Module, vocabulary: int, prompt_ids: list[list[int]], computed: float) -> list[Part]:
+    """What a step has to do.
+
+    Args:
+        asked: its sizes.
+        model: for its shapes.
+        vocabulary: rows of the head that are used.
+        prompt_ids: its prompts.
+        computed: tokens of the tree that learning walks.
+    """
+    size, width = sizes(model), DTYPES[asked.dtype].itemsize
+    N, B, T = asked.prompts, asked.prompts * asked.group, asked.new_tokens
+    layers, head = size.rounded, vocabulary * size.width
+    weights = width * (layers + head)
+    positions = build_trie(prompt_ids).position_ids
+    stored = len(positions)
+    per_key = 4 * size.layers * query_width(model)  # operations of a token's scores and values, for each key it sees
+    cache = 2 * size.layers * size.key_width * width  # bytes of a token's keys and values
+    keys_of_prompts = int((positions + 1).sum())
+    keys_of_decode = asked.group * sum(len(row) + t for row in prompt_ids for t in range(1, T))
+    keys_of_last = asked.group * sum(len(row) + T for row in prompt_ids)  # learning computes the last token too
+    read = sum(stored + B * t for t in range(1, T))  # tokens of the cache, over all steps of decoding
+
+    prefill = 2 * (layers * stored + head * N) + per_key * keys_of_prompts
+    decode = 2 * (layers + head) * B * (T - 1) + per_key * keys_of_decode
+    forward = 2 * (layers * computed + head * B * T) + per_key * (keys_of_prompts + keys_of_decode + keys_of_last)
+    return [
+        Part("rollout", "prefill", prefill, weights + cache * stored),
+        Part("rollout", "decode", decode, weights * (T - 1) + cache * read),
+        Part("learn", "reference forward", forward, weights),
+        Part("learn", "policy forward", forward, weights),
+        Part("learn", "policy backward", 2 * forward, 2 * weights),
+        Part("learn", "optimiser", 0, 7 * 4 * size.parameters),  # reads weight, gradient, moments; writes all but one
+    ]
+
+
+def tables(written: dict) -> list[Table]:
+    """The results for a terminal: what has to be done, and how far above it each phase stands."""
+    flops, bandwidth = written["flops"] / 1e9, written["bytes_per_s"] / 1e9
+    must = Table(
+        "part",
+        "10^9 operations",
+        "10^9 bytes",
+        "floor s",
+        title=f"{flops:.0f} x 10^9 operations/s, {bandwidth:.1f} x 10^9 bytes/s",
+    )
+    for row in written["parts"]:
+        numbers = (row["operations"] / 1e9, row["read_and_written"] / 1e9, row["floor_s"])
+        must.add_row(f"{row['phase']}: {row['name']}", *(f"{number:.4g}" for number in numbers))
+    stands = Table("phase", "floor s", "measured s", "times the floor")
+    for phase, row in written["phases"].items():
+        stands.add_row(phase, *(f"{row[name]:.4g}" for name in ("floor_s", "measured_s", "times")))
+    return [must, stands]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,167 @@
+"""How time and memory of our step grow with shots, group, new tokens and vocabulary: one at a time, around a point.
+
+    python -m bench.scaling --out runs/scaling          scaling.json, scaling.md and scaling.png in that directory
+
+Every point is a process of its own, so that its peak memory is its own. The model has random weights, so that the
+vocabulary can be chosen. Two things to see: time follows the tokens computed, each distinct one once; and memory does
+not follow tokens x vocabulary, which whole logits would take. Left out: peers, and more than one step a point.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from bench.process import call, machine, versions
+from bench.work import Work, work_of
+from grpo import options
+from grpo.files import write_whole
+
+BASE = {"shots": 4, "prompts": 2, "group": 8, "new_tokens": 64}
+BASE_VOCABULARY = 32768
+SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
+"""The model where none is named: the embedded one, twice as wide; 4 million parameters beside the vocabulary."""
+TIMES = ("rollout_s", "learn_s", "step_s", "ms_per_token")
+MEMORY = {
+    "peak_bytes": ("peak", "o-"),
+    "state_bytes": ("weights, optimiser", "-"),
+    "logits_bytes": ("whole logits", "--"),
+}
+"""Column -> its label and line in the picture."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Measure our step at many sizes, with one step of each."""
+
+    model: str | None = None
+    """Directory of the architecture and tokenizer, whose weights are drawn; None: a small one."""
+    shots: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
+    """Worked examples to measure with."""
+    group: tuple[int, ...] = (4, 8, 16, 32, 64)
+    """Completions of a prompt to measure with."""
+    new_tokens: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Tokens of a completion to measure with."""
+    vocabulary: tuple[int, ...] = (32768, 65536, 98304, 131072, 152064)
+    """Sizes of the vocabulary to measure with."""
+    warmup: int | None = None
+    """Whole steps before the timed one; None: 0 on a CPU, 1 on a GPU."""
+    threads: int = 0
+    """Threads of torch; 0: as torch decides."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Dtype of matrix products."""
+    limit: float = 600.0
+    """Seconds that one point may take."""
+    out: str = "runs/scaling"
+    """Directory of table and picture."""
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 1 if a point failed, 2 for a wrong option."""
+    asked = options.parse(Scaling, argv, "bench.scaling")
+    directory, console = Path(asked.out), Console()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        rows = measure(asked, console)
+        written = {"machine": machine(asked.device), "versions": versions(), "settings": vars(asked) | {"base": BASE}}
+        write_whole(directory / "scaling.json", json.dumps(written | {"points": rows}, indent=1) + "\n")
+        write_whole(directory / "scaling.md", markdown(rows))
+        draw(rows).savefig(directory / "scaling.png", dpi=120)
+    except (ValueError, OSError) as error:
+        print(f"bench.scaling: error: {error}", file=sys.stderr)
+        return 2
+    console.print(markdown(rows), soft_wrap=True, highlight=False)
+    return int(any("error" in row for row in rows))
+
+
+def points(asked: Scaling) -> Iterator[tuple[str, int, dict, int]]:
+    """(axis, value, sizes of the work, vocabulary) of every point; the base point stands on every axis."""
+    for axis in ("shots", "group", "new_tokens"):
+        for value in getattr(asked, axis):
+            yield axis, value, BASE | {axis: value}, BASE_VOCABULARY
+    for value in asked.vocabulary:
+        yield "vocabulary", value, BASE, value
+
+
+def measure(asked: Scaling, console: Console) -> list[dict]:
+    """A row of every point: its numbers or its error. Points that are equal are measured once."""
+    rows, known = [], {}
+    with tempfile.TemporaryDirectory() as place:
+        for axis, value, sizes, vocabulary in points(asked):
+            key = json.dumps([sizes, vocabulary])
+            if key not in known:
+                console.print(f"{axis} {value} ...", style="dim")
+                known[key] = _point(asked, Path(place) / str(vocabulary), sizes, vocabulary)
+            rows.append({"axis": axis, "value": value} | known[key])
+    return rows
+
+
+def _point(asked: Scaling, model: Path, sizes: dict, vocabulary: int) -> dict:
+    """One step in its own process."""
+    if not model.exists():
+        changes = {"vocab_size": vocabulary} | ({} if asked.model else SMALL)
+        made = {"model": asked.model or "embedded", "directory": str(model), "changes": changes}
+        if "error" in (failed := call("bench.models:make", made, limit=asked.limit)):
+            return {"error": failed["error"]}
+    given = {name: getattr(asked, name) for name in ("warmup", "threads", "device", "dtype")}
+    work = Work(model=str(model), **sizes, **given)
+    step = call("bench.ours:ours", {"work": work_of(work)}, limit=asked.limit, threads=asked.threads)
+    if "error" in step:
+        return {"error": step["error"]}
+    names = ("tokens_computed", "trunk_tokens", "rollout_s", "learn_s", "step_s", "peak_bytes", "state_bytes")
+    return {name: step[name] for name in names} | {
+        "ms_per_token": 1e3 * step["step_s"] / step["tokens_computed"],
+        "logits_bytes": 4 * step["tokens_sampled"] * vocabulary,
+    }
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table; a point that failed says why."""
+    heads = ("axis", "value", "tokens computed", "rollout s", "learn s", "step s", "ms a token")
+    heads += ("peak MB", "of it weights, optimiser MB", "whole logits would take MB")
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    for row in rows:
+        cells = [row["axis"], f"{row['value']:,}"]
+        if "error" in row:
+            cells += [row["error"]] + [""] * (len(heads) - 3)
+        else:
+            cells += [f"{row['tokens_computed']:,.0f}", *(f"{row[name]:.3g}" for name in TIMES)]
+            cells += [f"{row[name] / 1e6:,.0f}" for name in MEMORY]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict]) -> Figure:
+    """Above, the seconds of a step beside the tokens computed, to scale; below, peak memory beside whole logits."""
+    axes_names = list(dict.fromkeys(row["axis"] for row in rows))
+    figure = Figure(figsize=(3.6 * len(axes_names), 6.4), layout="constrained")
+    for column, axis in enumerate(axes_names):
+        good = [row for row in rows if row["axis"] == axis and "error" not in row]
+        if not good:
+            continue
+        values = [row["value"] for row in good]
+        above = figure.add_subplot(2, len(axes_names), column + 1)
+        below = figure.add_subplot(2, len(axes_names), len(axes_names) + column + 1)
+        per_token = good[0]["step_s"] / good[0]["tokens_computed"]
+        above.plot(values, [row["step_s"] for row in good], "o-", label="measured")
+        proportional = [row["tokens_computed"] * per_token for row in good]
+        above.plot(values, proportional, "--", color="grey", label="as tokens computed")
+        for name, (label, style) in MEMORY.items():
+            below.plot(values, [row[name] / 1e9 for row in good], style, label=label)
+        above.set(title=axis.replace("_", " "), ylabel="seconds of a step" if column == 0 else None, ylim=(0, None))
+        below.set(xlabel=axis.replace("_", " "), ylabel="GB" if column == 0 else None, ylim=(0, None))
+        above.legend(frameon=False)
+        below.legend(frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""The other contestants: TRL's trainer, and the two ways of Hugging Face to sample, which do rollouts alone.
+
+Each does the work of `ours.py` its own way, with its own defaults where the work does not say otherwise, and returns
+the same numbers.
+"""
+
+import tempfile
+from collections.abc import Callable
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    TrainerCallback,
+)
+
+import rewards
+from bench.ours import KL_COEF, LEARNING_RATE, LONGEST_PROMPT, REWARDS, now, problems_of, problems_of_step, result
+from bench.work import Work
+from data.problem import Problem
+from grpo import distributed
+from grpo.policy import model_directory
+from grpo.rollout import encode_prompts
+
+
+def trl(work: dict, batch: int) -> dict:
+    """Steps of TRL's GRPOTrainer, `batch` sequences to a forward and backward pass."""
+    asked = Work(**work)
+    try:
+        from trl import GRPOConfig, GRPOTrainer
+    except ImportError:
+        raise ValueError("trl is not installed: pip install -r bench/requirements.txt") from None
+    import datasets
+
+    device = distributed.init(asked.device)
+    problems = problems_of(asked)
+    total = asked.warmup_steps + asked.steps
+    rows = [problem for step in range(1, total + 1) for problem in problems_of_step(asked, problems, step)]
+    with tempfile.TemporaryDirectory() as place:
+        args = GRPOConfig(
+            output_dir=place,
+            max_steps=total,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=asked.prompts * asked.group // batch,
+            num_generations=asked.group,
+            max_completion_length=asked.new_tokens,
+            generation_kwargs={"min_new_tokens": asked.new_tokens},
+            shuffle_dataset=False,
+            temperature=1.0,
+            beta=KL_COEF,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            max_grad_norm=1.0,
+            gradient_checkpointing=False,  # slower with it, and ours does without
+            model_init_kwargs={"dtype": "float32"},
+            bf16=asked.dtype == "bf16",
+            use_cpu=asked.device == "cpu",
+            seed=asked.seed,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = GRPOTrainer(
+            model_directory(asked.model),
+            reward_funcs=[_for_trl(name, rows) for name in REWARDS],
+            args=args,
+            train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt, "row": i} for i, p in enumerate(rows)]),
+        )
+        steps, prompt_ids = _watch_trl(trainer, device)
+        trainer.train()
+    return result(asked, steps, prompt_ids, device) | {"batch": batch, "gradient_checkpointing": False}
+
+
+def _for_trl(name: str, problems: list[Problem]) -> Callable:
+    """One of our rewards as TRL calls it; the column `row` says which problem a completion answers."""
+    reward = rewards.load(name)
+
+    def score(completions, row, **_):
+        return [reward(text, problems[i]) for text, i in zip(completions, row, strict=True)]
+
+    score.__name__ = name
+    return score
+
+
+def _watch_trl(trainer, device: torch.device) -> tuple[list[dict], list]:
+    """Time a trainer's steps, and in them generation and rewards; both lists fill while it trains."""
+    steps: list[dict] = []
+    prompt_ids: list[list[int]] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            steps.append({"rollout_s": 0.0, "reward_s": 0.0, "started": now(device)})
+
+        def on_step_end(self, *_, **__):
+            step = steps[-1]
+            step["step_s"] = now(device) - step.pop("started")
+            step["learn_s"] = step["step_s"] - step["rollout_s"] - step["reward_s"]
+
+    def timed(method, name):
+        def wrapper(*args, **kwargs):
+            start = now(device)
+            outcome = method(*args, **kwargs)
+            steps[-1][name] += now(device) - start
+            if name == "rollout_s":
+                prompt_ids[:] = outcome[0]
+                steps[-1]["tokens_sampled"] = sum(map(len, outcome[1]))
+            return outcome
+
+        return wrapper
+
+    trainer.add_callback(Watch())
+    trainer._generate = timed(trainer._generate, "rollout_s")
+    trainer._calculate_rewards = timed(trainer._calculate_rewards, "reward_s")
+    return steps, prompt_ids
+
+
+def hf_generate(work: dict) -> dict:
+    """Rollouts alone by `model.generate`: prompts padded on the left, all completions in one batch."""
+
+    def sample(model, tokenizer, prompt_ids: list[list[int]], asked: Work) -> list[list[int]]:
+        tokenizer.padding_side = "left"
+        batch = tokenizer.pad({"input_ids": prompt_ids}, return_tensors="pt").to(model.device)
+        options = _generation(asked, tokenizer.pad_token_id, min_new_tokens=asked.new_tokens)
+        ids = model.generate(**batch, generation_config=options)
+        return ids[:, batch["input_ids"].shape[1] :].tolist()
+
+    return _rollouts_alone(work, sample)
+
+
+def hf_continuous(work: dict) -> dict:
+    """Rollouts alone by `model.generate_batch`, the continuous batching of transformers."""
+
+    def sample(model, tokenizer, prompt_ids: list[list[int]], asked: Work) -> list[list[int]]:
+        options = _generation(asked, tokenizer.pad_token_id, eos_token_id=-1)
+        batching = ContinuousBatchingConfig()
+        if asked.device == "cpu":  # left alone it takes most of the machine's memory, and minutes to clear it
+            rows, longest = len(prompt_ids) * asked.group, max(map(len, prompt_ids))
+            batching.num_blocks = rows * -(-(longest + asked.new_tokens) // batching.page_size)
+            batching.max_batch_tokens = max(rows, longest)
+        outputs = model.generate_batch(
+            prompt_ids, generation_config=options, continuous_batching_config=batching, progress_bar=False
+        )
+        return [output.generated_tokens for output in outputs.values()]
+
+    return _rollouts_alone(work, sample)
+
+
+def _generation(work: Work, pad: int, **ends: int) -> GenerationConfig:
+    """Plain sampling at temperature 1; `ends` says in the contestant's own words that nothing ends a completion."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=work.new_tokens,
+        num_return_sequences=work.group,
+        pad_token_id=pad,
+        **ends,
+    )
+
+
+def _rollouts_alone(work: dict, sample: Callable) -> dict:
+    """Time `sample(model, tokenizer, prompt_ids, work)` and the texts of what it returns, over all steps."""
+    asked = Work(**work)
+    device = distributed.init(asked.device)
+    source = model_directory(asked.model)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[asked.dtype]
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval()
+    problems = problems_of(asked)
+    steps = []
+    for step in range(1, asked.warmup_steps + asked.steps + 1):
+        chosen = problems_of_step(asked, problems, step)
+        encoded = encode_prompts(chosen, tokenizer, chat=False, max_prompt_tokens=LONGEST_PROMPT)
+        prompt_ids = [row.tolist() for row in encoded]
+        start = now(device)
+        completions = sample(model, tokenizer, prompt_ids, asked)
+        tokenizer.batch_decode(completions, skip_special_tokens=True)
+        steps.append({"rollout_s": now(device) - start, "tokens_sampled": sum(map(len, completions))})
+    return result(asked, steps, prompt_ids, device)

@@ -1,0 +1,63 @@
+"""The work that all contestants do: one dataclass, which is the flags of `bench.peers` and `bench.roofline` too.
+
+Imports nothing heavy: the process that starts measurements stays small. The prompts themselves are made in
+`ours.py`.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is sampled and learned from, and on what."""
+
+    model: str = "embedded"
+    """embedded, or a directory with a model and its tokenizer."""
+    train: str | None = None
+    """GSM8K's training file, JSON lines of question and answer; None: the arithmetic problems shipped here."""
+    shots: int = 8
+    """Worked examples put before each question."""
+    prompts: int = 4
+    """Prompts of a step."""
+    group: int = 8
+    """Completions of each prompt."""
+    new_tokens: int = 64
+    """Tokens of every completion: nothing ends one earlier."""
+    steps: int = 1
+    """Steps that are timed; what is reported is their mean."""
+    warmup: int | None = None
+    """Whole steps before those, not timed; None: 0 on a CPU, 1 on a GPU, where the first one compiles."""
+    threads: int = 0
+    """Threads of torch, the same for all; 0: as torch decides."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """bf16: learning multiplies matrices in bfloat16 over float32 weights, sampling alone has bfloat16 weights."""
+    random_weights: bool = False
+    """Take only config.json (and the tokenizer) of the model and draw the weights: no speed depends on them."""
+    tokenizer: str | None = None
+    """With random_weights: where the tokenizer is; None: with the model. It is filled up to the model's vocabulary."""
+    seed: int = 0
+    """Seed of exemplars, prompts and sampling."""
+    recipe: str | None = None
+    """YAML file of further options of ours, such as activation_checkpointing; what is compared is not taken from it."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a size or file that can not be."""
+        for name, low in {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 1, "steps": 1, "threads": 0}.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}: must be at least {low}")
+        if self.train is not None and not Path(self.train).is_file():
+            raise ValueError(f"train is {self.train!r}: must be a file")
+
+    @property
+    def warmup_steps(self) -> int:
+        """`warmup`, or what None means."""
+        return (1 if self.device == "cuda" else 0) if self.warmup is None else self.warmup
+
+
+def work_of(options: Work) -> dict:
+    """The fields of `Work` alone, of options that may have more: the argument of every contestant."""
+    return {field.name: getattr(options, field.name) for field in fields(Work)}

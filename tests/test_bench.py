@@ -1,0 +1,246 @@
+"""The measurements run, say what they promise, and count right; how fast anything is, no test asks."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from bench import models, ours, peers, roofline, scaling
+from bench.process import call
+from bench.work import Work, work_of
+from grpo.policy import EMBEDDED, Policy, load_policy
+from tests.models import byte_tokenizer, save_tiny, tiny_model
+
+TINY = ["--shots", "1", "--prompts", "2", "--group", "2", "--new-tokens", "3", "--threads", "1"]
+KEYS = {"rollout_s", "learn_s", "step_s", "peak_bytes", "tokens_sampled", "ratio"}
+TRL_OUT_OF_MEMORY = {"error": "needs more than 22 GB", "out_of_memory": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+def run_peers(tmp_path, *flags):
+    out = tmp_path / "peers.json"
+    code = peers.main([*TINY, "--out", str(out), *flags])
+    return code, json.loads(out.read_text())
+
+
+def test_peers_side_by_side_and_one_that_can_not_run(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(peers.CONTESTANTS, "hf_continuous", "bench.absent:it")
+    code, written = run_peers(tmp_path, "--model", model, "--only", "hf_continuous", "ours", "hf_generate")
+    assert code == 0 and written["machine"]["cores"] and written["versions"]["torch"]
+    assert written["settings"]["shots"] == 1 and written["settings"]["warmup"] == 0
+    assert written["settings"]["trunk_tokens"] > 100 and written["settings"]["threads"] == 1  # bytes of one exemplar
+    found = written["contestants"]
+    assert set(found) == {"ours", "hf_generate", "hf_continuous"} and all(set(c) >= KEYS for c in found.values())
+    own, generate, broken = (found[name] for name in ("ours", "hf_generate", "hf_continuous"))
+    assert own["tokens_sampled"] == generate["tokens_sampled"] == 2 * 2 * 3
+    assert own["ratio"] == 1 and generate["ratio"] == pytest.approx(generate["rollout_s"] / own["rollout_s"])
+    assert own["step_s"] >= own["rollout_s"] + own["learn_s"] and generate["learn_s"] is None
+    assert min(own["peak_bytes"], generate["peak_bytes"]) > 1e8
+    assert own["learn_mfu"] > 0 and own["tokens_computed"] > 12 and own["sampler_gap_max"] < 1e-3
+    assert "bench.absent" in broken["error"] and broken["step_s"] is None and broken["ratio"] is None
+    assert "bench.absent" in capsys.readouterr().out
+
+
+def test_trl_takes_the_same_step(model, tmp_path):
+    pytest.importorskip("trl", reason="trl is in bench/requirements.txt alone")
+    code, written = run_peers(tmp_path, "--model", model, "--only", "trl")
+    trl = written["contestants"]["trl"]
+    assert code == 0 and trl["tokens_sampled"] == 12 and trl["batch"] == 4 and trl["tries"] == {}
+    assert trl["step_s"] == pytest.approx(trl["rollout_s"] + trl["reward_s"] + trl["learn_s"])
+    assert trl["ratio"] is None  # ours did not run
+
+
+def test_without_trl_it_says_so(monkeypatch):
+    from bench import theirs
+
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(ValueError, match="requirements.txt"):
+        theirs.trl(work_of(Work()), batch=4)
+
+
+def test_the_batch_of_trl_is_the_largest_that_fits(monkeypatch):
+    tried = []
+
+    def answer(function, arguments, **limits):
+        tried.append((arguments["batch"], limits.get("max_bytes")))
+        return {32: TRL_OUT_OF_MEMORY, 16: {"peak_bytes": 23e9}}.get(arguments["batch"], {"peak_bytes": 12e9})
+
+    monkeypatch.setattr(peers, "call", answer)
+    outcome = peers.measure("trl", peers.Peers(), {})
+    assert tried == [(32, 22e9), (16, 22e9), (8, 22e9)]
+    assert outcome["tries"] == {"32": "needs more than 22 GB", "16": "peak of 23.0 GB"} and "error" not in outcome
+    assert peers.measure("trl", peers.Peers(trl_batch=32), {})["error"] and tried[3:] == [(32, None)]
+
+
+def test_another_error_of_trl_ends_the_search(monkeypatch):
+    monkeypatch.setattr(peers, "call", lambda *_, **__: {"error": "no"})
+    assert peers.measure("trl", peers.Peers(), {}) == {"error": "no", "tries": {}}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batches"), [((4, 8), [32, 16, 8, 4]), ((2, 4), [8, 4]), ((3, 2), [6]), ((1, 24), [8, 4])]
+)
+def test_batches_divide_the_step(sizes, batches):
+    assert peers.batches(peers.Peers(prompts=sizes[0], group=sizes[1])) == batches
+
+
+def test_a_process_has_limits_and_its_end_is_an_error(capfd):
+    sleep = {"args": ["sleep", "5"]}
+    assert call("subprocess:run", sleep, limit=0.3) == {"error": "took longer than 0 s"}
+    assert "code 3" in call("os:_exit", {"status": 3}, limit=60)["error"]
+    if Path("/proc/self/statm").exists():
+        assert call("subprocess:run", sleep, limit=60, max_bytes=1)["out_of_memory"]
+
+
+@pytest.mark.parametrize("flags", [["--group", "1"], ["--train", "absent.jsonl"], ["--only", "vllm"]])
+def test_a_wrong_option_is_one_sentence(flags, capsys):
+    with pytest.raises(SystemExit) as exit:
+        peers.main(flags)
+    assert exit.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_all_contestants_ask_what_our_loop_asks_and_nothing_stops_them(tmp_path):
+    train = tmp_path / "any_name.jsonl"
+    train.write_text("".join(f'{{"question": "{i} + 1?", "answer": "#### {i + 1}"}}\n' for i in range(40)))
+    work = Work(train=str(train), shots=1, prompts=3)
+    problems = ours.problems_of(work)
+    asked = ours.problems_of_step(work, problems, 2)
+    assert len({p.prompt for p in asked}) == 3 and all(p in problems and p.info["stop"] == [] for p in asked)
+
+
+def test_unequal_work_is_an_error():
+    step = {"rollout_s": 1.0, "tokens_sampled": 11}
+    with pytest.raises(RuntimeError, match="11"):
+        ours.result(Work(prompts=2, group=2, new_tokens=3), [step], [[1]], torch.device("cpu"))
+
+
+def test_means_leave_the_warm_up_out():
+    steps = [{"rollout_s": seconds, "tokens_sampled": 12} for seconds in (9.0, 1.0, 2.0)]
+    work = Work(prompts=2, group=2, new_tokens=3, steps=2, warmup=1)
+    means = ours.result(work, steps, [[1, 2], [1, 3]], torch.device("cpu"))
+    assert means["rollout_s"] == 1.5 and means["learn_s"] is None and means["sampled_per_s"] == 8
+    assert means["trunk_tokens"] == 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_used_hold_the_head_once(tied):
+    policy = Policy(tiny_model(tie_word_embeddings=tied), byte_tokenizer())
+    layers = sum(p.numel() for name, p in policy.model.named_parameters() if "embed" not in name and "head" not in name)
+    assert ours.parameters_used(policy) == layers + 260 * 32
+
+
+def test_a_model_of_random_weights_has_its_whole_vocabulary(tmp_path):
+    models.make("embedded", str(tmp_path), changes={"vocab_size": 700, "hidden_size": 64, "num_hidden_layers": 2})
+    policy, tokenizer = load_policy(str(tmp_path))
+    assert policy.head.shape == (700, 64) and policy.model.config.num_hidden_layers == 2
+    text = "Tom has 3 apples."
+    assert tokenizer(text).input_ids == AutoTokenizer.from_pretrained(EMBEDDED)(text).input_ids
+    with pytest.raises(ValueError, match="more than the model's vocabulary of 100"):
+        models.make("embedded", str(tmp_path), changes={"vocab_size": 100})
+
+
+def test_the_work_of_a_step_counted_by_hand():
+    asked = roofline.Roofline(prompts=2, group=2, new_tokens=3)
+    prompts = [[1, 2, 3], [1, 2, 4, 5]]  # a tree of 5 tokens that see 1 + 2 + 3 + 3 + 4 keys
+    layers = 2 * ((32 + 1) * 32 + 2 * (32 + 1) * 16 + 32 * 32 + 3 * 32 * 48)  # query, key and value with bias, ...
+    head, per_key = 257 * 32, 4 * 2 * 32
+    prefill, decode, reference, forward, backward, optimiser = roofline.parts(asked, tiny_model(), 257, prompts, 17)
+    assert prefill.operations == 2 * (5 * layers + 2 * head) + 13 * per_key
+    keys = 2 * (4 + 5 + 5 + 6)
+    assert decode.operations == 2 * (layers + head) * 4 * 2 + keys * per_key
+    assert decode.read_and_written == 4 * (layers + head) * 2 + 2 * 2 * 16 * 4 * (5 + 4 + 5 + 8)
+    assert forward.operations == 2 * (17 * layers + 12 * head) + (13 + keys + 2 * (6 + 7)) * per_key
+    assert reference.operations == forward.operations == backward.operations / 2
+    assert optimiser.read_and_written == 28 * sum(p.numel() for p in tiny_model().parameters())
+    assert decode.floor(1e30, 1.0) == decode.read_and_written and forward.floor(1.0, 1e30) == forward.operations
+
+
+def test_roofline_says_how_far_above_the_floor_each_phase_is(model, tmp_path, monkeypatch):
+    step = {"rollout_s": 2.0, "learn_s": 3.0, "tokens_computed": 100.0, "trunk_tokens": 7}
+    monkeypatch.setattr(roofline, "call", lambda *_, **__: step)
+    monkeypatch.setitem(roofline.ROWS, "cpu", 16)
+    out = tmp_path / "roofline.json"
+    threads = torch.get_num_threads()
+    assert roofline.main([*TINY, "--model", model, "--out", str(out)]) == 0
+    torch.set_num_threads(threads)
+    written = json.loads(out.read_text())
+    for phase, parts in {"rollout": 2, "learn": 4}.items():
+        floors = [row["floor_s"] for row in written["parts"] if row["phase"] == phase]
+        entry = written["phases"][phase]
+        assert len(floors) == parts and entry["floor_s"] == pytest.approx(sum(floors))
+        assert entry["times"] == pytest.approx(step[f"{phase}_s"] / sum(floors))
+    assert {(row["in"], row["out"]) for row in written["shapes"]} == {(32, 32), (32, 16), (32, 48), (48, 32), (32, 260)}
+
+
+def test_a_step_that_fails_fails_the_roofline(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(roofline, "call", lambda *_, **__: {"error": "no room"})
+    assert roofline.main(["--out", str(tmp_path / "x.json")]) == 1 and "no room" in capsys.readouterr().err
+
+
+def test_the_mean_speed_weighs_shapes_by_their_work():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(2, 3), torch.nn.Linear(3, 4))
+    assert roofline.mean_speed(model, {(2, 3): 1.0, (3, 4): 3.0}) == pytest.approx((12 + 12) / (12 / 1 + 12 / 3))
+
+
+def test_scaling_varies_one_thing_at_a_time_and_measures_equal_points_once(monkeypatch, tmp_path):
+    measured = []
+
+    def answer(function, arguments, **_):
+        if function == "bench.models:make":
+            Path(arguments["directory"]).mkdir()
+            return {}
+        measured.append(arguments["work"])
+        if arguments["work"]["group"] == 16:
+            return {"error": "no room"}
+        names = ("rollout_s", "learn_s", "step_s", "tokens_computed", "trunk_tokens", "peak_bytes", "state_bytes")
+        return dict.fromkeys(names, 10.0) | {"tokens_sampled": 100}
+
+    monkeypatch.setattr(scaling, "call", answer)
+    flags = ["--shots", "0", "4", "--group", "8", "16", "--new-tokens", "64", "--vocabulary", "32768", "65536"]
+    assert scaling.main([*flags, "--out", str(tmp_path)]) == 1  # a point has failed
+    assert len(measured) == 4 and [work["shots"] for work in measured] == [0, 4, 4, 4]
+    rows = json.loads((tmp_path / "scaling.json").read_text())["points"]
+    assert [row["axis"] for row in rows] == ["shots"] * 2 + ["group"] * 2 + ["new_tokens"] + ["vocabulary"] * 2
+    assert rows[0]["ms_per_token"] == 1000 and rows[-1]["logits_bytes"] == 4 * 100 * 65536
+    lines = (tmp_path / "scaling.md").read_text().splitlines()
+    assert len(lines) == 2 + 7 and "no room" in lines[5] and len({line.count("|") for line in lines}) == 1
+    assert (tmp_path / "scaling.png").stat().st_size > 1000
+
+
+def test_a_point_of_scaling_is_a_real_step(tmp_path, monkeypatch):
+    def here(function, arguments, **_):
+        return {"bench.models:make": models.make, "bench.ours:ours": ours.ours}[function](**arguments)
+
+    monkeypatch.setattr(scaling, "call", here)
+    asked = scaling.Scaling(model=save_tiny(tmp_path / "tiny"), threads=1)
+    sizes = {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 2}
+    row = scaling._point(asked, tmp_path / "300", sizes, 300)
+    parameters = sum(p.numel() for p in tiny_model(vocab_size=300).parameters())
+    assert row["logits_bytes"] == 4 * 4 * 300 and row["tokens_computed"] > 4
+    assert 5 * 4 * parameters <= row["state_bytes"] < 5 * 4 * parameters + 1000  # and the optimiser's step counters
+    assert scaling.markdown([{"axis": "shots", "value": 0} | row]).count("\n") == 3
+
+
+def test_the_table_shows_every_contestant():
+    result = {"rollout_s": 1.0, "step_s": 4.0, "learn_s": 3.0, "peak_bytes": 2e9, "tokens_sampled": 8}
+    results = {"ours": result | {"trunk_tokens": 5, "prompt_tokens": 9, "threads": 1}, "trl": {"error": "no"}}
+    written = peers.report(peers.Peers(), results)
+    console = Console(width=120, record=True, quiet=True)
+    with console.capture():
+        console.print(peers.table(written))
+    assert written["contestants"]["ours"]["ratio"] == 1 and peers.notes(written)[-1] == "trl: no"
+    assert peers.table(written).row_count == 2
+
+
+def test_no_extra_of_the_project_names_trl():
+    root = Path(__file__).parent.parent
+    assert "trl" not in (root / "setup.cfg").read_text()
+    assert "trl==1.16.*" in (root / "bench" / "requirements.txt").read_text()
