@@ -172,8 +172,8 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             if trouble == 2:
                 raise ValueError(
-                    f"max_tokens_per_microbatch is {self.max_tokens}: out of memory in learning from one sequence alone, "
-                    "so no less will do; use activation_checkpointing, or lower max_new_tokens or num_shots"
+                    f"max_tokens_per_microbatch is {self.max_tokens}: out of memory in learning from one sequence, "
+                    "so that no less will do; use activation_checkpointing, or lower max_new_tokens or num_shots"
                 )
             torch.cuda.empty_cache()
             self.max_tokens //= 2
