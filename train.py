@@ -18,6 +18,7 @@ import torch
 import data
 from grpo import distributed, doctor, evaluate, grading, run
 from grpo.config import Config, parse_args
+from grpo.facts import device_memory
 from grpo.metrics import Sums
 from grpo.policy import frozen_copy, load_policy, load_shapes, model_directory, save_model
 from grpo.report import write_report
@@ -33,8 +34,11 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
 
     Raises:
         run.Stopped: on a signal, or when gradients stay not finite; the state is saved.
+        ValueError: an option is wrong, or a step does not fit into memory.
     """
     problems = data.load(config.data, "train", path=config.data_path, num_shots=config.num_shots, seed=config.seed)
+    free = min(distributed.gather_objects(device_memory(device)[0]))
+    config = run.on_main(lambda: doctor.fit(config, problems, device, free))
     policy, tokenizer = load_policy(
         config.model,
         revision=config.revision,
@@ -64,6 +68,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
                 clock.lap("time/reward")
                 log.phase("learn")
                 finite = learner.learn(rollout.batch, step, sums)
+                config = run.keep_smaller(directory, config, learner, log.display)
                 clock.lap("time/learn")
 
                 state = state.after(step, finite)

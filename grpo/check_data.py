@@ -174,12 +174,11 @@ def evaluation_plan(c: Config, facts: Facts) -> Iterator[Finding]:
 
 def fits(c: Config, facts: Facts) -> Iterator[Finding]:
     """Memory of a process against that of its device."""
-    parts = estimate.memory(c, facts)
-    processes = 1 if facts.device == "cuda" else facts.world_size
-    exact, peak = estimate.exact(parts) * processes, estimate.peak(parts) * processes
+    parts, (held, sampling, learning) = estimate.memory(c, facts), estimate.least(c, facts)
+    exact, peak = estimate.exact(parts) * facts.sharing, estimate.peak(parts) * facts.sharing
     if peak > facts.device_bytes:
         yield Finding(
-            "sure" if exact > facts.device_bytes else "warning",
+            "sure" if (held + max(sampling, learning)) * facts.sharing > facts.device_bytes else "warning",
             f"about {peak / 1e9:.1f} GB are needed, {exact / 1e9:.1f} GB of them for weights and optimiser; the device "
             f"has {facts.device_bytes / 1e9:.1f} GB",
             "Out of memory in the first steps.",

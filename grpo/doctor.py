@@ -7,14 +7,18 @@ only shows while a run goes (`watch.py`).
 """
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from data.problem import Problem
 from grpo import estimate
 from grpo.check_algorithm import ALGORITHM_CHECKS
 from grpo.check_data import DATA_CHECKS
 from grpo.config import Config
-from grpo.facts import Facts, Finding, gather
+from grpo.facts import Facts, Finding, gather, outline
+from grpo.policy import load_shapes
 
 AT_START = 500
 """Problems of each set that a run looks at when it begins; --check looks at all."""
@@ -23,10 +27,50 @@ CHECKS = DATA_CHECKS + ALGORITHM_CHECKS
 
 
 def diagnose(config: Config, facts: Facts) -> list[Finding]:
-    """Every finding, the worst first. `auto` in the config must have been replaced (`run.resolve`)."""
+    """Every finding, the worst first. `auto` in the config must have been replaced (`run.resolve`, `settle`)."""
     order = ("sure", "warning", "note")
     found = [finding for look in CHECKS for finding in look(config, facts)]
     return sorted(found, key=lambda finding: order.index(finding.level))
+
+
+def fit(config: Config, problems: Sequence[Problem], device: torch.device, free: int) -> Config:
+    """Look, before any weight is loaded, whether a step can fit; settle `max_tokens_per_microbatch`, if it is `auto`.
+
+    Args:
+        config: the run's, other `auto`s resolved.
+        problems: its training data.
+        device: where it will run.
+        free: bytes; the smallest of all ranks, so that all settle on the same number.
+
+    Raises:
+        ValueError: a step surely takes more; says how much, and what to lower.
+    """
+    shapes, tokenizer = load_shapes(config.model, config.revision)
+    facts = replace(outline(config, problems, shapes, tokenizer, device, AT_START), free_bytes=free)
+    refuse_too_large(config, facts)
+    return settle(config, facts)
+
+
+def refuse_too_large(c: Config, facts: Facts) -> None:
+    """Raise ValueError when the exact parts of a step are more than what is free; estimates refuse nothing."""
+    held, sampling, learning = (size * facts.sharing for size in estimate.least(c, facts))
+    if held + max(sampling, learning) <= facts.free_bytes:
+        return
+    lower = ("prompts_per_step", "group_size", "max_new_tokens", "num_shots")
+    options = ", ".join(f"{name} ({getattr(c, name)})" for name in lower)
+    smaller = "a smaller model, or kl_coef 0" if held + learning > facts.free_bytes else f"lower {options}"
+    raise ValueError(
+        f"a step does not fit into memory: {held / 1e9:.2f} GB of weights, optimiser and copies, beside them "
+        f"{sampling / 1e9:.2f} GB of keys and values while sampling and {learning / 1e9:.2f} GB of gradient while "
+        f"learning, and {facts.free_bytes / 1e9:.2f} GB are free on {facts.device}; {smaller}"
+    )
+
+
+def settle(config: Config, facts: Facts) -> Config:
+    """The config with a number for `max_tokens_per_microbatch: auto`."""
+    if config.max_tokens_per_microbatch != "auto":
+        return config
+    return replace(config, max_tokens_per_microbatch=estimate.budget(config, facts))
 
 
 def warn(config: Config, model: torch.nn.Module, tokenizer, device: torch.device) -> None:
@@ -46,6 +90,7 @@ def check(config: Config, model: torch.nn.Module, tokenizer, device: torch.devic
         ValueError: model or training data can not be read at all.
     """
     facts = gather(config, model, tokenizer, device)
+    config = settle(config, facts)
     found = diagnose(config, facts)
     speed = estimate.measured(device, config.precision)
     lines = [*summary(config, facts, *speed), ""]

@@ -1,7 +1,7 @@
 """What a step will cost: tokens, bytes, seconds, before anything is started. Arithmetic over shapes.
 
-Weights, gradient and optimiser are exact; activations, caches and times are rough, and a time can be off by a factor of
-two or three. Attention itself is left out: its share is small up to a few thousand tokens.
+Weights, gradient, optimiser and the sampler's keys and values are exact; activations and times are rough, and a time
+can be off by a factor of two or three. Left out: attention itself, whose share is small up to a few thousand tokens.
 """
 
 import math
@@ -17,6 +17,12 @@ from grpo.logprobs import CHUNK
 
 EFFICIENCY = 0.5
 """Share of the speed of one large matrix product that a whole model reaches."""
+
+USED = 0.9
+"""Share of a GPU's free memory that `budget` plans with; the rest is for what is not counted, and for gaps."""
+
+LEAST_TOKENS, MOST_TOKENS = 256, 16384
+"""Bounds of `budget`. The upper one leaves memory to others once matrix products are large; not measured on a GPU."""
 
 TOKEN_S, LAYER_S, PART_S = 4e-3, 1e-3, 5e-4
 """Seconds that calls alone take, however small the model: one token of all rows, one layer of it, and, in learning, the
@@ -65,36 +71,106 @@ def updates_per_step(config: Config) -> int:
 
 
 def memory(config: Config, facts: Facts) -> dict[str, float]:
-    """Bytes per process, by what holds them; the first four are exact, for whole copies on every process."""
-    size, whole = facts.sizes, 8 if config.precision == "fp64" else 4
-    half = config.precision in ("bf16", "fp16")
-    compute = 2 if half else whole
-    copy = compute * size.rounded + whole * (size.parameters - size.rounded)
+    """Bytes per process, by what holds them; all but the last two are exact, for whole copies on every process."""
     step, share = tokens(config, facts), 1 / min(facts.world_size, config.prompts_per_step)
-    kept = (12 * size.width + 5 * size.intermediate) * compute  # of a token, in a layer, for backward
-    if config.activation_checkpointing:
-        kept = size.width * whole
     in_flight = min(config.max_tokens_per_microbatch, step.learned * share)
-    rows = step.sequences * share
-    cache = 2 * size.layers * size.key_width * compute * (step.prompts + rows * config.max_new_tokens)
-    logits = 3 * 4 * size.vocabulary
-    return {
-        "weights, gradient, two moments": 4 * whole * size.parameters,
-        "reference": copy if config.kl_coef > 0 else 0,
-        "sampler's copy": copy if half else 0,
-        "sampling: keys, values, logits": cache + logits * rows,
-        "learning: activations, logits": in_flight * size.layers * kept + logits * CHUNK,
+    longest = facts.prompt_tokens[-1] - facts.shared_tokens
+    return _copies(config, facts) | {
+        "sampling: keys, values, logits": cache(config, facts, longest)
+        + 3 * 4 * facts.sizes.vocabulary * step.sequences * share,
+        "learning: activations, logits": in_flight * kept(config, facts) + _fixed(config, facts),
     }
 
 
 def exact(parts: dict[str, float]) -> float:
     """Bytes of `memory` that do not depend on an estimate."""
-    return sum(list(parts.values())[:3])
+    return sum(list(parts.values())[:-2])
 
 
 def peak(parts: dict[str, float]) -> float:
     """Bytes of `memory` at one time: sampling and learning take turns."""
-    return exact(parts) + max(list(parts.values())[3:])
+    return exact(parts) + max(list(parts.values())[-2:])
+
+
+def least(config: Config, facts: Facts) -> tuple[float, float, float]:
+    """Bytes per process that a step surely takes: all the time, more while sampling, more while learning.
+
+    The sampler's keys and values are those of the shortest prompts; of learning, where the rest is an estimate, the
+    gradient alone counts. There is none while sampling.
+    """
+    gradient = _whole(config) * facts.sizes.parameters
+    held = sum(_copies(config, facts).values()) - gradient
+    return held, cache(config, facts, facts.prompt_tokens[0] - facts.shared_tokens), gradient
+
+
+def cache(config: Config, facts: Facts, branch: float) -> float:
+    """Bytes per process of the sampler's keys and values: the trunk once, branches per prompt, own tokens per row.
+
+    Args:
+        config: the run's; every row has room for `max_new_tokens`.
+        facts: about it.
+        branch: tokens of the longest prompt after what all share: the others are padded to it.
+    """
+    size, prompts = facts.sizes, math.ceil(config.prompts_per_step / facts.world_size)
+    held = facts.shared_tokens + prompts * (branch + config.group_size * config.max_new_tokens)
+    return 2 * size.layers * size.key_width * _whole(config) * held
+
+
+def kept(config: Config, facts: Facts) -> float:
+    """Bytes of learning per token of a micro-batch: what all layers keep for backward, and what one layer works with.
+
+    Counted on Llama under float32 and under bfloat16 autocast, where the residual stream, queries, keys and values stay
+    float32, and each linear layer keeps a rounded copy of its input.
+    """
+    size, whole = facts.sizes, _whole(config)
+    linear = (6 if _half(config) else 3) * size.width + 4 * size.intermediate
+    layer = (6 * size.width + 2 * size.key_width) * whole + linear * _compute(config)
+    stored = size.width * whole if config.activation_checkpointing else layer
+    return size.layers * stored + 2 * layer
+
+
+def budget(config: Config, facts: Facts) -> int:
+    """What `max_tokens_per_microbatch: auto` means on a GPU with `facts.free_bytes` before anything is loaded.
+
+    The sampler's keys and values are counted beside learning: their buffers may stay where they are.
+    """
+    longest = facts.prompt_tokens[-1] - facts.shared_tokens
+    taken = sum(_copies(config, facts).values()) + cache(config, facts, longest) + _fixed(config, facts)
+    room = int((USED * facts.free_bytes - taken) / kept(config, facts))
+    return min(max(room // LEAST_TOKENS * LEAST_TOKENS, LEAST_TOKENS), MOST_TOKENS)
+
+
+def _copies(config: Config, facts: Facts) -> dict[str, float]:
+    """Bytes of everything that is as large as the model, exact."""
+    size, whole = facts.sizes, _whole(config)
+    copy = _compute(config) * size.rounded + whole * (size.parameters - size.rounded)
+    return {
+        "weights, gradient, two moments": 4 * whole * size.parameters,
+        "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
+        "reference": copy if config.kl_coef > 0 else 0,
+        "sampler's copy": copy if _half(config) else 0,
+    }
+
+
+def _fixed(config: Config, facts: Facts) -> float:
+    """Bytes of learning, however few tokens: weights that autocast rounds, a chunk of logits, the head's gradient."""
+    size = facts.sizes
+    rounded = _compute(config) * size.rounded if _half(config) else 0
+    return rounded + size.vocabulary * (3 * 4 * CHUNK + (_compute(config) + _whole(config)) * size.width)
+
+
+def _half(config: Config) -> bool:
+    return config.precision in ("bf16", "fp16")
+
+
+def _whole(config: Config) -> int:
+    """Bytes of a number outside of matrix products."""
+    return 8 if config.precision == "fp64" else 4
+
+
+def _compute(config: Config) -> int:
+    """Bytes of a number in matrix products."""
+    return 2 if _half(config) else _whole(config)
 
 
 def seconds(config: Config, facts: Facts, flops: float, bandwidth: float) -> dict[str, float]:
@@ -107,10 +183,9 @@ def seconds(config: Config, facts: Facts, flops: float, bandwidth: float) -> dic
     """
     size, step = facts.sizes, tokens(config, facts)
     rate, share = flops * EFFICIENCY, 1 / min(facts.world_size, config.prompts_per_step)
-    width = 2 if config.precision in ("bf16", "fp16") else 4
     per_token = 2 * size.parameters
     prefill = per_token * step.prompts / rate
-    reading = width * size.parameters / bandwidth + TOKEN_S + size.layers * LAYER_S
+    reading = _compute(config) * size.parameters / bandwidth + TOKEN_S + size.layers * LAYER_S
     decode = per_token * step.sampled * share / rate + config.max_new_tokens * reading
     passes = 3 + config.activation_checkpointing  # backward is two
     extra = (config.kl_coef > 0) + (updates_per_step(config) > 1)

@@ -7,7 +7,7 @@ that needs a completion.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -74,7 +74,7 @@ class Facts:
     """Of the training prompts that were looked at, sorted."""
     shared_tokens: int
     """Common to all of them: the exemplars."""
-    solution_tokens: tuple[int, ...]
+    solution_tokens: tuple[int, ...] = ()
     """Of the worked answers of the data, sorted; empty if it has none."""
     stop: tuple[str, ...] = ()
     also_shown: tuple[str, ...] = ()
@@ -86,8 +86,12 @@ class Facts:
     errors: tuple[str, ...] = ()
     """Sentences that a run would end with before its first step."""
     world_size: int = 1
+    sharing: int = 1
+    """Processes that share the memory of the device: on a CPU those of the machine, on a GPU one."""
     device: str = "cpu"
     device_bytes: int = NO_LIMIT
+    free_bytes: int = NO_LIMIT
+    """Of them, when it was looked."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,6 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
     """
     train = data.load(config.data, "train", path=config.data_path, num_shots=config.num_shots, seed=config.seed)
     seen = spread(train, at_most)
-    encoded = [row.tolist() for row in encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)]
     worked = [worked_answer({**p.info, "answer": p.answer}) for p in spread(seen, 1000) if "solution" in p.info]
     errors: list[str] = []
     evaluations = _evaluations(config, train, tokenizer, at_most, errors)
@@ -128,11 +131,8 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
     directory = Path(config.out_dir) / config.run_name
     if config.resume == "never" and (directory / "config.yaml").exists():
         errors.append(f"run_name: {directory} exists already; continue it with --resume auto, or take another name")
-    return Facts(
-        sizes=sizes(model),
-        num_train=len(train),
-        prompt_tokens=tuple(sorted(map(len, encoded))),
-        shared_tokens=shared_prefix(encoded),
+    return replace(
+        outline(config, train, model, tokenizer, device, at_most),
         solution_tokens=tuple(sorted(map(len, tokenizer(worked).input_ids))) if worked else (),
         stop=tuple(stop_strings(train)),
         also_shown=shown_and_asked(train),
@@ -141,9 +141,26 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
         graders=graders,
         disagreements=disagreements,
         errors=tuple(errors),
-        world_size=distributed.world_size(),
+    )
+
+
+def outline(
+    config: Config, train: Sequence[Problem], model: nn.Module, tokenizer, device: torch.device, at_most: int = 0
+) -> Facts:
+    """The facts that decide whether a step fits: sizes of the model, prompts and memory; arguments as in `gather`."""
+    seen = spread(train, at_most)
+    encoded = [row.tolist() for row in encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)]
+    processes, (free, total) = distributed.world_size(), device_memory(device)
+    return Facts(
+        sizes=sizes(model),
+        num_train=len(train),
+        prompt_tokens=tuple(sorted(map(len, encoded))),
+        shared_tokens=shared_prefix(encoded),
+        world_size=processes,
+        sharing=1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
         device=device.type,
-        device_bytes=_device_bytes(device),
+        device_bytes=total,
+        free_bytes=free,
     )
 
 
@@ -236,7 +253,11 @@ def _question(problem: Problem) -> str:
     return " ".join(problem.info.get("question", problem.prompt).split())
 
 
-def _device_bytes(device: torch.device) -> int:
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of a GPU or, for a CPU, of the machine; where the system does not say, all of it is free."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return torch.cuda.mem_get_info(device)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    told = Path("/proc/meminfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), total), total

@@ -58,6 +58,11 @@ class Sums:
         """Keeps the largest value (a scalar) of this name."""
         self._accumulate(("max", name), value, torch.maximum)
 
+    def merge(self, other: "Sums") -> None:
+        """Takes in everything that another has collected."""
+        for key, value in other._values.items():
+            self._accumulate(key, value, torch.maximum if key[0] == "max" else torch.add)
+
     def _accumulate(self, key: tuple[str, str], value: Tensor | float, combine: Callable) -> None:
         value = torch.as_tensor(value, dtype=torch.float64).detach()
         self._values[key] = combine(self._values[key].to(value.device), value) if key in self._values else value.clone()

@@ -26,11 +26,12 @@ from grpo.metrics import Display, MetricsWriter
 from grpo.signals import Signals
 from grpo.update import Learner
 
-TOKENS_PER_MICROBATCH = {"cpu": 4096, "cuda": 16384}
-"""What `max_tokens_per_microbatch: auto` means, by device."""
+TOKENS_PER_MICROBATCH = 4096
+"""What `max_tokens_per_microbatch: auto` means on a CPU. On a GPU it depends on model and memory: `doctor.fit`."""
 
 MAX_SKIPPED = 3
 """Steps in a row whose gradient is not finite, after which a run stops."""
+
 
 @dataclass
 class State:
@@ -44,7 +45,6 @@ class State:
     """The step of the best evaluation on validation; 0 = none yet."""
     best_accuracy: float = -1.0
     """Its accuracy."""
-
 
     def after(self, step: int, finite: bool) -> "State":
         """The state when `step` is done; not `finite`: one of its updates was left out."""
@@ -150,13 +150,13 @@ def peak_bytes(device: torch.device) -> dict[str, float]:
 
 
 def resolve(config: Config, device: torch.device) -> Config:
-    """The config with `auto` (device, precision, micro-batch) replaced by what it means on this device."""
-    tokens = config.max_tokens_per_microbatch
+    """The config with `auto` (device, precision, on a CPU the micro-batch) replaced by what it means on this device."""
+    settled = config.max_tokens_per_microbatch != "auto" or device.type == "cuda"
     return replace(
         config,
         device=device.type,
         precision=precision_on(device, config.precision),
-        max_tokens_per_microbatch=TOKENS_PER_MICROBATCH[device.type] if tokens == "auto" else tokens,
+        max_tokens_per_microbatch=config.max_tokens_per_microbatch if settled else TOKENS_PER_MICROBATCH,
     )
 
 
@@ -196,7 +196,8 @@ def open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
     """Make the run's directory, or find the one to resume. Nothing is written into it yet: `claim` does that.
 
     Returns:
-        the complete config (a resumed run keeps what its `auto`s meant) and the directory.
+        the config (a resumed run keeps what its `auto`s meant; on a GPU a new one leaves its micro-batch `auto`, for
+        `doctor.fit` to settle) and the directory.
 
     Raises:
         ValueError: it exists and `resume` is `never`, or it was made by another config.
@@ -243,6 +244,19 @@ def claim(directory: Path, config: Config, device: torch.device) -> None:
         to_yaml(config, directory / "config.yaml")
 
     on_main(write)
+
+
+def keep_smaller(directory: Path, config: Config, learner: Learner, display: Display) -> Config:
+    """After an out-of-memory in learning: write the halved budget into config.yaml, for resume too, and say so."""
+    before, after = config.max_tokens_per_microbatch, learner.max_tokens
+    if after < before:
+        config = replace(config, max_tokens_per_microbatch=after)
+        on_main(lambda: to_yaml(config, directory / "config.yaml"))
+        display.say(
+            f"warning: out of memory in learning; the updates were made again from the start with "
+            f"max_tokens_per_microbatch {after} instead of {before}, as will be all further ones"
+        )
+    return config
 
 
 def environment(device: torch.device) -> dict:

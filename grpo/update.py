@@ -2,15 +2,19 @@
 
 The loss of any micro-batch is `(token_weights * per_token_loss).sum()` with weights made once per update from counts
 over all ranks, so gradients add up to the same number however the rows are cut or spread. What a variant computes is in
-`losses.py`, `kl.py`, `weighting.py`, `corrections.py`; here is only who sees which rows when. Left out: sharding.
+`losses.py`, `kl.py`, `weighting.py`, `corrections.py`; here is only who sees which rows when.
+
+When memory runs out, rows are cut smaller and the pass is made again. So no rank waits for another inside a pass: each
+gathers gradients alone, all agree that nobody failed, and only then does DDP add the gradients up. Left out: sharding.
 """
 
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from inspect import signature
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,19 +28,11 @@ from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
-from grpo.policy import Policy, completions_of, scatter
-from grpo.tree import PackedTree, cut, pack, trie_size
+from grpo.microbatch import Microbatch, cut_rows, distinct_tokens, empty
+from grpo.policy import Policy, scatter
 from grpo.weighting import WEIGHTINGS, count
 
-
-@dataclass
-class Microbatch:
-    """Some rows of a batch, packed; without rows: one token that predicts nothing, so that every rank takes part."""
-
-    rows: Tensor
-    """[b] int64: which rows of the batch."""
-    tree: PackedTree
-    """Their tree."""
+T = TypeVar("T")
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -55,18 +51,6 @@ def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.AdamW:
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     betas = (config.adam_beta1, config.adam_beta2)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
-
-
-def distinct_tokens(batch: Batch) -> int:
-    """Tokens of the tree of all rows that are learned from, over all ranks; on rank 0, elsewhere 0. A collective call.
-
-    What one forward over the whole step computes. Micro-batches and ranks compute again what they share: that is how
-    the work is cut, and no metric of the step.
-    """
-    groups = zip(batch.prompt_ids, completions_of(batch), strict=True)
-    rows = [prompt + row for prompt, group in groups for row in group if row]
-    everywhere = [row for rank in distributed.gather_objects(rows) for row in rank]
-    return trie_size(everywhere) if distributed.is_main() else 0
 
 
 class Learner:
@@ -90,10 +74,16 @@ class Learner:
         self.weighting = lookup(WEIGHTINGS, config.weighting, "weighting")
         self.kl = lookup(KL, config.kl, "kl")
         self.correction = lookup(CORRECTIONS, config.sampler_correction, "sampler_correction")
+        self.max_tokens = config.max_tokens_per_microbatch
+        """Budget of a micro-batch; halved for good whenever memory runs out."""
         self.policy = policy
         self.module: nn.Module = policy
         if distributed.world_size() > 1:
             self.module = DistributedDataParallel(policy, broadcast_buffers=False, gradient_as_bucket_view=True)
+            # The forward after its first backward lays DDP's buckets out anew, together with the other ranks: now.
+            for _ in range(2):
+                self._sum_over_ranks()
+            policy.zero_grad(set_to_none=True)
         self.optimizer = make_optimizer(policy, config)
         fp16 = policy.autocast_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=fp16)
@@ -108,6 +98,9 @@ class Learner:
 
         Returns:
             False if an update was left out because its gradient was not finite.
+
+        Raises:
+            ValueError: a single sequence needs more memory than there is.
         """
         config = self.config
         for group in self.optimizer.param_groups:
@@ -143,30 +136,61 @@ class Learner:
         return minibatches
 
     def _microbatches(self, batch: Batch, rows: Tensor) -> list[Microbatch]:
-        """Cut rows by the token budget; as many on every rank as the rank with the most has."""
-        completions = [row for group in completions_of(batch) for row in group]
-        kept = [row for row in rows.tolist() if completions[row]]
-        prompts = {row: batch.prompt_ids[row // batch.group_size] for row in kept}
-        parts = cut([prompts[row] + completions[row] for row in kept], self.config.max_tokens_per_microbatch)
-        made = []
-        for part in parts:
-            part = sorted(kept[i] for i in part)
-            tree = pack([prompts[row] for row in part], [[completions[row]] for row in part])
-            made.append(Microbatch(torch.tensor(part), tree.to(self.policy.device)))
-        missing = int(distributed.all_max(torch.tensor(len(made)))) - len(made)
-        nothing = Microbatch(torch.zeros(0, dtype=torch.long), pack([[0]], [[[]]]).to(self.policy.device))
-        return made + [nothing] * missing
+        """Cut rows by the present budget. A collective call."""
+        return cut_rows(batch, rows, self.max_tokens, self.policy.device)
+
+    def _within_memory(
+        self,
+        batch: Batch,
+        rows: Tensor,
+        microbatches: list[Microbatch],
+        start: Callable[[], T],
+        each: Callable[[Microbatch, T], None],
+    ) -> T:
+        """A pass over micro-batches; where memory runs out on any rank, all halve the budget and start it again.
+
+        Args:
+            batch, rows: what the micro-batches were cut from.
+            microbatches: are replaced in place by smaller ones.
+            start: makes what the pass collects into, anew for every attempt.
+            each: does one micro-batch. No collective call in it: the rank that fails would not take part.
+
+        Returns:
+            what the attempt that succeeded has collected.
+        """
+        while True:
+            collected, trouble = start(), 0
+            for micro in microbatches:
+                try:
+                    each(micro, collected)
+                except torch.OutOfMemoryError:
+                    trouble = 1 if len(micro.rows) > 1 else 2
+                    break
+            trouble = int(distributed.all_max(torch.tensor(trouble)))
+            if trouble == 0:
+                return collected
+            self.optimizer.zero_grad(set_to_none=True)
+            if trouble == 2:
+                raise ValueError(
+                    f"max_tokens_per_microbatch is {self.max_tokens}: out of memory in learning from one sequence, "
+                    "so that no less will do; use activation_checkpointing, or lower max_new_tokens or num_shots"
+                )
+            torch.cuda.empty_cache()
+            self.max_tokens //= 2
+            microbatches[:] = self._microbatches(batch, rows)
 
     @torch.no_grad()
     def _frozen_logprobs(self, policy: nn.Module, batch: Batch, microbatches: list[Microbatch]) -> Tensor:
-        """[B,T] log-probabilities under a policy, without gradient; 0 where there is no token."""
-        device = self.policy.device
-        logprobs = torch.zeros(batch.completion_ids.shape, device=device, dtype=torch.get_default_dtype())
-        for micro in microbatches:
+        """[B,T] log-probabilities of all rows under a policy, without gradient; 0 where there is no token."""
+        device, shape = self.policy.device, batch.completion_ids.shape
+
+        def fill(micro: Microbatch, logprobs: Tensor) -> None:
             tree = micro.tree
             values, _ = policy(tree, self.config.temperature)
             logprobs[micro.rows.to(device)[tree.row], tree.column] = values
-        return logprobs
+
+        zeros = partial(torch.zeros, shape, device=device, dtype=torch.get_default_dtype())
+        return self._within_memory(batch, torch.arange(len(batch.completion_ids)), microbatches, zeros, fill)
 
     def _update(
         self,
@@ -189,14 +213,23 @@ class Learner:
             num_sequences=num_sequences,
             max_new_tokens=self.config.max_new_tokens,
         )
-        for number, micro in enumerate(microbatches, start=1):
-            postpone = isinstance(self.module, DistributedDataParallel) and number < len(microbatches)
-            with self.module.no_sync() if postpone else nullcontext():
-                loss = self._loss(batch, micro, ref_logprobs, weigh, sums, first_epoch)
+
+        def descend(micro: Microbatch, attempt: Sums) -> None:
+            with self.module.no_sync() if self.module is not self.policy else nullcontext():
+                loss = self._loss(batch, micro, ref_logprobs, weigh, attempt, first_epoch)
                 # DDP averages gradients over ranks; the weights already count over all of them.
                 self.scaler.scale(loss * distributed.world_size()).backward()
+
+        sums.merge(self._within_memory(batch, rows, microbatches, Sums, descend))
+        self._sum_over_ranks()
         sums.add("optim/loss", 0, int(distributed.is_main()))
         return self._step(sums)
+
+    def _sum_over_ranks(self) -> None:
+        """Have DDP add up what all ranks have gathered, in the backward pass of an empty micro-batch, which adds 0."""
+        if self.module is not self.policy:
+            logprobs, _ = self.module(empty(self.policy.device).tree, self.config.temperature)
+            logprobs.sum().backward()
 
     def _loss(
         self,

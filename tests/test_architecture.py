@@ -12,8 +12,8 @@ FLOORS = {  # a module imports from lower floors, and from those before it on it
     0: "files options config batch distributed",
     1: "advantages losses kl corrections weighting sampling",
     2: "tree attention decoding logprobs float64 lean policy stops rows sampler checkpoint metrics",
-    3: "headline curves statistics graders grading protocol probes rollout update evaluate facts estimate check_data "
-    "check_algorithm doctor watch signals run sample pretrain report sweep",
+    3: "headline curves statistics graders grading protocol probes rollout microbatch update evaluate facts estimate "
+    "check_data check_algorithm doctor watch signals run sample pretrain report sweep",
 }
 ORDER = [name for floor in FLOORS.values() for name in floor.split()]
 MATH = FLOORS[1].split()

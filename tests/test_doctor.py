@@ -1,13 +1,19 @@
 """The doctor from outside: what --check prints and leaves behind, what a run says when it begins and while it goes."""
 
 import inspect
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import data
 import train
 from grpo import check_algorithm, check_data
-from grpo.doctor import CHECKS, diagnose, spread_of, summary
+from grpo.config import Config
+from grpo.doctor import CHECKS, diagnose, fit, refuse_too_large, settle, spread_of, summary
+from grpo.estimate import MOST_TOKENS, budget, least
 from tests import runs
 from tests.known_facts import config, facts
 
@@ -47,6 +53,64 @@ def test_the_summary_says_what_was_counted():
     assert "8.00 GB  weights, gradient, two moments" in text and "reference" not in text
     assert "measured now" in text and "assumed: 100 tokens per completion" in text
     assert "the data has none" in "\n".join(summary(config(), facts(solution_tokens=()), 1e12, 1e11))
+
+
+def test_a_step_that_can_not_fit_is_refused_with_its_numbers():
+    """750 common tokens, the shortest prompt 50 more; 32 prompts x 8 rows of up to 4,096 tokens, float32 keys."""
+    recipe = config(max_new_tokens=4096)
+    held, sampling, _ = least(recipe, facts())
+    assert (held, sampling) == (7.3e9, 2 * 24 * 128 * 4 * (750 + 32 * (50 + 8 * 4096)))
+    for sharing in (1, 3):
+        known = facts(free_bytes=int(sharing * (held + sampling)), sharing=sharing)
+        refuse_too_large(recipe, known)
+        with pytest.raises(ValueError) as refused:
+            refuse_too_large(recipe, replace(known, free_bytes=known.free_bytes - 1))
+    assert str(refused.value) == (
+        "a step does not fit into memory: 21.90 GB of weights, optimiser and copies, beside them 77.48 GB of keys and "
+        "values while sampling and 6.00 GB of gradient while learning, and 99.38 GB are free on cuda; "
+        "lower prompts_per_step (32), group_size (8), max_new_tokens (4096), num_shots (8)"
+    )
+
+
+def test_a_model_that_can_not_fit_is_no_matter_of_the_sampler():
+    with pytest.raises(ValueError, match="9.00 GB are free on cuda; a smaller model, or kl_coef 0$"):
+        refuse_too_large(config(), facts(free_bytes=9 * 10**9))
+
+
+def test_auto_becomes_a_number_and_a_number_stays():
+    auto = config(max_tokens_per_microbatch="auto")
+    known = facts(free_bytes=24 * 10**9)
+    assert settle(auto, known) == config(max_tokens_per_microbatch=budget(auto, known))
+    assert settle(config(max_tokens_per_microbatch=7), known) == config(max_tokens_per_microbatch=7)
+
+
+def test_fit_reads_no_weight(place, tmp_path):
+    runs.save_digits(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    problems = data.load("jsonl", "train", path=str(place / "data"))
+    recipe = Config(model=str(tmp_path / "model"), precision="bf16", max_tokens_per_microbatch="auto")
+    assert fit(recipe, problems, torch.device("cpu"), 10**12).max_tokens_per_microbatch == MOST_TOKENS
+    with pytest.raises(ValueError, match="a step does not fit into memory"):
+        fit(recipe, problems, torch.device("cpu"), 10**4)
+
+
+def test_a_run_that_can_not_fit_ends_before_anything_is_written(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "device_memory", lambda _: (10**5, 10**12))
+    assert train.main(flags(place, tmp_path)) == 2
+    assert capsys.readouterr().err.startswith("train.py: error: a step does not fit into memory: ")
+    assert not list((tmp_path / "checked").iterdir())
+
+
+def little_memory() -> None:
+    """On rank 1 alone."""
+    if os.environ["RANK"] == "1":
+        train.device_memory = lambda _: (10**5, 10**12)
+
+
+def test_the_rank_with_the_least_memory_decides_for_all(place, tmp_path):
+    processes = runs.start_train_ranks(flags(place, tmp_path), 2, tmp_path / "rank", before=little_memory)
+    assert [process.wait() for process in processes] == [2, 2]
+    assert all("a step does not fit into memory" in process.stderr for process in processes)
 
 
 def test_spread_of():

@@ -1,9 +1,31 @@
 """Tokens, bytes and seconds of a step, worked out by hand for a model of round numbers."""
 
-import pytest
+from dataclasses import replace
 
-from grpo.estimate import exact, measured, memory, peak, seconds, tokens, updates_per_step
-from tests.known_facts import config, facts
+import pytest
+import torch
+
+from grpo.estimate import (
+    LEAST_TOKENS,
+    MOST_TOKENS,
+    USED,
+    budget,
+    cache,
+    exact,
+    kept,
+    least,
+    measured,
+    memory,
+    peak,
+    seconds,
+    tokens,
+    updates_per_step,
+)
+from grpo.facts import sizes
+from grpo.sampler import Sampler
+from grpo.tree import pack
+from tests.known_facts import SIZES, config, facts
+from tests.models import byte_tokenizer, tiny_policy
 
 # 40 prompts of 100 tokens, 80 of them common, 4 prompts x 8 completions of 50 tokens
 RECIPE = {"prompts_per_step": 4, "group_size": 8, "max_new_tokens": 60, "max_tokens_per_microbatch": 1000}
@@ -35,6 +57,110 @@ def test_exact_memory_is_four_floats_a_weight_and_the_copies():
     assert exact(memory(config(**RECIPE, precision="fp32"), KNOWN)) == 16 * 500_000_000
     assert exact(memory(config(**RECIPE, precision="fp64"), KNOWN)) == 32 * 500_000_000
     assert peak(parts) > exact(parts)
+
+
+def test_several_processes_hold_the_sum_of_their_gradients_too():
+    one, two = (memory(config(**RECIPE), replace(KNOWN, world_size=n)) for n in (1, 2))
+    assert exact(two) - exact(one) == 4 * 500_000_000
+
+
+def test_what_a_step_surely_takes():
+    """Weights, two moments and copies all the time; then in turn the sampler's cache and the gradient."""
+    known = replace(KNOWN, prompt_tokens=(90, 100, 100))
+    held, sampling, learning = least(config(**RECIPE), known)
+    assert held == 12 * 500_000_000 + 2 * 350_000_000 + 4 * 150_000_000 and learning == 4 * 500_000_000
+    assert sampling == cache(config(**RECIPE), known, 10)  # the shortest prompt has 10 tokens of its own
+
+
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 4), ("fp64", 8)])
+def test_the_cache_is_the_trunk_once_a_branch_per_prompt_and_own_tokens_per_row(precision, size):
+    """4 prompts of 80 common and 20 own tokens, 8 rows each of up to 60 tokens, 24 layers, keys 128 wide."""
+    recipe = config(**RECIPE, precision=precision)
+    assert cache(recipe, KNOWN, 20) == 2 * 24 * 128 * size * (80 + 4 * 20 + 32 * 60)
+    assert cache(recipe, replace(KNOWN, world_size=3), 20) == 2 * 24 * 128 * size * (80 + 2 * 20 + 16 * 60)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+def test_the_cache_is_what_the_sampler_holds(precision):
+    """Every tensor with a head's width that the attention holds when the first token of its own has been drawn."""
+    prompts = [[5, 6, 7, 8, 9], [5, 6, 7, 20], [5, 6, 7, 30, 31, 32]]  # 3 common, at most 3 own
+    policy = tiny_policy(precision=precision)
+    held = []
+
+    def look(_, args, named):
+        if not held and not hasattr(named["tree"], "parts"):  # the prefill's attention has parts
+            found = tensors(vars(named["tree"]))
+            held.append(sum(t.numel() * t.element_size() for t in found if t.is_floating_point() and t.shape[-1] == 8))
+
+    policy.model.base_model.register_forward_pre_hook(look, with_kwargs=True)
+    if precision == "fp64":
+        torch.set_default_dtype(torch.float64)
+    sampler = Sampler(policy, byte_tokenizer())
+    sampler.generate(prompts, group_size=2, max_new_tokens=5, temperature=1.0, seed=0, step=1)
+    recipe = config(prompts_per_step=3, group_size=2, max_new_tokens=5, precision=precision)
+    known = facts(sizes=sizes(policy.model), prompt_tokens=(4, 5, 6), shared_tokens=3)
+    assert held == [cache(recipe, known, 3)]
+
+
+def tensors(item) -> list[torch.Tensor]:
+    """All tensors in it, in lists, tuples and dicts of any depth."""
+    if isinstance(item, torch.Tensor):
+        return [item]
+    parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_kept_of_a_token_is_what_autograd_saves(precision, checkpointing):
+    """Of a token in a layer: the difference that tokens make, in the difference that layers make."""
+    saved, counted = [], []
+    for layers in (2, 6):
+        policy = tiny_policy("llama", precision, num_hidden_layers=layers)
+        if checkpointing:
+            policy.train().model.activation_checkpointing_enable({"use_reentrant": False})
+        saved.append((saved_bytes(policy, 40) - saved_bytes(policy, 20)) / 20)
+        recipe = config(precision=precision, activation_checkpointing=checkpointing)
+        counted.append(kept(recipe, facts(sizes=sizes(policy.model))))
+    assert saved[1] - saved[0] == pytest.approx(counted[1] - counted[0], rel=0.05)
+
+
+def saved_bytes(policy, length: int) -> int:
+    """What a forward pass over so many tokens keeps for backward, weights left out."""
+    seen = {}
+
+    def note(tensor):
+        seen[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no other storage takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        policy(pack([[7] * 10], [[[8] * (length - 10)]]), 1.0)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    return sum(t.untyped_storage().nbytes() for place, t in seen.items() if place not in weights)
+
+
+def test_auto_fills_the_free_memory_and_not_more():
+    recipe = config(**RECIPE | {"max_tokens_per_microbatch": "auto"})
+    numbers = []
+    for free in (20, 24, 28):
+        known = replace(KNOWN, free_bytes=free * 10**9)
+        numbers.append(budget(recipe, known))
+        at_once = least_of(recipe, known, numbers[-1])
+        assert at_once <= USED * known.free_bytes < least_of(recipe, known, numbers[-1] + LEAST_TOKENS)
+    assert numbers == sorted(numbers) and LEAST_TOKENS < numbers[0] < numbers[-1] < MOST_TOKENS
+    assert all(number % LEAST_TOKENS == 0 for number in numbers)
+    assert budget(replace(recipe, activation_checkpointing=True), known) > numbers[-1]
+    assert budget(recipe, replace(KNOWN, free_bytes=10**9)) == LEAST_TOKENS
+    assert budget(recipe, replace(KNOWN, free_bytes=10**12)) == MOST_TOKENS
+    assert budget(recipe, replace(known, sizes=replace(SIZES, layers=48))) < numbers[-1]
+
+
+def least_of(recipe, known, number: int) -> float:
+    """Copies, the sampler's cache, and learning from a micro-batch of so many tokens, all at one time."""
+    many = replace(known, solution_tokens=(60,))
+    full = replace(recipe, max_tokens_per_microbatch=number, prompts_per_step=10_000)  # so that micro-batches are full
+    parts = memory(full, many)
+    return exact(parts) + cache(recipe, known, 20) + parts["learning: activations, logits"]
 
 
 def test_activation_checkpointing_keeps_less():

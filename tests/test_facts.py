@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
+from grpo import distributed
 from grpo.config import Config
-from grpo.facts import gather, shared_prefix, shown_and_asked, sizes, spread
+from grpo.facts import device_memory, gather, outline, shared_prefix, shown_and_asked, sizes, spread
 from grpo.policy import load_shapes
 from tests.models import save_tiny, tiny_model
 from tests.test_probes import problem
@@ -102,6 +103,26 @@ def test_shared_prefix():
     assert shared_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
     assert shared_prefix([[7, 8]]) == 2
     assert shared_prefix([[1], [2]]) == 0
+
+
+def test_free_memory_is_that_of_the_machine_or_of_the_gpu(monkeypatch):
+    free, total = device_memory(CPU)
+    assert 10**8 < free < total < 10**15
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index, 80))
+    assert device_memory(torch.device("cuda", 3)) == (3, 80)
+
+
+def test_processes_of_a_machine_share_its_memory_and_each_has_its_gpu(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 80))
+    monkeypatch.setattr(distributed, "world_size", lambda: 8)
+
+    def seen(device: str):
+        return outline(Config(), [problem("4")], *load_shapes(model), torch.device(device))
+
+    assert (seen("cuda").world_size, seen("cuda").sharing, seen("cuda").free_bytes) == (8, 1, 7)
+    assert seen("cpu").sharing == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert seen("cpu").sharing == 4
 
 
 def test_spread():

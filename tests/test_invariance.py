@@ -81,7 +81,7 @@ def learned(case: str, loss: str, weighting: str, policy) -> dict:
     sums = Sums()
     finite = learner.learn(mine, 1, sums)
     gradient = {name: before[name] - p.detach() for name, p in policy.named_parameters()}
-    return {"metrics": sums.reduce(), "gradient": gradient, "finite": finite}
+    return {"metrics": sums.reduce(), "gradient": gradient, "finite": finite, "max_tokens": learner.max_tokens}
 
 
 def learn_all(in_full: list[str], out: Path | None = None) -> dict:

@@ -61,6 +61,20 @@ def test_adding_does_not_change_what_was_given():
     assert sums.reduce() == {"a": 1.0, "b": 1.0, "once": 1.0}
 
 
+def test_merging_adds_what_another_has_collected_and_leaves_it_alone():
+    ours, theirs = Sums(), Sums()
+    for sums, value in ((ours, 1.0), (theirs, 4.0)):
+        sums.add("policy/kl", value, 2)
+        sums.add("tokens/sampled", value)
+        sums.maximum("policy/sampler_gap_max", -value)
+    theirs.add("optim/loss", 3.0, 1)
+    before = theirs.reduce()
+    for _ in range(2):
+        ours.merge(theirs)
+    merged = {"policy/kl": 1.5, "tokens/sampled": 9.0, "policy/sampler_gap_max": -1.0, "optim/loss": 3.0}
+    assert ours.reduce() == merged and theirs.reduce() == before
+
+
 def test_c04_a_mean_without_weight_has_no_value():
     sums = Sums()
     sums.add("policy/kl", torch.tensor(0.0), 0)

@@ -1,5 +1,6 @@
 """A run as a thing on disk: its directory is claimed late and never overwritten, its state saved and found again."""
 
+import io
 import json
 import os
 from dataclasses import fields, replace
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from grpo import distributed, run
 from grpo.config import Config, from_yaml, to_yaml
+from grpo.metrics import Display
 from grpo.policy import Policy
 from grpo.run import State
 from grpo.update import Learner
@@ -80,7 +83,7 @@ def test_auto_is_resolved_by_device(tmp_path):
     auto = config(tmp_path, max_tokens_per_microbatch="auto")
     on_cpu, on_gpu = run.resolve(auto, CPU), run.resolve(auto, torch.device("cuda", 1))
     assert (on_cpu.device, on_cpu.precision, on_cpu.max_tokens_per_microbatch) == ("cpu", "fp32", 4096)
-    assert (on_gpu.device, on_gpu.precision, on_gpu.max_tokens_per_microbatch) == ("cuda", "bf16", 16384)
+    assert (on_gpu.device, on_gpu.precision, on_gpu.max_tokens_per_microbatch) == ("cuda", "bf16", "auto")
     chosen = config(tmp_path, precision="fp16", max_tokens_per_microbatch=7)
     assert run.resolve(chosen, CPU) == replace(chosen, device="cpu")
 
@@ -109,6 +112,21 @@ def test_the_environment_says_on_what_it_ran():
     }
     assert recorded["device"] and recorded["processes"] == 1 and recorded["threads"] == torch.get_num_threads()
     assert json.loads(json.dumps(recorded)) == recorded
+
+
+def test_a_halved_micro_batch_is_written_for_the_continuation_and_said_once(tmp_path):
+    wanted, directory = opened(config(tmp_path))
+    made, out = learner(tmp_path), io.StringIO()
+    display = Display(4, console=Console(file=out))
+    assert run.keep_smaller(directory, wanted, made, display) == wanted and out.getvalue() == ""
+    made.max_tokens = 16
+    kept = run.keep_smaller(directory, wanted, made, display)
+    assert kept == from_yaml(directory / "config.yaml") == replace(wanted, max_tokens_per_microbatch=16)
+    assert run.keep_smaller(directory, kept, made, display) == kept
+    (said,) = out.getvalue().splitlines()
+    assert said.startswith("warning: out of memory in learning; ") and "16 instead of 64" in said
+    resumed = config(tmp_path, resume="auto", max_tokens_per_microbatch="auto")
+    assert run.open_directory(resumed, CPU)[0] == replace(kept, resume="auto")
 
 
 # The state.
