@@ -190,6 +190,7 @@ def _rules(c: Config) -> list[tuple[str, str, bool]]:
         ("adam_beta2", ">= 0 and < 1", 0 <= c.adam_beta2 < 1),
         ("minibatch_size", f"0 or a multiple of group_size ({c.group_size})", c.minibatch_size % group_size == 0),
         ("max_tokens_per_microbatch", "auto or >= 1", tokens == "auto" or tokens >= 1),
+        ("compile", "auto, True or False", c.compile in ("auto", True, False)),
         ("eval_shots", "None or numbers >= 0", shots is None or min(shots, default=-1) >= 0),
     ]
 

@@ -16,7 +16,7 @@ from grpo.compiled import any_size
 CHUNK = 256
 """Predictions whose logits exist at one time, on a CPU."""
 CHUNK_BYTES = 1 << 29
-"""Float32 logits that exist at one time, on a GPU: 883 predictions of a vocabulary of 151,936."""
+"""Float32 logits that exist at one time, on a GPU, at most: 768 predictions of a vocabulary of 151,936."""
 KERNEL = False
 """Whether a GPU runs the kernel instead of chunked products; `python -m bench.logprobs` says which is faster there."""
 
@@ -57,8 +57,8 @@ def linear_logprobs(
 
 
 def rows_per_chunk(V: int, device: torch.device) -> int:
-    """Predictions per chunk of a vocabulary of V words: large enough to keep the device busy, small enough to fit."""
-    return CHUNK if device.type == "cpu" else max(CHUNK, CHUNK_BYTES // (4 * V))
+    """Predictions per chunk of a vocabulary of V words: enough to keep the device busy, whole tiles of a product."""
+    return CHUNK if device.type == "cpu" else max(CHUNK, CHUNK_BYTES // (4 * V) // 128 * 128)
 
 
 class _LinearLogprobs(torch.autograd.Function):

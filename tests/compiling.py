@@ -16,16 +16,18 @@ def aot_eager(monkeypatch):
     """
     monkeypatch.setattr(compiled, "SETTINGS", {"dynamic": True, "backend": "aot_eager"})
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
-    _forget()
+    forget()
     yield
-    _forget()
+    forget()
 
 
 def graphs() -> int:
-    """Graphs compiled so far in this process."""
+    """Graphs compiled so far in this test."""
     return counters["stats"]["unique_graphs"]
 
 
-def _forget():
+def forget() -> None:
+    """As in a process that has compiled nothing yet."""
     torch._dynamo.reset()
     compiled.any_size.cache_clear()
+    counters.clear()

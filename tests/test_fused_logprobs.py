@@ -65,6 +65,20 @@ def test_c27_factors_in_bfloat16_are_summed_in_float32(device):
         torch.testing.assert_close(our.double(), true, rtol=2e-2, atol=2e-2 * float(true.abs().max()))
 
 
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_the_constant_chooses_the_kernel_under_autocast_too(device, monkeypatch):
+    inputs = inputs_on(device, 300, 1000, 64, dtype=torch.float32, scale=0.2)
+    calls = []
+    monkeypatch.setattr(fused_logprobs, "linear_logprobs", lambda *a: calls.append(a[-1]) or linear_logprobs(*a))
+    with torch.autocast(device, dtype=torch.bfloat16):
+        chunked = outputs_and_gradients(logprobs.linear_logprobs, *inputs, 0.6)
+        monkeypatch.setattr(logprobs, "KERNEL", True)
+        ours = outputs_and_gradients(logprobs.linear_logprobs, *inputs, 0.6)
+    assert calls == [torch.bfloat16]
+    for our, their in zip(ours, chunked, strict=True):
+        torch.testing.assert_close(our, their, rtol=2e-2, atol=2e-2 * float(their.abs().max()))
+
+
 @every_device
 def test_logits_far_apart_stay_finite(device):
     hidden = torch.tensor([[300.0]], device=device, requires_grad=True)
