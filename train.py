@@ -17,6 +17,7 @@ import torch
 
 import data
 from grpo import distributed, doctor, evaluate, grading, run
+from grpo.compiled import compile_layers
 from grpo.config import Config, parse_args
 from grpo.facts import device_memory
 from grpo.metrics import Sums
@@ -47,6 +48,8 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
         activation_checkpointing=config.activation_checkpointing,
     )
     reference = frozen_copy(policy) if config.kl_coef > 0 else None
+    if config.compile:
+        compile_layers(policy, reference)
     learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer)
     with RewardRunner(config.rewards, config.reward_timeout) as rewards:

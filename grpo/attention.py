@@ -4,7 +4,7 @@ Models of transformers reach this file through its attention interface, under th
 comes with the call, as the keyword argument `tree` (never through a global, so that activation checkpointing can run
 a layer again in backward): anything with an `attend`. Here it is `TreeAttention`, all tokens of a packed tree at once,
 differentiable: attention in parts (the descendants of a node over the node's keys, a node over its own), merged exactly
-by their log-sum-exp. `decoding.py` has the one that samples.
+by their log-sum-exp. `flex.py` has the one of a single kernel, `decoding.py` the one that samples.
 
 Left out: sliding windows, logit soft-capping, attention sinks and biases on the scores: refused, never computed wrong.
 """
@@ -98,6 +98,7 @@ class TreeAttention:
         """
         self.parts = plan_parts(position_ids, subtree_end, heads_per_key)
 
+    @torch.compiler.disable
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query [1,H,S,d], key and value [1,Hkv,S,d] -> [1,S,H,d]; differentiable in all three."""
         compute = torch.promote_types(query.dtype, torch.float32)

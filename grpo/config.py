@@ -124,6 +124,9 @@ class Config:
     """Tokens of a forward and backward pass, per process; changes memory and speed, no result. >= 1, or auto."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile layers and attention for learning, in the first step (a minute or more); auto: on cuda in bf16 or fp16,
+    where there is a C compiler. True elsewhere works and gains little."""
 
     # Checkpoints and evaluation.
     checkpoint_every: int = 10
@@ -187,6 +190,7 @@ def _rules(c: Config) -> list[tuple[str, str, bool]]:
         ("adam_beta2", ">= 0 and < 1", 0 <= c.adam_beta2 < 1),
         ("minibatch_size", f"0 or a multiple of group_size ({c.group_size})", c.minibatch_size % group_size == 0),
         ("max_tokens_per_microbatch", "auto or >= 1", tokens == "auto" or tokens >= 1),
+        ("compile", "auto, True or False", c.compile in ("auto", True, False)),
         ("eval_shots", "None or numbers >= 0", shots is None or min(shots, default=-1) >= 0),
     ]
 
@@ -207,7 +211,7 @@ def lookup(table: Mapping[str, T], name: str, option: str) -> T:
 # and how the work is cut (no result changes beyond rounding). Anything else would make it another experiment.
 _MAY_CHANGE = frozenset(
     ("run_name", "out_dir", "data_path", "device", "resume", "check", "ddp_timeout", "num_steps", "tensorboard")
-    + ("max_tokens_per_microbatch", "activation_checkpointing", "checkpoint_every", "keep_checkpoints")
+    + ("max_tokens_per_microbatch", "activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints")
     + ("eval_every", "eval_limit", "eval_batch", "eval_shots", "final_eval", "final_eval_limit")
     + ("eval_correct", "eval_format")
 )

@@ -3,7 +3,8 @@
 The logits of a step would be M x V numbers (2,048 tokens x 151,936 words: 1.2 GB in float32, several times over with
 their gradient). They are never whole here: forward and backward walk blocks of predictions and tiles of the vocabulary,
 and backward computes a tile's logits again instead of keeping them. The head's product leaves the matrix product in
-float32, and log-softmax is float32 (a bfloat16 output alone costs 0.1 nat). Left out: fused kernels.
+float32, and log-softmax is float32 (a bfloat16 output alone costs 0.1 nat). On a GPU what is done with a tile between
+the products may be compiled, or all of it be one kernel that never writes logits (`fused_logprobs.py`).
 """
 
 from collections.abc import Iterator
@@ -11,14 +12,26 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK = 256
-"""Logits that exist at one time, in whole vocabularies."""
+from grpo import fused_logprobs
+from grpo.compiled import any_size
+
+CHUNK = 128
+"""Logits that exist at one time on a CPU, in whole vocabularies."""
+CHUNK_BYTES = 1 << 29
+"""Float32 logits that exist at one time on a GPU, at most: 768 vocabularies of 151,936."""
 ROWS = 2048
 """Predictions whose logits of a part of the vocabulary exist at one time."""
+KERNEL = False
+"""Whether a GPU runs the kernel instead of tiles of products; `python -m bench.logprobs` says which is faster there."""
 
 
 def linear_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, chunk: int = CHUNK
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets, and the entropy, under `softmax(hidden @ weight.T / temperature)`.
 
@@ -27,7 +40,9 @@ def linear_logprobs(
         weight: [V,D] output head.
         targets: [M] int64 token ids in 0..V-1.
         temperature: divides the logits.
-        chunk: logits that exist at one time, in multiples of V; changes memory and speed, no result beyond rounding.
+        chunk: logits that exist at one time, in multiples of V, None: as the device and V ask for; changes memory and
+            speed, no result beyond rounding.
+        compiled: compile what is done with a tile's logits.
 
     Returns:
         logprobs [M] and entropy [M] in nats, float32 (float64 for float64 inputs), both differentiable with respect to
@@ -38,7 +53,16 @@ def linear_logprobs(
     """
     if temperature <= 0:
         raise ValueError(f"temperature: {temperature} must be greater than 0 for log-probabilities")
-    return _LinearLogprobs.apply(hidden, weight, targets, temperature, chunk)
+    product_dtype = _product_dtype(hidden, weight)
+    if KERNEL and hidden.is_cuda and product_dtype != torch.float64:
+        return fused_logprobs.linear_logprobs(hidden, weight, targets, temperature, product_dtype)
+    chunk = chunk or rows_per_chunk(len(weight), hidden.device)
+    return _LinearLogprobs.apply(hidden, weight, targets, temperature, chunk, product_dtype, compiled)
+
+
+def rows_per_chunk(V: int, device: torch.device) -> int:
+    """Logits at one time, in vocabularies of V words: enough to keep the device busy, whole tiles of a product."""
+    return CHUNK if device.type == "cpu" else max(CHUNK, CHUNK_BYTES // (4 * V) // 128 * 128)
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -51,24 +75,19 @@ class _LinearLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int):
-        ctx.product_dtype = _product_dtype(hidden, weight)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        head, dtype = weight.to(ctx.product_dtype), torch.promote_types(hidden.dtype, torch.float32)
+    def forward(ctx, hidden, weight, targets, temperature, chunk, product_dtype, compiled):
+        ctx.constants = temperature, chunk, product_dtype, compiled
+        add = any_size(_add_tile) if compiled else _add_tile
+        head, dtype = weight.to(product_dtype), torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropy, lse = (hidden.new_empty(len(hidden), dtype=dtype) for _ in range(3))
         for rows, columns in _blocks(len(hidden), len(weight), chunk):
-            inputs = hidden[rows].to(head.dtype)
+            inputs = hidden[rows].to(product_dtype)
             highest = torch.full_like(lse[rows], torch.finfo(dtype).min / 2)  # finite: -inf times no mass is NaN
-            total, weighted, score = (torch.zeros_like(highest) for _ in range(3))
+            sums = highest, *(torch.zeros_like(highest) for _ in range(3))
             for words in columns:
-                logits = _logits(inputs, head[words], temperature)
                 place, inside = _target_in(words, targets[rows], len(weight))
-                score += logits.gather(1, place)[:, 0].where(inside, 0)
-                before, highest = highest, torch.maximum(highest, logits.amax(-1))
-                mass = logits.sub_(highest[:, None]).exp()
-                rescale = torch.exp(before - highest)
-                weighted = rescale * (weighted + (before - highest) * total) + logits.mul_(mass).sum(-1)
-                total = rescale * total + mass.sum(-1)
+                sums = add(product(inputs, head[words].t()), place, inside, temperature, *sums)
+            highest, total, weighted, score = sums
             lse[rows], entropy[rows] = highest + total.log(), total.log() - weighted / total
             logprobs[rows] = score - lse[rows]
         ctx.save_for_backward(hidden, weight, targets, lse, entropy)
@@ -77,21 +96,60 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_logprobs: Tensor, d_entropy: Tensor):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
-        head = weight.to(ctx.product_dtype)
+        temperature, chunk, product_dtype, compiled = ctx.constants
+        gradient = any_size(_tile_gradient) if compiled else _tile_gradient
+        head = weight.to(product_dtype)
         d_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
         d_head = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        for rows, columns in _blocks(len(hidden), len(weight), ctx.chunk):
-            inputs, g, e = hidden[rows].to(head.dtype), d_logprobs[rows, None], d_entropy[rows, None]
+        for rows, columns in _blocks(len(hidden), len(weight), chunk):
+            inputs = hidden[rows].to(product_dtype)
+            of_rows = [values[rows] for values in (lse, entropy, d_logprobs, d_entropy)]
             for words in columns:
-                log_p = _logits(inputs, head[words], ctx.temperature).sub_(lse[rows, None])
-                p = log_p.exp()
-                d_logits = log_p.add_(entropy[rows, None]).mul_(e).add_(g).mul_(p).neg_()
                 place, inside = _target_in(words, targets[rows], len(weight))
-                d_logits.scatter_add_(1, place, g.to(d_logits.dtype).where(inside[:, None], 0))
-                d_logits = d_logits.div_(ctx.temperature).to(head.dtype)
+                logits = product(inputs, head[words].t())
+                d_logits = gradient(logits, place, inside, temperature, *of_rows).to(product_dtype)
                 _accumulate(d_hidden[rows], d_logits, head[words])
                 _accumulate(d_head[words], d_logits.t(), inputs)
-        return d_hidden.to(hidden.dtype), d_head.to(weight.dtype), None, None, None
+        return d_hidden.to(hidden.dtype), d_head.to(weight.dtype), None, None, None, None, None
+
+
+def _add_tile(
+    logits: Tensor,
+    place: Tensor,
+    inside: Tensor,
+    temperature: float,
+    before: Tensor,
+    total: Tensor,
+    weighted: Tensor,
+    score: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One tile more in the running maximum, s, t and the target's logit, each [m]; overwrites the logits [m,v]."""
+    logits = logits if temperature == 1.0 else logits.div_(temperature)
+    score = score + logits.gather(1, place)[:, 0].where(inside, 0)
+    highest = torch.maximum(before, logits.amax(-1))
+    rescale = torch.exp(before - highest)
+    mass = logits.sub_(highest[:, None]).exp()
+    weighted = rescale * (weighted + (before - highest) * total) + logits.mul_(mass).sum(-1)
+    return highest, rescale * total + mass.sum(-1), weighted, score
+
+
+def _tile_gradient(
+    logits: Tensor,
+    place: Tensor,
+    inside: Tensor,
+    temperature: float,
+    lse: Tensor,
+    entropy: Tensor,
+    d_logprobs: Tensor,
+    d_entropy: Tensor,
+) -> Tensor:
+    """dL/dlogits [m,v] of a tile before the temperature divided them; overwrites the logits."""
+    logits = logits if temperature == 1.0 else logits.div_(temperature)
+    log_p = logits.sub_(lse[:, None])
+    p = log_p.exp()
+    d_logits = log_p.add_(entropy[:, None]).mul_(d_entropy[:, None]).add_(d_logprobs[:, None]).mul_(p).neg_()
+    d_logits.scatter_add_(1, place, d_logprobs.to(d_logits.dtype).where(inside, 0)[:, None])
+    return d_logits.div_(temperature)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -111,12 +169,6 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
             total.addmm_(a, b)
         else:
             total += product(a, b)
-
-
-def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
-    """[m,D], [v,D] -> [m,v]."""
-    logits = product(hidden, head.t())
-    return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def _target_in(words: slice, targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:

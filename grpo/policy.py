@@ -10,15 +10,17 @@ Left out: adapters, quantization, sharded weights.
 import copy
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
+from grpo import flex
 from grpo.attention import Attention, TreeAttention
 from grpo.batch import Batch
 from grpo.float64 import keep_float64
@@ -53,15 +55,21 @@ class Policy(nn.Module):
         self.model = model
         self.vocab_size = len(tokenizer)
         self.autocast_dtype = AUTOCAST[precision]
+        self.compiled = False
         config = model.config.get_text_config()
-        self.heads_per_key = config.num_attention_heads // (
-            getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        )
+        heads = config.num_attention_heads
+        self.heads_per_key = heads // (getattr(config, "num_key_value_heads", None) or heads)
+        self.head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers, each of the same code."""
+        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     @property
     def head(self) -> Tensor:
@@ -74,7 +82,15 @@ class Policy(nn.Module):
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def hidden_states(self, input_ids: Tensor, position_ids: Tensor, tree: Attention) -> Tensor:
-        """[S], [S] -> [S,D]: the decoder without its head, under the attention `tree`."""
+        """[S], [S] -> [S,D]: the decoder without its head, under the attention `tree`; for sampling.
+
+        Never compiled: what is compiled is compiled for learning, and every length of a decode would be a new case.
+        """
+        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+            return self._decode(input_ids, position_ids, tree)
+
+    def _decode(self, input_ids: Tensor, position_ids: Tensor, tree: Attention) -> Tensor:
+        """[S], [S] -> [S,D], through compiled layers where they are."""
         ready_mask = torch.empty(1, 1, 1, 1, device=input_ids.device)  # 4-D: transformers builds none of its own
         return self.model.base_model(
             input_ids=input_ids[None],
@@ -94,10 +110,14 @@ class Policy(nn.Module):
         Returns:
             logprobs [M] and entropy [M], float32 (float64 under fp64).
         """
-        attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads_per_key)
+        if self.compiled and flex.usable(self.device, self.autocast_dtype, self.head_width):
+            tree = tree.padded(flex.padded_size(len(tree.input_ids)))
+            attention = flex.FlexAttention(tree.subtree_end, self.autocast_dtype)
+        else:
+            attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads_per_key)
         with self.autocast():
-            hidden = self.hidden_states(tree.input_ids, tree.position_ids, attention)
-            return linear_logprobs(hidden.index_select(0, tree.source), self.head, tree.target, temperature)
+            hidden = self._decode(tree.input_ids, tree.position_ids, attention).index_select(0, tree.source)
+            return linear_logprobs(hidden, self.head, tree.target, temperature, compiled=self.compiled)
 
 
 def token_logprobs(policy: nn.Module, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -225,6 +245,7 @@ def frozen_copy(policy: Policy) -> Policy:
     Only weights that autocast would round anyway (linear layers; not embeddings, norms, head) are stored rounded.
     """
     frozen = copy.deepcopy(policy).requires_grad_(False)
+    frozen.compiled = False  # nn.Module leaves what `compile` made out of its copies
     head = frozen.model.get_output_embeddings()
     if policy.autocast_dtype is not None:
         for module in frozen.modules():

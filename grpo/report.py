@@ -32,7 +32,7 @@ FEWEST_STEPS = 8
 # Options that do not make another experiment: runs that differ in nothing else are one line with a band.
 _SAME_EXPERIMENT = frozenset(
     ("seed", "run_name", "out_dir", "resume", "ddp_timeout", "device", "tensorboard", "max_tokens_per_microbatch")
-    + ("activation_checkpointing", "checkpoint_every", "keep_checkpoints", "eval_batch")
+    + ("activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "eval_batch")
 )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from grpo import checkpoint, distributed
+from grpo.compiled import can_compile
 from grpo.config import Config, check_resumable, from_yaml, to_yaml
 from grpo.files import write_whole
 from grpo.metrics import Display, MetricsWriter
@@ -150,12 +151,15 @@ def peak_bytes(device: torch.device) -> dict[str, float]:
 
 
 def resolve(config: Config, device: torch.device) -> Config:
-    """The config with `auto` (device, precision, on a CPU the micro-batch) replaced by what it means on this device."""
+    """The config with `auto` (device, precision, compile, on a CPU the micro-batch) replaced by what it means here."""
+    precision = precision_on(device, config.precision)
+    half_on_gpu = device.type == "cuda" and precision in ("bf16", "fp16")
     settled = config.max_tokens_per_microbatch != "auto" or device.type == "cuda"
     return replace(
         config,
         device=device.type,
-        precision=precision_on(device, config.precision),
+        precision=precision,
+        compile=half_on_gpu and can_compile() if config.compile == "auto" else config.compile,
         max_tokens_per_microbatch=config.max_tokens_per_microbatch if settled else TOKENS_PER_MICROBATCH,
     )
 
@@ -211,7 +215,7 @@ def _open_directory(config: Config, device: torch.device) -> tuple[Config, Path]
     saved = directory / "config.yaml"
     if saved.exists() and config.resume == "auto":
         before = from_yaml(saved)
-        kept = {name: getattr(before, name) for name in ("precision", "max_tokens_per_microbatch")}
+        kept = {name: getattr(before, name) for name in ("precision", "compile", "max_tokens_per_microbatch")}
         config = replace(config, **{name: value for name, value in kept.items() if getattr(config, name) == "auto"})
         config = resolve(config, device)
         check_resumable(before, config)

@@ -76,6 +76,7 @@ def test_flags_go_on_top_of_the_recipe():
         ({"adam_beta2": -0.1}, "adam_beta2 is -0.1"),
         ({"minibatch_size": 12}, "minibatch_size is 12: must be 0 or a multiple of group_size (8)"),
         ({"max_tokens_per_microbatch": 0}, "max_tokens_per_microbatch is 0: must be auto or >= 1"),
+        ({"compile": "x"}, "compile is 'x': must be auto, True or False"),
         ({"rewards": ()}, "rewards is ()"),
         ({"rewards": ("a.b", "a.b")}, "none twice"),
         ({"reward_weights": (1.0,)}, "reward_weights is (1.0,): must be one number for each of"),
@@ -126,7 +127,7 @@ def another(name: str):
         "device": "cpu", "precision": "fp32", "resume": "auto", "combine": "advantages", "schedule": "linear",
         "revision": "v1", "data_path": "d", "rewards": ("gsm8k.correctness", "gsm8k.format"),
         "reward_weights": (2.0, 1.0), "clip_low": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.5,
-        "max_tokens_per_microbatch": 7, "eval_shots": (3,), "minibatch_size": 8,
+        "max_tokens_per_microbatch": 7, "compile": True, "eval_shots": (3,), "minibatch_size": 8,
     }  # fmt: skip
     if name in special:
         return special[name]

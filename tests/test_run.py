@@ -72,19 +72,23 @@ def test_somebody_s_directory_is_refused(tmp_path):
 
 def test_a_resumed_run_keeps_what_its_autos_meant(tmp_path):
     """As if it had been made on a GPU."""
-    made = config(tmp_path, precision="bf16", max_tokens_per_microbatch=16384, device="cpu")
+    made = config(tmp_path, precision="bf16", compile=True, max_tokens_per_microbatch=16384, device="cpu")
     (tmp_path / "r").mkdir()
     to_yaml(made, tmp_path / "r" / "config.yaml")
     wanted = config(tmp_path, precision="auto", max_tokens_per_microbatch="auto", resume="auto")
     assert run.open_directory(wanted, CPU)[0] == replace(made, resume="auto")
 
 
-def test_auto_is_resolved_by_device(tmp_path):
+@pytest.mark.parametrize("possible", [True, False])
+def test_auto_is_resolved_by_device(tmp_path, possible, monkeypatch):
+    monkeypatch.setattr(run, "can_compile", lambda: possible)
     auto = config(tmp_path, max_tokens_per_microbatch="auto")
     on_cpu, on_gpu = run.resolve(auto, CPU), run.resolve(auto, torch.device("cuda", 1))
     assert (on_cpu.device, on_cpu.precision, on_cpu.max_tokens_per_microbatch) == ("cpu", "fp32", 4096)
+    assert (on_cpu.compile, on_gpu.compile) == (False, possible)
+    assert run.resolve(replace(auto, precision="fp32"), torch.device("cuda", 1)).compile is False
     assert (on_gpu.device, on_gpu.precision, on_gpu.max_tokens_per_microbatch) == ("cuda", "bf16", "auto")
-    chosen = config(tmp_path, precision="fp16", max_tokens_per_microbatch=7)
+    chosen = config(tmp_path, precision="fp16", compile=True, max_tokens_per_microbatch=7)
     assert run.resolve(chosen, CPU) == replace(chosen, device="cpu")
 
 

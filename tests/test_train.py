@@ -534,6 +534,15 @@ def test_without_a_kl_no_reference_is_made(place, monkeypatch):
     assert metrics(place / "kl")[0]["policy/kl"] == 0.0 < metrics(place / "kl")[1]["policy/kl"]
 
 
+def test_compiling_is_for_policy_and_reference_and_off_on_a_cpu(place, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "compile_layers", lambda *policies: seen.append(policies))
+    assert train.main(argv(place, "plain", num_steps=1)) == 0 and not seen
+    assert train.main(argv(place, "compiled", num_steps=1, compile=True)) == 0
+    ((policy, reference),) = seen
+    assert next(policy.parameters()).requires_grad and not next(reference.parameters()).requires_grad
+
+
 def spoil(monkeypatch, calls: set[int]) -> None:
     """Advantages of the so-many-th steps of this process (from 1) are NaN."""
     done = []
