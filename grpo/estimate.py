@@ -120,10 +120,10 @@ def kept(config: Config, facts: Facts) -> float:
     """Bytes of learning per token of a micro-batch: what all layers keep for backward, and what one layer works with.
 
     Counted on Llama under float32 and under bfloat16 autocast, where the residual stream, queries, keys and values stay
-    float32, and each linear layer keeps a rounded copy of its input.
+    float32, and each linear layer keeps a rounded copy of its input. Without autocast: what `lean.py` keeps.
     """
     size, whole = facts.sizes, _whole(config)
-    linear = (6 if _half(config) else 3) * size.width + 4 * size.intermediate
+    linear = 6 * size.width + 4 * size.intermediate if _half(config) else 2 * size.intermediate
     layer = (6 * size.width + 2 * size.key_width) * whole + linear * _compute(config)
     stored = size.width * whole if config.activation_checkpointing else layer
     return size.layers * stored + 2 * layer
