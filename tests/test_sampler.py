@@ -7,14 +7,13 @@ import pytest
 import torch
 from models import FAMILIES, byte_tokenizer, plain_twin, save_tiny, tiny_policy
 from scipy import stats
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from grpo import rows as rows_module
 from grpo.batch import Batch
 from grpo.policy import load_policy, token_logprobs
 from grpo.sampler import Sampler
-from grpo.stops import StopStrings
 
 # the first three share a beginning, two of them more; the last shares nothing
 PROMPTS = [[10, 20, 30, 40], [10, 20, 31], [10, 20, 30, 41, 42], [7, 8]]
@@ -355,23 +354,6 @@ def test_a_model_without_eos_runs_to_the_cap():
     sampler = make_sampler(eos=None, tokenizer=tokenizer, eos_token_id=None)
     result = sampler.generate(PROMPTS, group_size=2, max_new_tokens=5, **RUN)
     assert result.completion_mask.all() and result.completion_ids.shape == (8, 5) and not result.finished.any()
-
-
-def test_stop_strings_look_only_at_tokens_that_may_complete_one():
-    tokenizer = byte_tokenizer(WORDS)
-    stops = StopStrings(tokenizer, ("Question:", "STOP"))
-    marked = {tokenizer.decode([i]) for i in stops.may_complete.nonzero().flatten().tolist()}
-    assert marked == {":", "P", "tion: Tom", "TOPy"}
-    assert not StopStrings(tokenizer, ()).may_complete.any()
-    assert StopStrings(tokenizer, ("a", "é")).may_complete.all()
-
-
-def test_c16_white_space_that_a_token_shows_only_in_company_is_looked_at():
-    backend = Tokenizer(models.WordLevel({"▁a": 0, "▁end": 1, "<eos>": 2}, unk_token="<eos>"))
-    backend.decoder = decoders.Metaspace()
-    stops = StopStrings(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>"), ["a "])
-    assert stops.text([1]) == "end" and stops.text([0, 1]) == "a end"
-    assert stops.may_complete[1] and stops.cut([0, 1]) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,110 @@
+"""Rows in flight: joining late, rounded shapes, late looks, room that is kept; each against one row at a time."""
+
+import copy
+
+import pytest
+import torch
+from models import byte_tokenizer, tiny_policy
+from test_sampler import ENDS, RUN, count_tokens, make_sampler, rows_of
+
+from grpo.sampler import Sampler
+
+TRUNK = list(range(30, 60))
+PROMPTS = [[*TRUNK, *branch] for branch in ([1, 2], [3], [1, 4, 5, 6], [7], [8, 9], [], [2, 2, 2])]
+OPTIONS = {"group_size": 3, "max_new_tokens": 17} | RUN
+
+
+def one_at_a_time(sampler, prompts=PROMPTS, **changes):
+    """Every group sampled alone: nothing joins, and nothing is beside it but its siblings."""
+    groups = [sampler.generate([p], prompt_index=[i], **OPTIONS | changes) for i, p in enumerate(prompts)]
+    return [row for group in groups for row in rows_of(group)]
+
+
+def assert_rows(completions, expected):
+    for (ids, logprobs), (expected_ids, expected_logprobs) in zip(rows_of(completions), expected, strict=True):
+        assert ids == expected_ids
+        torch.testing.assert_close(logprobs, expected_logprobs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("grain", [1, 4])
+@pytest.mark.parametrize("check_every", [1, 5, 100])
+@pytest.mark.parametrize("max_rows", [1, 3, 7, 12, None])
+def test_refilling_rounding_and_late_looks_change_no_row(grain, check_every, max_rows):
+    sampler = make_sampler(eos=ENDS)
+    expected = one_at_a_time(sampler)
+    assert len({len(ids) for ids, _ in expected}) > 5
+    sampler.rows.grain, sampler.check_every = grain, check_every
+    assert_rows(sampler.generate(PROMPTS, max_rows=max_rows, **OPTIONS), expected)
+
+
+def test_a_stop_string_cuts_exactly_although_looks_are_late():
+    sampler = make_sampler(eos=256)
+    plain = sampler.generate(PROMPTS, stop=["5", "a"], **OPTIONS)
+    assert 0 < int(plain.finished.sum()) < len(plain.finished)
+    sampler.check_every = 7
+    late = sampler.generate(PROMPTS, stop=["5", "a"], max_rows=9, **OPTIONS)
+    assert_rows(late, rows_of(plain))
+    assert late.texts == plain.texts and torch.equal(late.finished, plain.finished)
+
+
+def test_the_trunk_is_computed_once_and_rows_in_flight_stay_within_their_bound():
+    sampler = make_sampler(eos=ENDS)
+    whole = count_tokens(sampler.policy)
+    completions = sampler.generate(PROMPTS, max_rows=6, **OPTIONS)
+    assert [tokens for tokens in whole if tokens >= len(TRUNK)] == [len(TRUNK) + 2 + 1]  # with the first two prompts
+    own = int(completions.completion_mask.sum()) - 3 * len(PROMPTS)  # the first token of a row comes from its prompt
+    # One prompt ends with the trunk's last token, which is therefore no part of it but the first of every branch.
+    branches = sum(len(prompt) - len(TRUNK) + 1 for prompt in PROMPTS[2:])
+    assert 0 < sum(whole) - (len(TRUNK) + 2 + 1) - own <= branches
+
+
+def test_room_is_kept_where_shapes_are_rounded_and_new_weights_are_seen():
+    policy = tiny_policy(precision="fp64")
+    sampler = Sampler(policy, byte_tokenizer())
+    sampler.rows.grain, sampler.check_every = 4, 3
+    sampler.generate(PROMPTS, max_rows=12, **OPTIONS)
+    attention = sampler.rows.attention
+    buffers = [attention.own[0][0], attention.branch[1][1], attention.trunk[0][1], sampler.rows.ids]
+    with torch.no_grad():
+        policy.model.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    plain = Sampler(copy.deepcopy(policy), byte_tokenizer())
+    for prompts in (PROMPTS[:4], PROMPTS[3:]):  # fewer rows than there is room for
+        assert_rows(sampler.generate(prompts, **OPTIONS), rows_of(plain.generate(prompts, **OPTIONS)))
+        now = sampler.rows.attention
+        assert [now.own[0][0], now.branch[1][1], now.trunk[0][1], sampler.rows.ids] == [*map(Same, buffers)]
+    longer = [[*prompt, *range(60, 90)] for prompt in PROMPTS]
+    assert_rows(sampler.generate(longer, **OPTIONS), rows_of(plain.generate(longer, **OPTIONS)))
+
+
+class Same:
+    """Equal to the same tensor object only."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __eq__(self, other):
+        return other is self.tensor
+
+
+def test_on_a_cpu_the_room_is_given_back():
+    sampler = make_sampler()
+    sampler.generate(PROMPTS, **OPTIONS)
+    assert not hasattr(sampler.rows, "attention")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captured_steps_draw_what_the_plain_ones_draw(precision):
+    policy = tiny_policy(precision=precision).cuda()
+    captured, plain = Sampler(policy, byte_tokenizer()), Sampler(policy, byte_tokenizer())
+    plain.rows._replay = plain.rows._step
+    for step in (1, 2):
+        options = OPTIONS | {"step": step, "max_new_tokens": 70}
+        ours, theirs = (sampler.generate(PROMPTS, max_rows=12, **options) for sampler in (captured, plain))
+        assert torch.equal(ours.completion_ids, theirs.completion_ids)
+        torch.testing.assert_close(ours.sampling_logprobs, theirs.sampling_logprobs, rtol=1e-5, atol=1e-5)
+        captured_shapes = len(captured.rows.graphs)
+        assert captured_shapes > 1
+        with torch.no_grad():
+            policy.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+        captured.refresh(policy), plain.refresh(policy)
