@@ -74,7 +74,7 @@ def together(tmp_path_factory) -> list[dict]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_weights_and_metrics_are_those_of_a_run_that_had_the_memory(alone, together, place):
+def test_c01_c03_weights_and_metrics_are_those_of_a_run_that_had_the_memory(alone, together, place):
     assert alone["none"]["max_tokens"] == BUDGET
     for result in (alone[place], together[0][place], together[1][place]):
         assert result["max_tokens"] == BUDGET // 2  # agreed, though one rank alone has failed
@@ -82,7 +82,7 @@ def test_weights_and_metrics_are_those_of_a_run_that_had_the_memory(alone, toget
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_weights_are_equal_to_the_bit_on_all_ranks(together, place):
+def test_c01_weights_are_equal_to_the_bit_on_all_ranks(together, place):
     one, other = (ranks[place]["gradient"] for ranks in together)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -130,4 +130,16 @@ def test_a_run_goes_on_with_the_smaller_number_and_so_does_its_continuation(tmp_
         # A sentence for each step in which it happened; the continuation knows from the start.
         assert found == ([(16, 4096), (8, 16)] if name == "stopped" else [])
         assert ranks[1].stdout == ""
+    assert_alike(tmp_path / "wide", tmp_path / "short")
+
+
+def test_a_rank_that_fails_before_its_forward_leaves_nobody_waiting(tmp_path):
+    """In the second update: DDP lays its buckets out anew, together, in the forward after its first backward."""
+    model, data = runs.save_digits(tmp_path / "model"), runs.write_problems(tmp_path / "data")
+    argv = {name: runs.flags(model, data, tmp_path, name, num_epochs=2, num_steps=3) for name in ("wide", "short")}
+    runs.run(argv["wide"], tmp_path / "wide")
+    before = partial(runs.at, "grpo.update:Learner._loss", 2, out_of_memory, 1)
+    ranks = runs.start_train_ranks(argv["short"], 2, tmp_path / "short", before=before)
+    assert [rank.wait(60) for rank in ranks] == [0, 0], ranks[0].stderr
+    assert "2048 instead of 4096" in ranks[0].stdout
     assert_alike(tmp_path / "wide", tmp_path / "short")
