@@ -7,6 +7,7 @@ from typing import Literal
 from grpo import grading
 from grpo.config import Config
 from grpo.graders import GRADERS
+from grpo.options import read_yaml
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,20 @@ def validation_options(config: Config) -> EvalOptions:
     """The evaluation during training, of the run's own number of shots."""
     options = options_of(config, Path("eval"))
     return replace(options, split="validation", shots=(config.num_shots,), limit=config.eval_limit)
+
+
+NO_RESULT = frozenset(
+    ("model", "tuned", "data_path", "out", "regrade", "device", "precision", "batch", "timeout", "max_prompt_tokens")
+)
+"""Options that say where things are or how the work is done, and change no result beyond rounding."""
+
+
+def is_done(options: EvalOptions) -> bool:
+    """Whether `out` holds this evaluation: made with the same options (`NO_RESULT` aside), at these shots or more."""
+    out = Path(options.out or "eval")
+    if not (out / "eval.json").exists() or not (out / "options.yaml").exists():
+        return False
+    before = read_yaml(EvalOptions, out / "options.yaml")
+    compared = vars(options).keys() - NO_RESULT - {"shots"}
+    same = all(getattr(before, name) == getattr(options, name) for name in compared)
+    return same and set(options.shots) <= set(before.shots)

@@ -11,7 +11,7 @@ import browser
 import pytest
 import yaml
 
-from grpo import report
+from grpo import headline, report
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&lt;b\u2028\ud800 {{data}}"
 NO_BROWSER = "no Chromium found (one of: " + ", ".join(browser.NAMES) + ")"
@@ -95,7 +95,7 @@ def test_a_run_becomes_one_page_and_pictures(tmp_path, monkeypatch):
     out = report.write_report([run])
     assert out == run / "report.html"
     data = data_of(out)
-    assert data["evaluations"][0]["claim"].startswith("The tuned model is better (0 shots, stop stop_string")
+    assert data["evaluations"][0]["claim"] == headline.claim(graded()["paired"][0])
     facts = {label: (value, note) for label, value, note in data["series"][0]["facts"]}
     assert facts["Accuracy, base to tuned"][0] == "20.0 \u2192 60.0 %"
     assert facts["Gain"] == ("+40.0 points", "95 % interval +30.0 to +50.0")
@@ -114,7 +114,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
 
 
 def test_the_richest_evaluation_is_taken(tmp_path):
-    simple = {"cells": [{**cell, "shots": 0} for cell in graded()["cells"][:1]]}
+    simple = graded() | {"cells": graded()["cells"][:1], "paired": [], "split": []}
     run = make_run(tmp_path / "one", evaluation=simple)
     assert report.read_run(run).evaluation == simple
     (run / "eval_full").mkdir()
