@@ -188,6 +188,7 @@ def _rules(c: Config) -> list[tuple[str, str, bool]]:
         ("minibatch_size", f"0 or a multiple of group_size ({c.group_size})", c.minibatch_size % group_size == 0),
         ("max_tokens_per_microbatch", "auto or >= 1", tokens == "auto" or tokens >= 1),
         ("eval_shots", "None or numbers >= 0", shots is None or min(shots, default=-1) >= 0),
+        ("eval_shots", "without a number twice", shots is None or len(set(shots)) == len(shots)),
     ]
 
 

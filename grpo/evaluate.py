@@ -9,14 +9,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import data
 from data.problem import Problem
-from grpo import distributed, grading
+from grpo import distributed, grading, headline
 from grpo.config import Config
 from grpo.files import write_whole
 from grpo.options import write_yaml
@@ -94,9 +93,9 @@ def compare(
         for shots, asked in problems.items():
             start = time.perf_counter()
             rows = transcribe(sampler, asked, options, should_stop)
-            _say(f"{name}, {shots} shots: {len(rows):,} completions in {time.perf_counter() - start:.0f} s")
+            _say(f"{name}, {headline.shots(shots)}: {len(rows):,} completions in {time.perf_counter() - start:.0f} s")
             transcripts[f"{name}_{shots}shots"] = [{"model": name, "shots": shots, **row} for row in rows]
-    result = _summarize(transcripts, options)
+    result = _summarize(transcripts, options, options.stops)
     if distributed.is_main():
         for name, rows in transcripts.items():
             write_whole(out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -135,21 +134,20 @@ def regrade(options: EvalOptions) -> dict:
             transcripts[file.stem] = [json.loads(line) for line in lines]
     if not all(transcripts.values()):
         raise ValueError(f"regrade: a transcript in {directory} is empty")
-    if any(row["stop_early"] for rows in transcripts.values() for row in rows):
-        options = replace(options, stop_early=True)
-    result = _summarize(transcripts, options)
+    early = any(row["stop_early"] for rows in transcripts.values() for row in rows)
+    result = _summarize(transcripts, options, ("stop_string",) if early else grading.STOPS)
     out = Path(options.out) if options.out else directory
     out.mkdir(parents=True, exist_ok=True)
     _write(out, result)
     return result
 
 
-def _summarize(transcripts: dict[str, list[dict]], options: EvalOptions) -> dict:
+def _summarize(transcripts: dict[str, list[dict]], options: EvalOptions, stops: Sequence[str]) -> dict:
     return grading.summarize(
         [
             grades
             for rows in transcripts.values()
-            for grades in grading.grade(rows, options.graders, options.stops, options.format, options.timeout)
+            for grades in grading.grade(rows, options.graders, stops, options.format, options.timeout)
         ]
     )
 

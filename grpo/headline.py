@@ -10,9 +10,14 @@ def points(share: float) -> str:
     return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
+def shots(number: int) -> str:
+    """So many worked examples, in words."""
+    return f"{number} shot" if number == 1 else f"{number} shots"
+
+
 def where(pair: dict) -> str:
     """What was compared, in words."""
-    return f"grader {pair['grader']}, stop {pair['stop']}, {pair['shots']} shots, n = {pair['n']:,}"
+    return f"grader {pair['grader']}, stop {pair['stop']}, {shots(pair['shots'])}, n = {pair['n']:,}"
 
 
 def claim(pair: dict) -> str:
@@ -38,7 +43,7 @@ def main_pairs(found: dict) -> list[dict]:
     best: dict[int, dict] = {}
     for pair in sorted(found["paired"], key=lambda p: (p["stop"] == "stop_string", p["grader"] == "last_number")):
         best[pair["shots"]] = pair  # the last is the nearest
-    return [best[shots] for shots in sorted(best)]
+    return [best[number] for number in sorted(best)]
 
 
 def own(entries: list[dict], config: dict) -> dict | None:
@@ -69,7 +74,7 @@ def failures(found: dict) -> list[str]:
     """A sentence for each reward function that failed on texts of one model, number of shots and stop policy."""
     said = {}
     for cell in found["cells"]:
-        texts, here = cell["n"] * cell.get("samples", 1), f"{cell['model']}, {cell['shots']} shots, {cell['stop']}"
+        texts, here = cell["n"] * cell.get("samples", 1), f"{cell['model']}, {shots(cell['shots'])}, {cell['stop']}"
         for name, failed in cell.get("failures", {}).items():
             said[name, here] = (
                 f"{name} failed on {failed['texts']} of {texts} texts ({here}), which count as wrong; the first: "
@@ -97,7 +102,7 @@ def table(found: dict) -> str:
     for title, parts in (("published grader, run-on kept", "split"), ("training reward", "format")):
         for part in found[parts]:
             rest = " + ".join(f"{name} {points(part[name])}" for name in part if name not in ("shots", "total", "ci95"))
-            lines.append(f"gain at {part['shots']} shots ({title}) {points(part['total'])} points = {rest}")
+            lines.append(f"gain at {shots(part['shots'])} ({title}) {points(part['total'])} points = {rest}")
     lines += [claim(pair) for pair in main_pairs(found)]
     return "\n".join(lines + [f"warning: {sentence}" for sentence in failures(found)])
 

@@ -1,6 +1,6 @@
 """How an evaluation is done: its options, and those that a training run's own evaluations follow. Runs nothing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -78,6 +78,11 @@ class EvalOptions:
             raise ValueError(f"temperature is {self.temperature}: must be >= 0, and > 0 with several samples")
         if (self.model is None) == (self.regrade is None):
             raise ValueError("model: either --model or --regrade must be given, and not both")
+        if self.regrade is not None:
+            allowed = ("graders", "format", "timeout", "out")
+            for field in fields(self):
+                if field.name not in ("regrade", *allowed) and getattr(self, field.name) != field.default:
+                    raise ValueError(f"{field.name}: --regrade takes texts as they are, and only {', '.join(allowed)}")
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -364,7 +364,7 @@ def test_grading_again_gives_the_same_eval_json(tmp_path, monkeypatch, samples):
     written = (tmp_path / "eval.json").read_bytes()
     assert json.loads(written) == first
     assert by_key(first["cells"])["tuned", 16, "eos", "last_number"]["correct"] == 4
-    again = replace(options, model=None, tuned=None, shots=(0,), regrade=str(tmp_path), out=None)
+    again = EvalOptions(regrade=str(tmp_path), format="marker")
     assert evaluate.regrade(again) == first
     assert (tmp_path / "eval.json").read_bytes() == written
     few = evaluate.regrade(replace(again, graders=("published",), out=str(tmp_path / "few")))

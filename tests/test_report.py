@@ -217,6 +217,30 @@ def test_the_reader_answers_to_mouse_and_keyboard(tab, tmp_path):
     assert tab.errors == []
 
 
+def test_a_run_that_was_resumed_says_on_what_it_ran_in_turn(tmp_path):
+    run = make_run(tmp_path / "one")
+    starts = {"commit": "b", "threads": 2, "earlier": [{"commit": "a", "threads": 2}, {"commit": "a", "threads": 1}]}
+    (run / "environment.json").write_text(json.dumps(starts))
+    assert report.read_run(run).environment == {"commit": "a, then b", "threads": "2, then 1"}
+
+
+@needs_browser
+def test_samples_failures_and_a_run_of_its_own_grader(tab, tmp_path):
+    found = graded() | {"split": [], "format": [{"shots": 0, "total": 0.4, "format": 0.1, "left": 0.3}]}
+    found["format"][0]["ci95"] = dict.fromkeys(("total", "format", "left"), [0.0, 0.5])
+    rate = {"value": 0.75, "ci95": [0.5, 1.0]}
+    several = {"samples": 2, "pass_at": {"1": rate, "2": rate}, "majority": None}
+    found["cells"][0] |= several | {"failures": {"gsm8k.format": {"texts": 3, "first": "it <b>broke</b>"}}}
+    tab.show()
+    tab.open(report.write_report([make_run(tmp_path / "one", evaluation=found)]))
+    text = "document.getElementById('%s').textContent"
+    assert "Warning: gsm8k.format failed on 3 of 200 texts" in tab.js(text % "evaluation")
+    assert "it <b>broke</b>" in tab.js(text % "evaluation")
+    assert "0 base stop_string last_number75.0 50.0 to 100.075.0 50.0 to 100.0\u2013" in tab.js(text % "evaluation")
+    assert tab.js("document.querySelector('#gain details').open") and "Published" not in tab.js(text % "gain")
+    assert tab.errors == []
+
+
 @needs_browser
 def test_curves_are_read_at_a_step(tab, tmp_path):
     tab.show()
