@@ -183,8 +183,8 @@ def _facts(runs: Sequence[Run], rewards: Sequence[float | None]) -> list[list[st
     if splits:
         names = ("total", "stopping", "grader", "left")
         total, stopping, grader, left = (points(sum(entry[name] for entry in splits) / len(splits)) for name in names)
-        note = f"of the published gain are better answers; {stopping} learning to stop, {grader} the grader"
-        facts.append(["What is left", f"{left} of {total}", note])
+        note = f"by the published evaluation: {stopping} learning to stop, {grader} the grader, {left} what is left"
+        facts.append(["Published gain", f"{total} points", note])
     kept = [value for value in rewards if value is not None]
     if kept:
         tenth = math.ceil(len(kept) / 10)

@@ -99,7 +99,8 @@ def test_a_run_becomes_one_page_and_pictures(tmp_path, monkeypatch):
     facts = {label: (value, note) for label, value, note in data["series"][0]["facts"]}
     assert facts["Accuracy, base to tuned"][0] == "20.0 \u2192 60.0 %"
     assert facts["Gain"] == ("+40.0 points", "95 % interval +30.0 to +50.0")
-    assert facts["What is left"][0] == "+40.0 of +45.0"
+    value, note = facts["Published gain"]
+    assert value == "+45.0 points" and note.endswith("+10.0 learning to stop, \u22125.0 the grader, +40.0 what is left")
     assert facts["Training reward"][0] == "0.10 \u2192 0.30"
     assert facts["Steps"] == ("3", "4 s, 300 tokens sampled")
     assert {file.name for file in (run / "curves").iterdir()} >= {"rewards.png", "policy.png", "completions.png"}
@@ -222,6 +223,18 @@ def test_a_run_that_was_resumed_says_on_what_it_ran_in_turn(tmp_path):
     starts = {"commit": "b", "threads": 2, "earlier": [{"commit": "a", "threads": 2}, {"commit": "a", "threads": 1}]}
     (run / "environment.json").write_text(json.dumps(starts))
     assert report.read_run(run).environment == {"commit": "a, then b", "threads": "2, then 1"}
+
+
+@needs_browser
+def test_a_gain_in_colour_is_one_that_can_be_claimed(tab, tmp_path):
+    found = graded()
+    found["paired"][1]["p_value"] = 0.07
+    tab.show()
+    tab.open(report.write_report([make_run(tmp_path / "one", evaluation=found)]))
+    assert tab.js("[...document.querySelectorAll('td.gain')].map((td) => !!td.querySelector('strong'))") == [
+        True, False, True, True
+    ]  # fmt: skip
+    assert tab.errors == []
 
 
 @needs_browser

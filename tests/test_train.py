@@ -316,6 +316,7 @@ def test_a_finished_run_asked_for_another_evaluation_makes_it_and_trains_no_more
     assert train.main(argv(place, "asked_again", **run)) == 0
     result = place / "asked_again" / "eval" / "eval.json"
     monkeypatch.setattr(train, "train", None)
+    capsys.readouterr()
     for changes, n, grader in (({"final_eval_limit": 4}, 4, "gsm8k.correctness"), ({}, 7, "gsm8k.correctness"),
                                ({"eval_correct": "gsm8k.last_number"}, 7, "gsm8k.last_number")):  # fmt: skip
         assert train.main(argv(place, "asked_again", **run, **changes, resume="auto")) == 0
