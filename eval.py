@@ -8,7 +8,7 @@ Left out: everything but reading the options and printing the table; `grpo/evalu
 
 import sys
 
-from grpo import distributed, evaluate, grading, options, run
+from grpo import distributed, evaluate, headline, options, run
 
 
 def main(argv: list[str]) -> int:
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         run.say(f"eval.py: error: {error}")
         return 2
     if distributed.is_main():
-        print(grading.table(result))
+        print(headline.table(result))
         print(f"transcripts: {chosen.out or chosen.regrade or 'eval'}")
     distributed.shutdown()
     return 0

@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 import data
-from grpo import distributed, doctor, evaluate, grading, run
+from grpo import distributed, doctor, evaluate, headline, run
 from grpo.compiled import compile_layers
 from grpo.config import Config, parse_args
 from grpo.facts import device_memory
 from grpo.metrics import Sums
 from grpo.policy import frozen_copy, load_policy, load_shapes, model_directory, save_model
+from grpo.protocol import is_done
 from grpo.report import write_report
 from grpo.rollout import Collector, measure, write_transcripts
 from grpo.sampler import Sampler
@@ -108,10 +109,12 @@ def validate(config: Config, sampler: Sampler, state: run.State) -> tuple[run.St
 def compare(config: Config, directory: Path, device: torch.device, signals: run.Signals) -> None:
     """Evaluate the base model and `final/` on test, unless that was done before, and print them side by side."""
     result = directory / "eval" / "eval.json"
-    if not run.on_main(result.exists):
-        evaluate.compare(evaluate.options_of(config, result.parent), device, config.precision, signals.asked)
+    options = evaluate.options_of(config, result.parent)
+    if not run.on_main(lambda: is_done(options)):
+        run.on_main(lambda: run.drop_results(directory))  # of another number of problems or shots, or by another grader
+        evaluate.compare(options, device, config.precision, signals.asked)
     if distributed.is_main():
-        print(grading.table(json.loads(result.read_text())))
+        print(headline.table(json.loads(result.read_text())))
         print(f"transcripts: {result.parent}")
 
 

@@ -192,6 +192,7 @@ def _rules(c: Config) -> list[tuple[str, str, bool]]:
         ("max_tokens_per_microbatch", "auto or >= 1", tokens == "auto" or tokens >= 1),
         ("compile", "auto, True or False", c.compile in ("auto", True, False)),
         ("eval_shots", "None or numbers >= 0", shots is None or min(shots, default=-1) >= 0),
+        ("eval_shots", "without a number twice", shots is None or len(set(shots)) == len(shots)),
     ]
 
 

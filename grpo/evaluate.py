@@ -6,18 +6,20 @@ speed, when no run-on grading is wanted: so a training run evaluates itself. Lef
 """
 
 import json
+import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import data
 from data.problem import Problem
-from grpo import distributed, grading
+from grpo import distributed, grading, headline
 from grpo.config import Config
 from grpo.files import write_whole
-from grpo.policy import load_policy
+from grpo.options import write_yaml
+from grpo.policy import load_policy, load_shapes
 from grpo.protocol import EvalOptions, options_of, validation_options
 from grpo.rollout import encode_prompts, render, stop_strings
 from grpo.sampler import Sampler
@@ -39,10 +41,21 @@ def check(config: Config, tokenizer) -> None:
     planned = [validation_options(config)] if config.eval_every else []
     planned += [options_of(config, Path("eval"))] if config.final_eval else []
     for options in planned:
-        grading.check_graders((*options.graders, options.format))
-        for shots in options.shots:
-            problems = problems_of(options, shots)
-            encode_prompts(problems, tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens)
+        prepare(options, [tokenizer])
+
+
+def prepare(options: EvalOptions, tokenizers: Sequence) -> dict[int, list[Problem]]:
+    """The problems by number of shots, when everything that can be mistyped has been looked at.
+
+    Raises:
+        ValueError: a grader is unknown, a split or its exemplars are not there, or a prompt is too long.
+    """
+    grading.check_graders((*options.graders, options.format))
+    problems = {shots: problems_of(options, shots) for shots in options.shots}
+    for tokenizer in tokenizers:
+        for asked in problems.values():
+            encode_prompts(asked, tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens)
+    return problems
 
 
 class Interrupted(Exception):
@@ -52,9 +65,9 @@ class Interrupted(Exception):
 def compare(
     options: EvalOptions, device: torch.device, precision: str, should_stop: Callable[[], bool] = lambda: False
 ) -> dict:
-    """Evaluate base and tuned model at every number of shots; write `eval.json` and the transcripts to `out`.
+    """Evaluate base and tuned model at every number of shots; write transcripts, options and `eval.json` to `out`.
 
-    A collective call: ranks share the problems, rank 0 writes.
+    A collective call: ranks share the problems, rank 0 writes. Both models are looked at before either is asked.
 
     Returns:
         The content of `eval.json`, cells of base before those of tuned.
@@ -66,27 +79,44 @@ def compare(
     out = Path(options.out or "eval")
     if (out / "eval.json").exists():
         raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
-    grading.check_graders((*options.graders, options.format))
+    models = {"base": (options.model, options.revision), "tuned": (options.tuned, None)}
+    models = {name: where for name, where in models.items() if where[0] is not None}
+    problems = prepare(options, [_tokenizer(name, *where) for name, where in models.items()])
     if distributed.is_main():
         try:
             out.mkdir(parents=True, exist_ok=True)  # a mistake shows now, and not when all the work is done
         except OSError as error:
             raise OSError(f"out: {out} can not be made ({error.strerror})") from error
     transcripts: dict[str, list[dict]] = {}
-    for name, path, revision in (("base", options.model, options.revision), ("tuned", options.tuned, None)):
-        if path is None:
-            continue
+    for name, (path, revision) in models.items():
         policy, tokenizer = load_policy(path, revision=revision, device=device, precision=precision)
         sampler = Sampler(policy, tokenizer)
-        for shots in options.shots:
-            rows = transcribe(sampler, problems_of(options, shots), options, should_stop)
+        for shots, asked in problems.items():
+            start = time.perf_counter()
+            rows = transcribe(sampler, asked, options, should_stop)
+            _say(f"{name}, {headline.shots(shots)}: {len(rows):,} completions in {time.perf_counter() - start:.0f} s")
             transcripts[f"{name}_{shots}shots"] = [{"model": name, "shots": shots, **row} for row in rows]
-    result = _summarize(transcripts, options)
+    result = _summarize(transcripts, options, options.stops)
     if distributed.is_main():
         for name, rows in transcripts.items():
             write_whole(out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_yaml(options, out / "options.yaml")
         _write(out, result)  # last, so that it stands for a complete evaluation
     return result
+
+
+def _tokenizer(name: str, path: str, revision: str | None):
+    """The tokenizer of a model that can be loaded, its weights not looked at; an error names the option."""
+    try:
+        return load_shapes(path, revision)[1]
+    except ValueError as error:
+        raise ValueError(str(error) if name == "base" else f"tuned{str(error).removeprefix('model')}") from error
+
+
+def _say(text: str) -> None:
+    """How far it is, on stderr: an evaluation may take hours."""
+    if distributed.is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def regrade(options: EvalOptions) -> dict:
@@ -105,21 +135,20 @@ def regrade(options: EvalOptions) -> dict:
             transcripts[file.stem] = [json.loads(line) for line in lines]
     if not all(transcripts.values()):
         raise ValueError(f"regrade: a transcript in {directory} is empty")
-    if any(row["stop_early"] for rows in transcripts.values() for row in rows):
-        options = replace(options, stop_early=True)
-    result = _summarize(transcripts, options)
+    early = any(row["stop_early"] for rows in transcripts.values() for row in rows)
+    result = _summarize(transcripts, options, ("stop_string",) if early else grading.STOPS)
     out = Path(options.out) if options.out else directory
     out.mkdir(parents=True, exist_ok=True)
     _write(out, result)
     return result
 
 
-def _summarize(transcripts: dict[str, list[dict]], options: EvalOptions) -> dict:
+def _summarize(transcripts: dict[str, list[dict]], options: EvalOptions, stops: Sequence[str]) -> dict:
     return grading.summarize(
         [
             grades
             for rows in transcripts.values()
-            for grades in grading.grade(rows, options.graders, options.stops, options.format, options.timeout)
+            for grades in grading.grade(rows, options.graders, stops, options.format, options.timeout)
         ]
     )
 
@@ -169,9 +198,13 @@ def transcribe(
     at_once = max(1, options.batch // options.samples)
     rounds = -(-len(order[:: distributed.world_size()]) // at_once)
     rows: list[dict] = []
+    start = said = time.perf_counter()
     for k in range(rounds):
         if distributed.any_true(should_stop()):
             raise Interrupted
+        if time.perf_counter() - said > 60:
+            said = time.perf_counter()
+            _say(f"  {k / rounds:.0%} of {len(problems):,} problems after {(said - start) / 60:.0f} min")
         if index := mine[k * at_once : (k + 1) * at_once]:
             rows += _answer(sampler, problems, prompt_ids, index, options)
     gathered = [row for rank in distributed.gather_objects(rows) for row in rank]

@@ -6,7 +6,7 @@ apart on the same texts. Left out: making the transcripts (`evaluate.py`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class Grades:
     """[n * k]: sampled tokens that count under the policy."""
     samples: int
     """k."""
+    failures: dict[str, dict]
+    """Of the reward functions that made these grades: {name: {"texts": how many it failed on, "first": in words}}."""
 
     def per_problem(self) -> np.ndarray:
         """[n] share of a problem's samples that are right."""
@@ -73,7 +75,7 @@ def grade(
         timeout: seconds per call of a reward function.
 
     Returns:
-        One per stop policy and grader.
+        One per stop policy and grader. A text on which a reward function fails counts as wrong, and as a failure.
 
     Raises:
         ValueError: a grader is unknown.
@@ -91,6 +93,11 @@ def grade(
             stopped = stop == "stop_string"
             texts = [cut(row) if stopped else row["completion"] for row in rows]
             scores = dict(zip(runner.names, runner.score(texts, problems), strict=True))
+            failed = {
+                name: {"texts": values.count(None), "first": runner.first_errors[name]}
+                for name, values in scores.items()
+                if None in values
+            }
             pairs = list(zip(texts, problems, strict=True))
             read = {name: [read_one(*pair) for pair in pairs] for name, read_one in GRADERS.items()}
             read |= {name: [(None, bool(score and score > 0)) for score in scores[name]] for name in reward_names}
@@ -109,6 +116,7 @@ def grade(
                         run_on=run_on,
                         tokens=tokens_cut if stopped else tokens,
                         samples=1 + max(row["sample"] for row in rows),
+                        failures={name: failed[name] for name in (grader, format_reward) if name in failed},
                     )
                 )
     return graded
@@ -125,6 +133,7 @@ def cell(grades: Grades) -> dict:
 
     With one sample per problem the interval is Wilson's; with k, the bootstrap's over problems, `correct` counts
     samples, and `pass_at` (1, 2, 4, ... and k) and `majority` (null for a reward, which reads no value) are there too.
+    `failures`, as `Grades` has them, are there if a reward function failed.
     """
     k, per_problem = grades.samples, grades.per_problem()
     lenient = grades.lenient.reshape(-1, k).mean(1)
@@ -137,9 +146,9 @@ def cell(grades: Grades) -> dict:
         "n": n,
         "correct": correct,
         "accuracy": float(per_problem.mean()),
-        "ci95": wilson(correct, n) if k == 1 else mean_interval(per_problem),
+        "ci95": wilson(correct, n) if k == 1 else mean_interval(per_problem, 0, 1),
         "lenient_accuracy": float(grades.lenient.mean()),
-        "lenient_ci95": wilson(int(grades.lenient.sum()), n) if k == 1 else mean_interval(lenient),
+        "lenient_ci95": wilson(int(grades.lenient.sum()), n) if k == 1 else mean_interval(lenient, 0, 1),
         "format_rate": float(grades.formatted.mean()),
         "finished": float(grades.finished.mean()),
         "run_on": float(grades.run_on.mean()),
@@ -155,7 +164,7 @@ def cell(grades: Grades) -> dict:
             "pass_at": {str(size): _with_interval(values) for size, values in estimates.items()},
             "majority": _with_interval(votes) if grades.grader in GRADERS else None,
         }
-    return result
+    return result | ({"failures": grades.failures} if grades.failures else {})
 
 
 def paired(base: Grades, tuned: Grades) -> dict:
@@ -176,7 +185,7 @@ def paired(base: Grades, tuned: Grades) -> dict:
         p_value = mcnemar(only_base, only_tuned)
     return result | {
         "difference": float(difference.mean()),
-        "ci95": mean_interval(difference),
+        "ci95": mean_interval(difference, -1, 1),
         "p_value": p_value,
     }
 
@@ -209,23 +218,33 @@ def format_split(shots: int, gain: Callable[[str, str], np.ndarray]) -> dict:
 
 def _parts(shots: int, **parts: np.ndarray) -> dict:
     means = {name: float(values.mean()) for name, values in parts.items()}
-    return {"shots": shots, **means, "ci95": {name: mean_interval(values) for name, values in parts.items()}}
+    most = {name: 1 if name in ("total", "left") else 2 for name in parts}  # the others are differences of differences
+    intervals = {name: mean_interval(values, -most[name], most[name]) for name, values in parts.items()}
+    return {"shots": shots, **means, "ci95": intervals}
 
 
 def _with_interval(values: Sequence[float]) -> dict:
-    return {"value": float(np.mean(values)), "ci95": mean_interval(values)}
+    return {"value": float(np.mean(values)), "ci95": mean_interval(values, 0, 1)}
 
 
 def summarize(graded: Sequence[Grades]) -> dict:
     """`eval.json`: cells, and, where base and tuned are both there, paired differences and the splits of the gain.
 
-    Base comes before tuned and few shots before many, whatever the order of `graded`.
+    Base comes before tuned and few shots before many, whatever the order of `graded`. `last_number` is compared whether
+    it was asked for or not, since every cell has read it, and `gsm8k.correctness` is `marker` by another name.
     """
     graded = sorted(graded, key=lambda grades: (grades.model, grades.shots))
     result: dict = {"cells": [cell(grades) for grades in graded]}
     by_key = {(g.model, g.shots, g.stop, g.grader): g for g in graded}
+    for g in graded:
+        read = replace(g, grader="last_number", correct=g.lenient)
+        by_key.setdefault((g.model, g.shots, g.stop, "last_number"), read)
     pairs = [(g, by_key.get(("tuned", *key[1:]))) for key, g in by_key.items() if key[0] == "base"]
+    pairs.sort(key=lambda pair: pair[0].shots)
     result["paired"] = [paired(base, tuned) for base, tuned in pairs if tuned is not None]
+    for g in graded:
+        if g.grader == "gsm8k.correctness":
+            by_key.setdefault((g.model, g.shots, g.stop, "marker"), g)
 
     def gain(shots: int) -> Callable[[str, str], np.ndarray]:
         def of(grader: str, stop: str) -> np.ndarray:
@@ -242,53 +261,3 @@ def summarize(graded: Sequence[Grades]) -> dict:
             except KeyError:
                 continue  # a grader, a stop policy or a model that this split needs was not asked for
     return result
-
-
-def claim(pair: dict) -> str:
-    """One sentence: what can be claimed at this sample size.
-
-    A difference is claimed if its interval excludes 0 and, where there is a test, p < 0.05 as well: resampling a few
-    problems, or problems that all differ alike, gives too narrow an interval.
-    """
-    points, (low, high), p_value = 100 * pair["difference"], (100 * bound for bound in pair["ci95"]), pair["p_value"]
-    where = f"grader {pair['grader']}, stop {pair['stop']}, {pair['shots']} shots, n = {pair['n']}"
-    if low == high == 0:
-        unseen = 100 * (1 - 0.05 ** (1 / pair["n"]))  # that large a share of problems is met with a chance of 95 %
-        return (
-            f"No difference can be claimed ({where}): the two models are right equally often on every problem, which "
-            f"does not exclude a true difference of up to {unseen:.1f} points (rule of three)."
-        )
-    tested = "" if p_value is None else f", p = {p_value:.2g}"
-    measured = f"{points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}{tested}"
-    backed = low < high if p_value is None else p_value < 0.05
-    if low <= 0 <= high or not backed:
-        return f"No difference can be claimed ({where}): measured {measured}."
-    return f"The tuned model is {'better' if points > 0 else 'worse'} ({where}): {measured}."
-
-
-def table(result: dict) -> str:
-    """The cells as lines of plain text, then what can be claimed."""
-    names = ("model  shots", "stop       ", "grader              n", "accuracy  95 %           ")
-    lines = ["  ".join((*names, "lenient  format  finished  tokens"))]
-    for cell in result["cells"]:
-        low, high = cell["ci95"]
-        lines.append(
-            f"{cell['model']:<6} {cell['shots']:>5}  {cell['stop']:<11}  {cell['grader']:<17} {cell['n']:>4}  "
-            f"{cell['accuracy']:>8.3f}  {f'{low:.3f} .. {high:.3f}':<15}  {cell['lenient_accuracy']:>7.3f}  "
-            f"{cell['format_rate']:>6.3f}  {cell['finished']:>8.3f}  {cell['mean_tokens']:>6.1f}"
-        )
-    for part in result["split"]:
-        lines.append(
-            f"gain at {part['shots']} shots (published grader, run-on kept) {100 * part['total']:+.1f} points = "
-            f"stopping {100 * part['stopping']:+.1f} + grader {100 * part['grader']:+.1f} + "
-            f"left {100 * part['left']:+.1f}"
-        )
-    for part in result["format"]:
-        lines.append(
-            f"gain at {part['shots']} shots in the training reward {100 * part['total']:+.1f} points = format "
-            f"{100 * part['format']:+.1f} + left {100 * part['left']:+.1f}"
-        )
-    claimed = {pair["shots"]: pair for pair in reversed(result["paired"]) if pair["stop"] == "stop_string"}
-    claimed |= {p["shots"]: p for p in result["paired"] if (p["stop"], p["grader"]) == ("stop_string", "last_number")}
-    lines += [claim(pair) for pair in claimed.values()]
-    return "\n".join(lines)

@@ -1,88 +1,115 @@
-"""An `eval.json` in few words: base against tuned, what can be claimed from it, and the split of the gain.
+"""An `eval.json` in words: the table, what can be claimed, where a gain comes from, and what failed.
 
-It reads both forms, with cells for each stop policy and grader and with one cell for each model and number of shots.
-What is left out: grading and bootstrap intervals (`grading.py`); only what a file lacks is worked out here.
+One source for the terminal and the page. What is left out: grading and intervals (`grading.py`); nothing is worked out
+here that the file does not hold.
 """
-
-import math
 
 
 def points(share: float) -> str:
-    """A difference of shares in points, with a true minus sign."""
-    return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}")
+    """A difference of shares in points."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
-def in_one_form(found: dict, config: dict) -> dict:
-    """What the page shows of an `eval.json`: cells (with stop policy and grader), paired, split, format, and a claim.
+def shots(number: int) -> str:
+    """So many worked examples, in words."""
+    return f"{number} shot" if number == 1 else f"{number} shots"
 
-    Args:
-        found: an `eval.json`.
-        config: the run's options.
 
-    Returns:
-        as in `eval.json`, lists empty where it has none; "claim" is a sentence, or None without base and tuned.
+def where(pair: dict) -> str:
+    """What was compared, in words."""
+    return f"grader {pair['grader']}, stop {pair['stop']}, {shots(pair['shots'])}, n = {pair['n']:,}"
+
+
+def claim(pair: dict) -> str:
+    """One sentence: what can be claimed from a pair of `eval.json` at this sample size.
+
+    A difference is claimed if its interval excludes 0 and, where there is a test, p < 0.05 as well: resampling a few
+    problems gives too narrow an interval.
     """
-    pair = main_pair(found, config)
-    kept = {name: found.get(name, []) for name in ("paired", "split", "format")}
-    return {"cells": _readings(found), "claim": pair and _claim(pair), **kept}
-
-
-def _readings(found: dict) -> list[dict]:
-    """The cells, all with a stop policy and a grader; a lenient reading becomes `last_number`, which it is."""
-    graders = {cell.get("grader", "strict") for cell in found["cells"]}
-    readings = []
-    for cell in found["cells"]:
-        reading = {"stop": "", "grader": "strict"} | cell
-        readings.append(reading)
-        if "lenient_accuracy" in cell and len(graders) == 1 and "last_number" not in graders:
-            lenient = {"accuracy": cell["lenient_accuracy"], "ci95": cell["lenient_ci95"], "grader": "last_number"}
-            readings.append(reading | lenient | {"correct": cell.get("lenient_correct")})
-    return readings
-
-
-def main_pair(found: dict, config: dict) -> dict | None:
-    """Base against tuned: {base, tuned, n, where (in words), difference, ci95, p_value}; None without both.
-
-    At the run's own number of shots; by the last number of the cut text, which neither format nor running on changes,
-    else as the first cell is graded. Without a paired interval, or with one of width 0 (the bootstrap of differences
-    that are all equal, which would claim too much), Newcombe's hybrid score interval of two rates (Statistics in
-    Medicine 17, 1998, method 10), for which the problems of the two need not be the same.
-    """
-    cells = {(cell["model"], cell["shots"], cell["stop"], cell["grader"]): cell for cell in _readings(found)}
-    keys = [key[1:] for key in cells if key[0] == "tuned" and ("base", *key[1:]) in cells]
-    if not keys:
-        return None
-    wanted = (config.get("num_shots"), "stop_string", "last_number")
-    key = max(keys, key=lambda key: [one == other for one, other in zip(key, wanted, strict=True)])
-    base, tuned = cells["base", *key], cells["tuned", *key]
-    shots, stop, grader = key
-    where = f"{shots} shots, {f'stop {stop}, ' if stop else ''}grader {grader}, n = {tuned['n']:,}"
-    result = {"base": base["accuracy"], "tuned": tuned["accuracy"], "n": tuned["n"], "where": where}
-    for pair in found.get("paired", ()):
-        if (pair["shots"], pair["stop"], pair["grader"]) == key and pair["ci95"][0] < pair["ci95"][1]:
-            return result | {"difference": pair["difference"], "ci95": pair["ci95"], "p_value": pair["p_value"]}
-    difference = tuned["accuracy"] - base["accuracy"]
-    low = difference - math.hypot(tuned["accuracy"] - tuned["ci95"][0], base["ci95"][1] - base["accuracy"])
-    high = difference + math.hypot(tuned["ci95"][1] - tuned["accuracy"], base["accuracy"] - base["ci95"][0])
-    return result | {"difference": difference, "ci95": [low, high], "p_value": None}
-
-
-def own_split(found: dict, config: dict) -> dict | None:
-    """The split of the gain at the run's own number of shots, else the first."""
-    splits = found.get("split", ())
-    return next((entry for entry in splits if entry["shots"] == config.get("num_shots")), next(iter(splits), None))
-
-
-def _claim(pair: dict) -> str:
-    """One sentence: what can be claimed at this sample size."""
-    low, high = pair["ci95"]
-    said = f"{points(pair['difference'])} points (95 % interval {points(low)} to {points(high)}"
-    p = pair["p_value"]
-    said += ")" if p is None else ", p < 0.001)" if p < 0.001 else f", p = {p:.2g})"
+    (low, high), p = pair["ci95"], pair["p_value"]
+    tested = "" if p is None else ", p < 0.001" if p < 0.001 else f", p = {p:.2g}"
+    measured = f"{points(pair['difference'])} points, 95 % interval {points(low)} to {points(high)}{tested}"
     if low <= 0 <= high:
-        width = 50 * (high - low)
-        return (
-            f"No difference can be claimed ({pair['where']}): {said}; at this sample size it would have to be larger "
-            f"than about {width:.1f} points."
+        size = f"at this sample size it would have to be larger than about {50 * (high - low):.1f} points"
+        return f"No difference can be claimed ({where(pair)}): measured {measured}; {size}."
+    if p is not None and p >= 0.05:
+        return f"No difference can be claimed ({where(pair)}): measured {measured}; too few differ to rule out chance."
+    return f"The tuned model is {'better' if low > 0 else 'worse'} ({where(pair)}): {measured}."
+
+
+def main_pairs(found: dict) -> list[dict]:
+    """The pair that counts at each number of shots: by the last number of the cut text, which neither format nor
+    running on changes; else as near to that as the file has it."""
+    best: dict[int, dict] = {}
+    for pair in sorted(found["paired"], key=lambda p: (p["stop"] == "stop_string", p["grader"] == "last_number")):
+        best[pair["shots"]] = pair  # the last is the nearest
+    return [best[number] for number in sorted(best)]
+
+
+def own(entries: list[dict], config: dict) -> dict | None:
+    """Of entries for several numbers of shots that of the run's own `num_shots`, else the first; None without any."""
+    return next((entry for entry in entries if entry["shots"] == config.get("num_shots")), next(iter(entries), None))
+
+
+def accuracies(found: dict, pair: dict) -> tuple[float, float]:
+    """Of base and tuned model, graded as the pair is."""
+    key = ("shots", "stop", "grader")
+    graded = {c["model"]: c["accuracy"] for c in readings(found) if all(c[name] == pair[name] for name in key)}
+    return graded["base"], graded["tuned"]
+
+
+def readings(found: dict) -> list[dict]:
+    """The cells; where `last_number` is not a grader among them, with a cell for each lenient accuracy, which it is."""
+    cells = []
+    for cell in found["cells"]:
+        cells.append(cell)
+        if not any(other["grader"] == "last_number" for other in found["cells"]):
+            lenient = {"accuracy": cell["lenient_accuracy"], "ci95": cell["lenient_ci95"], "grader": "last_number"}
+            of_the_grader = ("correct", "failures", "pass_at", "majority")
+            cells.append({name: value for name, value in cell.items() if name not in of_the_grader} | lenient)
+    return list({(c["model"], c["shots"], c["stop"], c["grader"]): c for c in cells}.values())
+
+
+def failures(found: dict) -> list[str]:
+    """A sentence for each reward function that failed on texts of one model, number of shots and stop policy."""
+    said = {}
+    for cell in found["cells"]:
+        texts, here = cell["n"] * cell.get("samples", 1), f"{cell['model']}, {shots(cell['shots'])}, {cell['stop']}"
+        for name, failed in cell.get("failures", {}).items():
+            said[name, here] = (
+                f"{name} failed on {failed['texts']} of {texts} texts ({here}), which count as wrong; the first: "
+                f"{failed['first']}"
+            )
+    return list(said.values())
+
+
+def table(found: dict) -> str:
+    """The cells as lines of plain text, then where the gain comes from, what can be claimed, and what failed."""
+    names = ("model  shots", "stop       ", "grader              n", "accuracy  95 %           ")
+    lines = ["  ".join((*names, "lenient  format  finished  tokens"))]
+    for cell in found["cells"]:
+        lines.append(
+            f"{_key(cell)} {cell['n']:>4}  {cell['accuracy']:>8.3f}  {_interval(cell['ci95']):<15}  "
+            f"{cell['lenient_accuracy']:>7.3f}  {cell['format_rate']:>6.3f}  {cell['finished']:>8.3f}  "
+            f"{cell['mean_tokens']:>6.1f}"
         )
-    return f"The tuned model is {'better' if low > 0 else 'worse'} ({pair['where']}): {said}."
+    for cell in found["cells"]:
+        if "pass_at" in cell:
+            rates = {f"pass@{size}": rate for size, rate in cell["pass_at"].items()}
+            rates |= {f"majority@{cell['samples']}": cell["majority"]} if cell["majority"] else {}
+            shown = "  ".join(f"{name} {rate['value']:.3f} ({_interval(rate['ci95'])})" for name, rate in rates.items())
+            lines.append(f"{_key(cell)} {shown}")
+    for title, parts in (("published grader, run-on kept", "split"), ("training reward", "format")):
+        for part in found[parts]:
+            rest = " + ".join(f"{name} {points(part[name])}" for name in part if name not in ("shots", "total", "ci95"))
+            lines.append(f"gain at {shots(part['shots'])} ({title}) {points(part['total'])} points = {rest}")
+    lines += [claim(pair) for pair in main_pairs(found)]
+    return "\n".join(lines + [f"warning: {sentence}" for sentence in failures(found)])
+
+
+def _key(cell: dict) -> str:
+    return f"{cell['model']:<6} {cell['shots']:>5}  {cell['stop']:<11}  {cell['grader']:<17}"
+
+
+def _interval(ci95: list[float]) -> str:
+    return f"{ci95[0]:.3f} .. {ci95[1]:.3f}"

@@ -1,12 +1,13 @@
 """How an evaluation is done: its options, and those that a training run's own evaluations follow. Runs nothing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from grpo import grading
 from grpo.config import Config
 from grpo.graders import GRADERS
+from grpo.options import read_yaml
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class EvalOptions:
             raise ValueError(f"temperature is {self.temperature}: must be >= 0, and > 0 with several samples")
         if (self.model is None) == (self.regrade is None):
             raise ValueError("model: either --model or --regrade must be given, and not both")
+        if self.regrade is not None:
+            allowed = ("graders", "format", "timeout", "out")
+            for field in fields(self):
+                if field.name not in ("regrade", *allowed) and getattr(self, field.name) != field.default:
+                    raise ValueError(f"{field.name}: --regrade takes texts as they are, and only {', '.join(allowed)}")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -111,3 +117,20 @@ def validation_options(config: Config) -> EvalOptions:
     """The evaluation during training, of the run's own number of shots."""
     options = options_of(config, Path("eval"))
     return replace(options, split="validation", shots=(config.num_shots,), limit=config.eval_limit)
+
+
+NO_RESULT = frozenset(
+    ("model", "tuned", "data_path", "out", "regrade", "device", "precision", "batch", "timeout", "max_prompt_tokens")
+)
+"""Options that say where things are or how the work is done, and change no result beyond rounding."""
+
+
+def is_done(options: EvalOptions) -> bool:
+    """Whether `out` holds this evaluation: made with the same options (`NO_RESULT` aside), at these shots or more."""
+    out = Path(options.out or "eval")
+    if not (out / "eval.json").exists() or not (out / "options.yaml").exists():
+        return False
+    before = read_yaml(EvalOptions, out / "options.yaml")
+    compared = vars(options).keys() - NO_RESULT - {"shots"}
+    same = all(getattr(before, name) == getattr(options, name) for name in compared)
+    return same and set(options.shots) <= set(before.shots)

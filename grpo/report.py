@@ -97,10 +97,16 @@ def read_run(path: Path) -> Run:
     return Run(
         path=path,
         config=config,
-        environment=_json(environment.read_text(encoding="utf-8")) if environment.exists() else {},
+        environment=_in_turn(_json(environment.read_text(encoding="utf-8"))) if environment.exists() else {},
         metrics=[_json(line) for line in whole_lines],
         evaluation=max(evaluations, key=lambda found: (len(found.get("split", ())), len(found["cells"])), default=None),
     )
+
+
+def _in_turn(environment: dict) -> dict[str, str]:
+    """What a run ran on, from its first start to its last; where they differ, one after the other."""
+    starts = [*environment.pop("earlier", []), environment]
+    return {name: ", then ".join(dict.fromkeys(_text(start.get(name)) for start in starts)) for name in environment}
 
 
 def _json(text: str) -> Any:
@@ -121,12 +127,19 @@ def build(runs: Sequence[Run]) -> dict:
         "title": ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
         "series": [_series(group, differing) for group in groups.values()],
         "panels": curves.panels_of([run.metrics for run in runs]),
-        "evaluations": [{"run": run.name, **headline.in_one_form(found, run.config)} for run, found in evaluations],
+        "evaluations": [_evaluation(run, found) for run, found in evaluations],
         "options": _table([run.config for run in runs], _defaults(), without=("run_name", "out_dir")),
         "environment": _table([run.environment for run in runs], {}),
         "runs": [run.name for run in runs],
         "rollouts": [found for run in runs if (found := _rollouts(run, ROLLOUT_BYTES / len(runs)))],
     }
+
+
+def _evaluation(run: Run, found: dict) -> dict:
+    """What the page shows of an `eval.json`, with a claim (None without base and tuned) and what failed in words."""
+    pair = headline.own(headline.main_pairs(found), run.config)
+    said = {"claim": pair and headline.claim(pair), "failures": headline.failures(found)}
+    return {"run": run.name, **found, "cells": headline.readings(found), **said}
 
 
 def render(page: dict) -> str:
@@ -155,23 +168,23 @@ def _series(runs: Sequence[Run], differing: Sequence[str]) -> dict:
 
 def _facts(runs: Sequence[Run], rewards: Sequence[float | None]) -> list[list[str]]:
     """What stands at the head of the page: [label, value, note]. Numbers of several runs are means."""
-    points, facts = headline.points, []
-    evaluated = [run for run in runs if run.evaluation]
-    pairs = [pair for run in evaluated if (pair := headline.main_pair(run.evaluation, run.config))]
+    facts = []
+    evaluated = [(run.evaluation, run.config) for run in runs if run.evaluation]
+    pairs = [(found, pair) for found, config in evaluated if (pair := headline.own(headline.main_pairs(found), config))]
     if pairs:
-        base, tuned, gain = (sum(pair[key] for pair in pairs) / len(pairs) for key in ("base", "tuned", "difference"))
-        gains = [pair["difference"] for pair in pairs]
-        low, high = map(points, pairs[0]["ci95"] if len(pairs) == 1 else (min(gains), max(gains)))
+        base, tuned = (sum(headline.accuracies(*pair)[i] for pair in pairs) / len(pairs) for i in (0, 1))
+        gains = [pair["difference"] for _, pair in pairs]
+        low, high = map(points, pairs[0][1]["ci95"] if len(pairs) == 1 else (min(gains), max(gains)))
         span = "95 % interval" if len(pairs) == 1 else f"{len(pairs)} runs:"
         facts.append(["Accuracy, base to tuned", f"{100 * base:.1f} \N{RIGHTWARDS ARROW} {100 * tuned:.1f} %"])
-        facts[-1].append(pairs[0]["where"])
-        facts.append(["Gain", f"{points(gain)} points", f"{span} {low} to {high}"])
-    splits = [entry for run in evaluated if (entry := headline.own_split(run.evaluation, run.config))]
+        facts[-1].append(headline.where(pairs[0][1]))
+        facts.append(["Gain", f"{points(sum(gains) / len(gains))} points", f"{span} {low} to {high}"])
+    splits = [entry for found, config in evaluated if (entry := headline.own(found["split"], config))]
     if splits:
         names = ("total", "stopping", "grader", "left")
         total, stopping, grader, left = (points(sum(entry[name] for entry in splits) / len(splits)) for name in names)
-        note = f"of the published gain are better answers; {stopping} learning to stop, {grader} the grader"
-        facts.append(["What is left", f"{left} of {total}", note])
+        note = f"by the published evaluation: {stopping} learning to stop, {grader} the grader, {left} what is left"
+        facts.append(["Published gain", f"{total} points", note])
     kept = [value for value in rewards if value is not None]
     if kept:
         tenth = math.ceil(len(kept) / 10)
@@ -183,6 +196,11 @@ def _facts(runs: Sequence[Run], rewards: Sequence[float | None]) -> list[list[st
     tokens = sum(line.get("tokens/sampled") or 0 for run in runs for line in run.metrics)
     steps = " + ".join(str(len(run.metrics)) for run in runs)
     return [*facts, ["Steps", steps, f"{_duration(seconds)}, {tokens:,} tokens sampled"]]
+
+
+def points(share: float) -> str:
+    """A difference of shares in points, with a true minus sign."""
+    return headline.points(share).replace("-", "\N{MINUS SIGN}")
 
 
 def _duration(seconds: float) -> str:

@@ -231,7 +231,7 @@ def _open_directory(config: Config, device: torch.device) -> tuple[Config, Path]
 
 
 def claim(directory: Path, config: Config, device: torch.device) -> None:
-    """Write config.yaml and environment.json; drop `final/` and its evaluation, which would not be of the last step.
+    """Write config.yaml, add to environment.json; drop `final/` and its evaluation, which would be of another step.
 
     For a run about to take its first step or to go on, when all it needs has been built: a mistyped option must not
     leave a directory that stands in the way of the next try.
@@ -242,9 +242,11 @@ def claim(directory: Path, config: Config, device: torch.device) -> None:
 
     def write() -> None:
         shutil.rmtree(directory / "final", ignore_errors=True)
-        for stale in (directory / "eval" / "eval.json", directory / "report.html"):
-            stale.unlink(missing_ok=True)
-        write_whole(directory / "environment.json", json.dumps(environment(device), indent=1) + "\n")
+        drop_results(directory)
+        file = directory / "environment.json"
+        before = json.loads(file.read_text()) if file.exists() else None
+        earlier = [*before.pop("earlier", []), before] if before else []
+        write_whole(file, json.dumps({**environment(device), "earlier": earlier}, indent=1) + "\n")
         to_yaml(config, directory / "config.yaml")
 
     on_main(write)
@@ -261,6 +263,12 @@ def keep_smaller(directory: Path, config: Config, learner: Learner, display: Dis
             f"max_tokens_per_microbatch {after} instead of {before}, as will be all further ones"
         )
     return config
+
+
+def drop_results(directory: Path) -> None:
+    """Drop the run's own evaluation and its page, which would not be of what follows."""
+    shutil.rmtree(directory / "eval", ignore_errors=True)
+    (directory / "report.html").unlink(missing_ok=True)
 
 
 def environment(device: torch.device) -> dict:

@@ -27,18 +27,23 @@ def wilson(successes: int, n: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def mean_interval(per_problem: Sequence[float] | np.ndarray) -> list[float]:
+def mean_interval(per_problem: Sequence[float] | np.ndarray, lowest: float, highest: float) -> list[float]:
     """The bootstrap interval (percentile, 95 %) of a mean over problems; problems are drawn again, with all of theirs.
+
+    Problems that are all alike say nothing by being drawn again. Then the rule of three: with a chance of 95 % one of n
+    problems belongs to a share of 1 - 0.05^(1/n) of all, so unseen ones of such a share may lie at either bound.
 
     Args:
         per_problem: n numbers, one per problem: a paired difference, or a rate over the samples of the problem.
+        lowest, highest: what such a number could be.
 
     Returns:
         [low, high]; the same for the same numbers.
     """
     values = np.asarray(per_problem, dtype=np.float64)
     if (values == values[0]).all():
-        return [float(values[0])] * 2
+        unseen = 1 - 0.05 ** (1 / len(values))
+        return [float((1 - unseen) * values[0] + unseen * bound) for bound in (lowest, highest)]
     result = bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0), batch=500
     )

@@ -25,6 +25,7 @@ from scipy import stats
 from grpo import options
 from grpo.config import Config, check_resumable, from_yaml, parse_args
 from grpo.files import write_whole
+from grpo.protocol import is_done, options_of
 
 OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
 """Options of a run that the sweep sets."""
@@ -34,13 +35,11 @@ OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
 class Sweep:
     """Train every cell of a grid with train.py and show accuracy by training setting and shots of the evaluation.
 
-    Further flags are those of train.py and go to every cell.
+    Further flags are those of train.py, --recipe FILE among them, and go to every cell.
     """
 
     grid: tuple[str, ...]
     """What is varied: option=value,value,... for each option, such as num_shots=0,2,8 seed=0,1,2."""
-    recipe: str | None = None
-    """YAML file of the runs' options."""
     eval_shots: tuple[int, ...] | None = None
     """Worked examples to evaluate with; None: those of the grid's num_shots, or of the recipe."""
     out: str = "runs/sweep"
@@ -116,13 +115,12 @@ def make_cells(sweep: Sweep, train_flags: list[str]) -> list[Cell]:
     given = {word[2:].partition("=")[0].replace("-", "_") for word in train_flags if word.startswith("--")}
     if taken := sorted(given & {*OURS, *grid}):
         raise ValueError(f"--{taken[0]} is set by the sweep itself; leave it out")
-    recipe = [] if sweep.recipe is None else ["--recipe", sweep.recipe]
     shots = sweep.eval_shots or tuple(sorted({int(n) for n in grid.get("num_shots", ()) if n.isdigit()}))
     cells = []
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
         name = re.sub(r"[^\w.+=,-]", "-", ",".join(f"{option}={value}" for option, value in setting.items()))
-        flags = [*recipe, *train_flags, *(word for option in setting for word in (f"--{option}", setting[option]))]
+        flags = [*train_flags, *(word for option in setting for word in (f"--{option}", setting[option]))]
         flags += ["--run_name", name, "--out_dir", sweep.out, "--resume", "auto", "--final_eval", "True"]
         flags += ["--eval_shots", *map(str, shots)] if shots else []
         script = str(Path(__file__).parent.parent / "train.py")
@@ -136,11 +134,11 @@ def make_cells(sweep: Sweep, train_flags: list[str]) -> list[Cell]:
 def accuracies(cell: Cell) -> dict | None:
     """{"base" | "tuned": {shots: the cell of eval.json}} of a run that is done at all its shots; None: it is not.
 
-    Not done either: a run made with other options, which `train.py` will refuse to resume. An evaluation that lacks
-    some of the shots is dropped, so that the run makes it again, at all of them; else it stays as it was made.
+    Not done either: a run made with other options, which `train.py` will refuse to resume, and an evaluation made with
+    others (fewer shots, another limit), which it makes again.
     """
     saved, result = cell.directory / "config.yaml", cell.directory / "eval" / "eval.json"
-    if not saved.exists() or not result.exists():
+    if not saved.exists() or not is_done(options_of(cell.config, result.parent)):
         return None
     before = from_yaml(saved)
     kept = {name: getattr(before, name) for name in ("device", "precision", "max_tokens_per_microbatch")}
@@ -151,14 +149,12 @@ def accuracies(cell: Cell) -> dict | None:
         return None
     if cell.config.num_steps > before.num_steps:
         return None
-    found: dict[str, dict[int, dict]] = {}
-    for row in json.loads(result.read_text())["cells"]:
-        found.setdefault(row["model"], {}).setdefault(row["shots"], row)
     wanted = cell.config.eval_shots or (cell.config.num_shots,)
-    if any(shots not in found.get(model, {}) for model in ("base", "tuned") for shots in wanted):
-        result.unlink()
-        return None
-    return {model: {shots: by_shots[shots] for shots in wanted} for model, by_shots in found.items()}
+    found: dict[str, dict[int, dict]] = {"base": {}, "tuned": {}}
+    for row in json.loads(result.read_text())["cells"]:
+        if row["shots"] in wanted and row["grader"] == cell.config.eval_correct:
+            found[row["model"]][row["shots"]] = row
+    return found
 
 
 def interval(values: list[float], ci95: list[float]) -> tuple[float, float, float, str]:

@@ -68,7 +68,10 @@ def random_heads(S, key_heads=HKV, dtype=torch.float64, seed=0):
 @every_tree
 @every_size
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-def test_c39_tree_attention_equals_dense_attention(rows, max_scores, key_heads, monkeypatch):
+@pytest.mark.parametrize("fused", [True, False])
+def test_c39_tree_attention_equals_dense_attention(rows, max_scores, key_heads, fused, monkeypatch):
+    """By torch's fused kernel for CPUs, and by the matrix products of other devices."""
+    monkeypatch.setattr(attention, "_fused", lambda q: fused)
     monkeypatch.setattr(attention, "MAX_SCORES", max_scores)
     monkeypatch.setattr(attention, "TRIANGLE", 2)
     tree = tree_of(rows, padding=2)

@@ -83,6 +83,7 @@ def test_flags_go_on_top_of_the_recipe():
         ({"reward_weights": (1.0, float("nan"))}, "reward_weights is (1.0, nan): must be finite"),
         ({"eval_shots": ()}, "eval_shots is ()"),
         ({"eval_shots": (0, -1)}, "eval_shots is (0, -1)"),
+        ({"eval_shots": (0, 0)}, "eval_shots is (0, 0): must be without a number twice"),
         ({"precision": "int8"}, "precision is 'int8': must be one of auto, fp32, bf16, fp16, fp64"),
         ({"device": "tpu"}, "device is 'tpu': must be one of auto, cpu, cuda"),
         ({"schedule": "step"}, "schedule is 'step': must be one of constant, linear, cosine"),

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import eval as command
+from grpo.options import read_yaml
+from grpo.protocol import EvalOptions
 from grpo.sampler import Sampler
 from tests import runs
 from tests.models import save_tiny
@@ -34,7 +36,11 @@ def result(place: Path, out: str) -> dict:
 
 def test_base_and_tuned_side_by_side(place, capsys):
     assert command.main(argv(place, "both")) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert [line.rpartition(" in ")[0] for line in err.splitlines() if "completions" in line] == [
+        "base, 0 shots: 9 completions", "tuned, 0 shots: 9 completions"
+    ]  # fmt: skip
+    assert read_yaml(EvalOptions, place / "both" / "options.yaml").budget == 8
     cells = result(place, "both")["cells"]
     assert [cell["model"] for cell in cells] == ["base", "base", "tuned", "tuned"]
     assert all((cell["n"], cell["shots"]) == (9, 0) for cell in cells)
@@ -43,7 +49,7 @@ def test_base_and_tuned_side_by_side(place, capsys):
     ]
     assert out.splitlines()[-1] == f"transcripts: {place / 'both'}"
     assert sorted(path.name for path in (place / "both").iterdir()) == [
-        "base_0shots.jsonl", "eval.json", "tuned_0shots.jsonl"
+        "base_0shots.jsonl", "eval.json", "options.yaml", "tuned_0shots.jsonl"
     ]  # fmt: skip
 
 
@@ -76,6 +82,36 @@ def test_regrade_needs_no_model(place, capsys):
     assert result(place, "regraded") == first
 
 
+def test_a_prompt_too_long_at_the_last_number_of_shots_shows_before_any_work(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Sampler, "generate", None)
+    words = ["--model", save_tiny(tmp_path / "bytes"), "--shots", "0,2", "--max_prompt_tokens", "300"]
+    assert command.main([*words, "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
+    assert "prompts are longer than 300 tokens" in capsys.readouterr().err
+
+
+def test_several_samples_are_printed_as_pass_and_majority(place, capsys):
+    assert command.main(argv(place, "several", samples=3, temperature=1.0, limit=4)) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "pass@" in line]
+    assert len(lines) == 4 and all("pass@1 " in line and "pass@3 " in line and "majority@3 " in line for line in lines)
+    (cell,) = [cell for cell in result(place, "several")["cells"] if (cell["model"], cell["stop"]) == ("base", "eos")]
+    assert f"majority@3 {cell['majority']['value']:.3f} (" in lines[1]
+
+
+def test_a_reward_that_fails_is_named_with_its_reason(place, capsys, monkeypatch):
+    monkeypatch.setattr("rewards.runner.RewardRunner.score", fails_on_the_last)
+    assert command.main(argv(place, "failing", graders="gsm8k.correctness", limit=3)) == 0
+    out = capsys.readouterr().out
+    assert "warning: gsm8k.correctness failed on 1 of 3 texts (tuned, 0 shots, eos), which count as wrong; the" in out
+    assert "first: it broke" in out and out.count("gsm8k.correctness failed") == 4
+    assert result(place, "failing")["cells"][0]["failures"]["gsm8k.correctness"] == {"texts": 1, "first": "it broke"}
+
+
+def fails_on_the_last(runner, completions, problems):
+    """Instead of `RewardRunner.score`: 1 for all but the last text."""
+    runner.first_errors = dict.fromkeys(runner.names, "it broke")
+    return [[1.0] * (len(completions) - 1) + [None] for _ in runner.names]
+
+
 def test_an_evaluation_that_is_there_is_not_overwritten(place, capsys):
     assert command.main(argv(place, "once", limit=2)) == 0
     before = (place / "once" / "eval.json").read_bytes()
@@ -95,7 +131,7 @@ def test_asked_to_stop_nothing_is_written(place):
     ("option", "value", "sentence"),
     [
         ("model", "/nowhere", "model: '/nowhere' can not be loaded"),
-        ("tuned", "/nowhere", "model: '/nowhere' can not be loaded"),
+        ("tuned", "/nowhere", "tuned: '/nowhere' can not be loaded"),
         ("data", "gsm9k", "data: 'gsm9k' is not one of"),
         ("graders", "last_numbr", "graders: 'last_numbr' is not one of"),
         ("format", "gsm8k.nope", "'gsm8k.nope' is not one of"),
@@ -108,8 +144,7 @@ def test_asked_to_stop_nothing_is_written(place):
 )
 def test_a_mistake_is_one_sentence_before_any_work(place, capsys, monkeypatch, option, value, sentence):
     capsys.readouterr()
-    if option != "tuned":
-        monkeypatch.setattr(Sampler, "generate", None)
+    monkeypatch.setattr(Sampler, "generate", None)
     try:
         code = command.main(argv(place, "mistake", **{option: value}))
     except SystemExit as error:

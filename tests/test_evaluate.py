@@ -11,7 +11,9 @@ import data
 from grpo import evaluate
 from grpo.config import Config
 from grpo.evaluate import EvalOptions, Interrupted, check, options_of, problems_of, transcribe, validation_options
+from grpo.options import write_yaml
 from grpo.policy import Policy
+from grpo.protocol import is_done
 from grpo.sampler import Sampler
 from tests import runs
 
@@ -151,6 +153,18 @@ def test_the_evaluation_of_a_run_is_of_its_own_prompts_and_graders():
     assert (during.split, during.shots, during.limit) == ("validation", (2,), 7)
 
 
+def test_an_evaluation_is_done_if_it_was_made_with_the_same_options_at_these_shots(tmp_path):
+    made = EvalOptions(model="m", tuned="t", shots=(0, 2), limit=5, out=str(tmp_path))
+    assert not is_done(made)
+    write_yaml(made, tmp_path / "options.yaml")
+    assert not is_done(made)  # eval.json is written last
+    (tmp_path / "eval.json").write_text("{}")
+    assert is_done(made)
+    assert is_done(replace(made, shots=(2,), tuned="elsewhere", data_path="d", batch=3, device="cpu"))
+    for other in ({"shots": (0, 4)}, {"limit": 6}, {"graders": ("marker",)}, {"format": "a.b"}, {"budget": 9}):
+        assert not is_done(replace(made, **other)), other
+
+
 def test_what_evaluations_will_need_is_checked_before(place):
     fixed = {"data": "jsonl", "data_path": str(place / "data"), "eval_every": 0}
     tokenizer = runs.digit_tokenizer()
@@ -185,6 +199,7 @@ def test_what_evaluations_will_need_is_checked_before(place):
         ({"samples": 2}, "temperature is 0.0: must be >= 0, and > 0 with several samples"),
         ({"graders": ()}, "graders is "),
         ({"model": None}, "either --model or --regrade"),
+        ({"model": None, "regrade": "d", "budget": 512}, "data: --regrade takes texts as they are, and only graders"),
     ],
 )
 def test_options_out_of_range_are_refused(place, changes, sentence):

@@ -1,94 +1,148 @@
-"""What the page says of an evaluation: which pair it takes, what may be claimed, and both forms of `eval.json`."""
+"""What is said of an evaluation: which pair counts, what may be claimed, what the table holds, and what failed."""
 
+from collections import Counter
+
+import numpy as np
 import pytest
 
-from grpo.headline import in_one_form, main_pair, own_split, points
+from grpo import headline
+from grpo.headline import claim, points
+from grpo.statistics import mcnemar, mean_interval
 
 
-def cell(model: str, correct: int, ci95: list[float], **more) -> dict:
-    return {"model": model, "shots": 0, "n": 100, "correct": correct, "accuracy": correct / 100, "ci95": ci95, **more}
+def cell(model: str, correct: int, **more) -> dict:
+    rates = {"accuracy": correct / 100, "ci95": [0.1, 0.2], "lenient_accuracy": 0.5, "lenient_ci95": [0.4, 0.6]}
+    more = {"shots": 0, "stop": "stop_string", "grader": "gsm8k.correctness"} | more
+    ends = {"format_rate": 0.9, "finished": 1.0, "run_on": 0.0, "mean_tokens": 50.0}
+    return {"model": model, "n": 100, "correct": correct, **rates, **ends, **more}
 
 
-def pair(difference: float, ci95: list[float], p_value: float | None, **key) -> dict:
-    key = {"shots": 0, "stop": "stop_string", "grader": "last_number"} | key
-    return {**key, "n": 100, "difference": difference, "ci95": ci95, "p_value": p_value}
+def pair_of(only_base: int, only_tuned: int, n: int, **fields) -> dict:
+    values = [-1] * only_base + [1] * only_tuned + [0] * (n - only_base - only_tuned)
+    numbers = {"difference": float(np.mean(values)), "ci95": mean_interval(values, -1, 1)}
+    key = {"shots": 8, "stop": "stop_string", "grader": "last_number", "n": n}
+    return {**key, **numbers, "p_value": mcnemar(only_base, only_tuned), **fields}
 
 
-GRADED = [
-    cell(model, correct, [0.1, 0.2], shots=shots, stop=stop, grader=grader)
-    for model, correct in (("base", 20), ("tuned", 40))
-    for shots in (0, 2)
-    for stop in ("eos", "stop_string")
-    for grader in ("published", "last_number")
-]
+WHERE = "(grader last_number, stop stop_string, 8 shots, n = "
 
 
-def test_points_have_a_true_minus_and_no_negative_zero():
-    assert (points(0.1234), points(-0.05), points(-0.0001)) == ("+12.3", "\u22125.0", "+0.0")
+def test_points_have_no_negative_zero():
+    assert (points(0.1234), points(-0.05), points(-0.0001)) == ("+12.3", "-5.0", "+0.0")
 
 
-def test_the_pair_is_at_the_runs_shots_by_the_last_number_of_the_cut_text():
-    chosen = pair(0.2, [0.1, 0.3], 0.001, shots=2)
-    other = pair(0.9, [0.8, 1.0], 0.001, shots=2, stop="eos")
-    found = main_pair({"cells": GRADED, "paired": [other, chosen]}, {"num_shots": 2})
-    assert found["where"] == "2 shots, stop stop_string, grader last_number, n = 100"
-    assert (found["base"], found["tuned"], found["difference"], found["ci95"]) == (0.2, 0.4, 0.2, [0.1, 0.3])
-
-
-def test_cells_alone_give_newcombes_interval():
-    # Newcombe 1998, table II: 56/70 against 48/80, method 10. The Wilson intervals are those of the two rates.
-    cells = [cell("base", 60, [0.49045, 0.70038]), cell("tuned", 80, [0.69183, 0.87695])]
-    assert main_pair({"cells": cells}, {})["ci95"] == pytest.approx([0.0524, 0.3339], abs=1e-4)
-
-
-def test_an_interval_of_width_zero_is_not_believed():
-    cells = [cell(model, 0, [0.0, 0.037], stop="stop_string", grader="last_number") for model in ("base", "tuned")]
-    found = {"cells": cells, "paired": [pair(0.0, [0.0, 0.0], 1.0)]}
-    assert main_pair(found, {})["ci95"] == pytest.approx([-0.037, 0.037])
-    assert in_one_form(found, {})["claim"].endswith("it would have to be larger than about 3.7 points.")
-
-
-def test_without_both_models_nothing_is_claimed():
-    assert in_one_form({"cells": [cell("base", 20, [0.1, 0.3])]}, {})["claim"] is None
+def test_a_claim_of_a_gain_names_size_interval_and_test():
+    assert claim(pair_of(5, 30, 1319, ci95=[0.14, 0.36], difference=0.25)) == (
+        f"The tuned model is better {WHERE}1,319): +25.0 points, 95 % interval +14.0 to +36.0, p < 0.001."
+    )
+    worse = claim(pair_of(20, 5, 100))
+    assert "is worse" in worse and f"p = {mcnemar(20, 5):.2g}." in worse
 
 
 @pytest.mark.parametrize(
-    ("difference", "ci95", "p_value", "starts", "holds"),
+    ("only_base", "only_tuned", "n", "why"),
     [
-        (
-            0.2,
-            [0.1, 0.3],
-            0.00001,
-            "The tuned model is better",
-            "+20.0 points (95 % interval +10.0 to +30.0, p < 0.001)",
-        ),
-        (-0.2, [-0.3, -0.1], None, "The tuned model is worse", "interval \u221230.0 to \u221210.0)"),
-        (
-            0.02,
-            [-0.06, 0.1],
-            0.41,
-            "No difference can be claimed",
-            "p = 0.41); at this sample size it would have to be",
-        ),
+        (10, 14, 100, "the interval holds 0"),
+        (0, 1, 100, "the interval begins at 0"),
+        (0, 4, 5, "p = 0.12 although the interval does not hold 0"),
+        (0, 3, 3, "three problems, all alike"),
+        (5, 0, 6, "p = 0.062, and worse"),
     ],
 )
-def test_the_claim_is_what_the_interval_allows(difference, ci95, p_value, starts, holds):
-    claim = in_one_form({"cells": GRADED, "paired": [pair(difference, ci95, p_value)]}, {"num_shots": 0})["claim"]
-    assert claim.startswith(starts) and holds in claim
+def test_no_claim_is_made_that_interval_or_test_does_not_back(only_base, only_tuned, n, why):
+    pair = pair_of(only_base, only_tuned, n)
+    said = claim(pair)
+    assert said.startswith(f"No difference can be claimed {WHERE}{n}): measured {points(pair['difference'])}"), why
+    assert f"p = {pair['p_value']:.2g}; " in said
 
 
-def test_a_lenient_reading_becomes_a_grader():
-    lenient = {"lenient_accuracy": 0.5, "lenient_ci95": [0.4, 0.6], "lenient_correct": 50}
-    shown = in_one_form({"cells": [cell("base", 20, [0.1, 0.3], **lenient)]}, {})
-    assert [(one["grader"], one["accuracy"], one["correct"]) for one in shown["cells"]] == [
-        ("strict", 0.2, 20),
-        ("last_number", 0.5, 50),
+def test_without_a_claim_the_size_that_would_show_is_said():
+    said = claim(pair_of(10, 14, 100, ci95=[-0.06, 0.14]))
+    assert said.endswith("; at this sample size it would have to be larger than about 10.0 points.")
+    assert claim(pair_of(0, 4, 5)).endswith("; too few differ to rule out chance.")
+
+
+@pytest.mark.parametrize(("n", "unseen"), [(1, "95.0"), (2, "77.6"), (100, "3.0"), (1319, "0.2")])
+def test_equal_models_are_told_what_could_go_unseen(n, unseen):
+    said = claim(pair_of(0, 0, n))
+    assert f"interval -{unseen} to +{unseen}, p = 1; " in said and f"larger than about {unseen} points" in said
+
+
+def test_a_claim_from_several_samples_needs_an_interval_without_0():
+    assert "is better" in claim(pair_of(2, 20, 40, p_value=None))
+    assert "p =" not in claim(pair_of(2, 20, 40, p_value=None))
+    for counts in ((0, 3, 3), (0, 1, 10), (10, 14, 100)):
+        assert "No difference can be claimed" in claim(pair_of(*counts, p_value=None))
+
+
+def test_a_claim_from_the_test_needs_the_interval_too():
+    assert "No difference can be claimed" in claim(pair_of(5, 30, 100, ci95=[-0.01, 0.5]))
+
+
+def test_all_claims_of_random_pairs_are_backed():
+    random = np.random.default_rng(0)
+    seen = Counter()
+    for _ in range(40):
+        n = int(random.integers(1, 60))
+        pair = pair_of(*(int(k) for k in random.multinomial(n, [0.1, 0.3, 0.6])[:2]), n)
+        claimed = claim(pair).startswith("The tuned")
+        seen[claimed] += 1
+        assert not claimed or (pair["p_value"] < 0.05 and not pair["ci95"][0] <= 0 <= pair["ci95"][1])
+    assert seen[True] and seen[False]
+
+
+def test_the_pair_that_counts_is_by_the_last_number_of_the_cut_text():
+    keys = [(stop, grader) for stop in ("stop_string", "eos") for grader in ("last_number", "published")]
+    pairs = [pair_of(1, 2, 9, shots=shots, stop=stop, grader=grader) for shots in (0, 8) for stop, grader in keys]
+    chosen = headline.main_pairs({"paired": pairs})
+    assert [(p["shots"], p["stop"], p["grader"]) for p in chosen] == [
+        (0, "stop_string", "last_number"), (8, "stop_string", "last_number")
+    ]  # fmt: skip
+    (nearest,) = headline.main_pairs({"paired": [pairs[3], pairs[1], pairs[2]]})
+    assert (nearest["stop"], nearest["grader"]) == ("stop_string", "published")
+    assert headline.main_pairs({"paired": []}) == []
+
+
+def test_own_is_at_the_runs_shots_else_the_first():
+    entries = [{"shots": 0}, {"shots": 2}]
+    assert headline.own(entries, {"num_shots": 2}) == {"shots": 2}
+    assert headline.own(entries, {"num_shots": 7}) == {"shots": 0}
+    assert headline.own([], {"num_shots": 7}) is None
+
+
+def test_a_lenient_reading_is_a_grader():
+    found = {"cells": [cell("base", 20, samples=2, majority=None), cell("tuned", 40)]}
+    shown = headline.readings(found)
+    assert [(one["model"], one["grader"], one["accuracy"], one.get("correct")) for one in shown] == [
+        *(("base", "gsm8k.correctness", 0.2, 20), ("base", "last_number", 0.5, None)),
+        *(("tuned", "gsm8k.correctness", 0.4, 40), ("tuned", "last_number", 0.5, None)),
     ]
-    assert (shown["paired"], shown["split"], shown["format"]) == ([], [], [])
+    assert headline.accuracies(found, pair_of(0, 0, 9, shots=0)) == (0.5, 0.5)
+    assert headline.accuracies(found, pair_of(0, 0, 9, shots=0, grader="gsm8k.correctness")) == (0.2, 0.4)
+    both = {"cells": [cell("base", 20), cell("base", 30, grader="last_number")]}
+    assert headline.readings(both) == both["cells"]
 
 
-def test_own_split_is_at_the_runs_shots_else_the_first():
-    found = {"split": [{"shots": 0}, {"shots": 2}]}
-    assert own_split(found, {"num_shots": 2}) == {"shots": 2}
-    assert own_split(found, {"num_shots": 7}) == {"shots": 0}
-    assert own_split({}, {"num_shots": 7}) is None
+def test_what_failed_is_said_once_however_many_graders_saw_it():
+    failed = {"gsm8k.format": {"texts": 3, "first": "it broke"}}
+    cells = [cell("base", 20, failures=failed), cell("base", 20, grader="marker", failures=failed), cell("tuned", 40)]
+    assert headline.failures({"cells": cells}) == [
+        "gsm8k.format failed on 3 of 100 texts (base, 0 shots, stop_string), which count as wrong; the first: it broke"
+    ]
+
+
+def test_the_table_has_cells_parts_claims_and_failures():
+    several = {"samples": 2, "pass_at": {"1": {"value": 0.2, "ci95": [0.1, 0.3]}}, "majority": None}
+    parts = {"shots": 0, "total": 0.4, "stopping": 0.5, "grader": 0.0, "left": -0.1, "ci95": {}}
+    form = {"shots": 0, "total": 0.4, "format": 0.1, "left": 0.3, "ci95": {}}
+    pair = pair_of(10, 50, 100)
+    cells = [cell("base", 20, **several, failures={"a.b": {"texts": 1, "first": "x"}}), cell("tuned", 40)]
+    lines = headline.table({"cells": cells, "paired": [pair], "split": [parts], "format": [form]}).splitlines()
+    numbers = "100     0.200  0.100 .. 0.200     0.500   0.900     1.000    50.0"
+    assert lines[1] == f"base       0  stop_string  gsm8k.correctness  {numbers}"
+    assert lines[3] == "base       0  stop_string  gsm8k.correctness pass@1 0.200 (0.100 .. 0.300)"
+    assert lines[4:6] == [
+        "gain at 0 shots (published grader, run-on kept) +40.0 points = stopping +50.0 + grader +0.0 + left -10.0",
+        "gain at 0 shots (training reward) +40.0 points = format +10.0 + left +30.0",
+    ]
+    assert lines[6] == claim(pair) and lines[7].startswith("warning: a.b failed on 1 of 200 texts")

@@ -11,7 +11,7 @@ import browser
 import pytest
 import yaml
 
-from grpo import report
+from grpo import headline, report
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&lt;b\u2028\ud800 {{data}}"
 NO_BROWSER = "no Chromium found (one of: " + ", ".join(browser.NAMES) + ")"
@@ -95,11 +95,12 @@ def test_a_run_becomes_one_page_and_pictures(tmp_path, monkeypatch):
     out = report.write_report([run])
     assert out == run / "report.html"
     data = data_of(out)
-    assert data["evaluations"][0]["claim"].startswith("The tuned model is better (0 shots, stop stop_string")
+    assert data["evaluations"][0]["claim"] == headline.claim(graded()["paired"][0])
     facts = {label: (value, note) for label, value, note in data["series"][0]["facts"]}
     assert facts["Accuracy, base to tuned"][0] == "20.0 \u2192 60.0 %"
     assert facts["Gain"] == ("+40.0 points", "95 % interval +30.0 to +50.0")
-    assert facts["What is left"][0] == "+40.0 of +45.0"
+    value, note = facts["Published gain"]
+    assert value == "+45.0 points" and note.endswith("+10.0 learning to stop, \u22125.0 the grader, +40.0 what is left")
     assert facts["Training reward"][0] == "0.10 \u2192 0.30"
     assert facts["Steps"] == ("3", "4 s, 300 tokens sampled")
     assert {file.name for file in (run / "curves").iterdir()} >= {"rewards.png", "policy.png", "completions.png"}
@@ -114,7 +115,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
 
 
 def test_the_richest_evaluation_is_taken(tmp_path):
-    simple = {"cells": [{**cell, "shots": 0} for cell in graded()["cells"][:1]]}
+    simple = graded() | {"cells": graded()["cells"][:1], "paired": [], "split": []}
     run = make_run(tmp_path / "one", evaluation=simple)
     assert report.read_run(run).evaluation == simple
     (run / "eval_full").mkdir()
@@ -214,6 +215,42 @@ def test_the_reader_answers_to_mouse_and_keyboard(tab, tmp_path):
     said = tab.js("document.querySelector('.status').value")
     assert said == "Token 4 of 7, \u201c word3\u201d: log-probability \u22120.40, probability 0.67"
     assert tab.js("[window.hacked, document.querySelectorAll('main img, main b:not(.chart b)').length]") == [None, 0]
+    assert tab.errors == []
+
+
+def test_a_run_that_was_resumed_says_on_what_it_ran_in_turn(tmp_path):
+    run = make_run(tmp_path / "one")
+    starts = {"commit": "b", "threads": 2, "earlier": [{"commit": "a", "threads": 2}, {"commit": "a", "threads": 1}]}
+    (run / "environment.json").write_text(json.dumps(starts))
+    assert report.read_run(run).environment == {"commit": "a, then b", "threads": "2, then 1"}
+
+
+@needs_browser
+def test_a_gain_in_colour_is_one_that_can_be_claimed(tab, tmp_path):
+    found = graded()
+    found["paired"][1]["p_value"] = 0.07
+    tab.show()
+    tab.open(report.write_report([make_run(tmp_path / "one", evaluation=found)]))
+    assert tab.js("[...document.querySelectorAll('td.gain')].map((td) => !!td.querySelector('strong'))") == [
+        True, False, True, True
+    ]  # fmt: skip
+    assert tab.errors == []
+
+
+@needs_browser
+def test_samples_failures_and_a_run_of_its_own_grader(tab, tmp_path):
+    found = graded() | {"split": [], "format": [{"shots": 0, "total": 0.4, "format": 0.1, "left": 0.3}]}
+    found["format"][0]["ci95"] = dict.fromkeys(("total", "format", "left"), [0.0, 0.5])
+    rate = {"value": 0.75, "ci95": [0.5, 1.0]}
+    several = {"samples": 2, "pass_at": {"1": rate, "2": rate}, "majority": None}
+    found["cells"][0] |= several | {"failures": {"gsm8k.format": {"texts": 3, "first": "it <b>broke</b>"}}}
+    tab.show()
+    tab.open(report.write_report([make_run(tmp_path / "one", evaluation=found)]))
+    text = "document.getElementById('%s').textContent"
+    assert "Warning: gsm8k.format failed on 3 of 200 texts" in tab.js(text % "evaluation")
+    assert "it <b>broke</b>" in tab.js(text % "evaluation")
+    assert "0 base stop_string last_number75.0 50.0 to 100.075.0 50.0 to 100.0\u2013" in tab.js(text % "evaluation")
+    assert tab.js("document.querySelector('#gain details').open") and "Published" not in tab.js(text % "gain")
     assert tab.errors == []
 
 

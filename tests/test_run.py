@@ -102,6 +102,17 @@ def test_claiming_drops_the_results_of_an_earlier_end(tmp_path):
     assert sorted(contents(directory)) == ["config.yaml", "environment.json"]
 
 
+def test_every_start_stays_in_the_environment(tmp_path, monkeypatch):
+    wanted, directory = opened(config(tmp_path))
+    for threads in (2, 3):
+        monkeypatch.setattr(run, "environment", lambda device, threads=threads: {"threads": threads})
+        run.claim(directory, wanted, CPU)
+    recorded = json.loads((directory / "environment.json").read_text())
+    assert recorded["threads"] == 3
+    assert [start["threads"] for start in recorded["earlier"]] == [torch.get_num_threads(), 2]
+    assert all("earlier" not in start for start in recorded["earlier"])
+
+
 @pytest.mark.parametrize("out_dir", ["a_file", "/proc/nowhere"])
 def test_a_place_that_can_not_be_written_is_one_sentence(tmp_path, out_dir):
     (tmp_path / "a_file").write_text("")

@@ -123,21 +123,26 @@ def test_majority_of_one_sample_is_its_grade():
         assert majority([value], [right]) == float(right)
 
 
-@pytest.mark.parametrize("values", [[0.0] * 5, [1.0] * 5, [-1 / 3] * 7, [0.25]])
-def test_mean_interval_of_equal_values_has_no_width(values):
-    assert mean_interval(values) == [values[0], values[0]]
+def test_values_that_are_all_alike_have_the_interval_of_the_rule_of_three():
+    assert mean_interval([0.0] * 100, 0, 1) == pytest.approx([0.0, 0.0295], abs=5e-5)  # 3 / n, nearly
+    assert mean_interval([1.0] * 100, 0, 1) == pytest.approx([1 - 0.0295, 1.0], abs=5e-5)
+    assert mean_interval([0.0] * 100, -1, 1) == pytest.approx([-0.0295, 0.0295], abs=5e-5)
+    assert mean_interval([0.25], 0, 1) == pytest.approx([0.0125, 0.9625])
+    unseen = 1 - 0.05 ** (1 / 20)
+    assert (1 - unseen) ** 20 == pytest.approx(0.05)  # a share that 20 problems miss in 5 of 100 cases
+    assert mean_interval([0.5] * 20, 0, 1)[1] == pytest.approx(0.5 + unseen / 2)
 
 
 def test_mean_interval_is_scipys_percentile_bootstrap():
     values = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], 60, p=[0.1, 0.6, 0.3])
     theirs = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(7)).confidence_interval
-    assert mean_interval(values) == pytest.approx([theirs.low, theirs.high], abs=1 / 60)
-    assert mean_interval(values) == mean_interval(list(values))  # the same every time
+    assert mean_interval(values, -1, 1) == pytest.approx([theirs.low, theirs.high], abs=1 / 60)
+    assert mean_interval(values, -1, 1) == mean_interval(list(values), -1, 1)  # the same every time
 
 
 def test_mean_interval_has_the_quantiles_of_the_resampled_mean():
     # Half of 100 values are 1: the resampled mean is binomial, its quantiles known.
-    low, high = mean_interval([1.0] * 50 + [0.0] * 50)
+    low, high = mean_interval([1.0] * 50 + [0.0] * 50, 0, 1)
     assert low == pytest.approx(binom.ppf(0.025, 100, 0.5) / 100, abs=0.011)
     assert high == pytest.approx(binom.ppf(0.975, 100, 0.5) / 100, abs=0.011)
 
@@ -146,9 +151,10 @@ def test_mean_interval_has_the_quantiles_of_the_resampled_mean():
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=30))
 def test_mean_interval_holds_the_mean_and_mirrors(quarters):
     values = np.array(quarters) / 4
-    low, high = mean_interval(values)
-    assert values.min() <= low <= values.mean() <= high <= values.max()
-    mirrored = mean_interval(-values)
+    low, high = mean_interval(values, -1, 1)
+    assert low <= values.mean() <= high
+    assert len(set(quarters)) == 1 or values.min() <= low <= high <= values.max()
+    mirrored = mean_interval(-values, -1, 1)
     assert mirrored == pytest.approx([-high, -low], abs=1e-12)
 
 
@@ -157,7 +163,7 @@ def test_mean_interval_covers_a_paired_difference(monkeypatch):
     random = np.random.default_rng(2)
     covered = 0
     for _ in range(400):
-        low, high = mean_interval(random.choice([-1.0, 0.0, 1.0], 100, p=[0.08, 0.72, 0.2]))
+        low, high = mean_interval(random.choice([-1.0, 0.0, 1.0], 100, p=[0.08, 0.72, 0.2]), -1, 1)
         covered += low <= 0.12 <= high
     assert 0.9 < covered / 400 < 0.98
 
@@ -169,7 +175,7 @@ def test_an_interval_over_problems_is_honest_where_one_over_samples_is_not(monke
     clustered = pooled = 0
     for _ in range(300):
         rates = (random.random(60) < 0.4).astype(float)
-        low, high = mean_interval(rates)
+        low, high = mean_interval(rates, 0, 1)
         clustered += low <= 0.4 <= high
         low, high = wilson(int(8 * rates.sum()), 8 * 60)
         pooled += low <= 0.4 <= high

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from grpo import sweep
-from grpo.config import Config
+from grpo.config import Config, from_yaml
 from tests import runs
 
 FAKE = """
 import json, sys
 from pathlib import Path
 from grpo.config import parse_args, to_yaml
+from grpo.options import write_yaml
+from grpo.protocol import options_of
 config = parse_args(sys.argv[2:])
 directory = Path(config.out_dir) / config.run_name
 with open(Path(config.out_dir).parent / "calls", "a") as calls:
@@ -26,11 +28,13 @@ to_yaml(config, directory / "config.yaml")
 if config.seed == 8:
     sys.exit(0)  # asked to stop
 cells = [
-    {"model": model, "shots": shots, "accuracy": accuracy, "ci95": [accuracy - 0.1, accuracy + 0.1], "n": 50}
+    {"model": model, "shots": shots, "grader": config.eval_correct, "n": 50, "accuracy": accuracy}
+    | {"ci95": [accuracy - 0.1, accuracy + 0.1]}
     for model, gain in (("base", 0.0), ("tuned", 0.1 * config.num_shots + 0.2))
     for shots in config.eval_shots or (config.num_shots,)
     for accuracy in [0.1 + 0.01 * shots + 0.02 * config.seed + gain]
 ]
+write_yaml(options_of(config, directory / "eval"), directory / "eval" / "options.yaml")
 (directory / "eval" / "eval.json").write_text(json.dumps({"cells": cells}))
 """
 
@@ -67,6 +71,15 @@ def test_every_cell_is_run_once_and_evaluated_at_all_shots(launch, tmp_path):
     assert (tmp_path / "out" / "sweep.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_recipe_is_that_of_every_run(launch, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("run_name: other\nnum_steps: 7\nnum_shots: 2\n")
+    code, calls, out, _ = launch("--recipe", str(tmp_path / "recipe.yaml"), "--grid", "seed=0,1")
+    assert (code, calls) == (0, ["seed=0", "seed=1"])
+    assert out.count(f"--recipe {tmp_path / 'recipe.yaml'} ") == 2
+    saved = from_yaml(tmp_path / "out" / "seed=1" / "config.yaml")
+    assert (saved.num_steps, saved.num_shots, saved.run_name) == (7, 2, "seed=1")
+
+
 def test_a_cell_that_is_done_is_not_run_again(launch):
     launch("--grid", "seed=0,1")
     code, calls, out, _ = launch("--grid", "seed=0,1,2")
@@ -78,6 +91,12 @@ def test_more_shots_need_another_evaluation_and_fewer_do_not(launch):
     launch("--grid", "seed=0", "--eval_shots", "0,4")
     assert launch("--grid", "seed=0", "--eval_shots", "4")[1] == []
     assert launch("--grid", "seed=0", "--eval_shots", "0,8")[1] == ["seed=0"]
+
+
+def test_another_number_of_problems_needs_another_evaluation(launch):
+    launch("--grid", "seed=0", "--final_eval_limit", "50")
+    assert launch("--grid", "seed=0", "--final_eval_limit", "50", "--eval_batch", "8")[1] == []
+    assert launch("--grid", "seed=0", "--final_eval_limit", "60")[1] == ["seed=0"]
 
 
 def test_more_steps_go_on_and_other_options_are_run_for_train_to_refuse(launch):

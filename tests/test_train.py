@@ -311,6 +311,19 @@ def test_a_finished_run_prints_its_result_again_without_work(finished, place, ca
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()} == before
 
 
+def test_a_finished_run_asked_for_another_evaluation_makes_it_and_trains_no_more(place, capsys, monkeypatch):
+    run = {"num_steps": 1, "final_eval": True}
+    assert train.main(argv(place, "asked_again", **run)) == 0
+    result = place / "asked_again" / "eval" / "eval.json"
+    monkeypatch.setattr(train, "train", None)
+    capsys.readouterr()
+    for changes, n, grader in (({"final_eval_limit": 4}, 4, "gsm8k.correctness"), ({}, 7, "gsm8k.correctness"),
+                               ({"eval_correct": "gsm8k.last_number"}, 7, "gsm8k.last_number")):  # fmt: skip
+        assert train.main(argv(place, "asked_again", **run, **changes, resume="auto")) == 0
+        assert [(cell["n"], cell["grader"]) for cell in json.loads(result.read_text())["cells"]] == [(n, grader)] * 2
+        assert capsys.readouterr().out.count(f"{grader}  ") == 2
+
+
 def test_resume_auto_without_a_checkpoint_starts_from_the_beginning(place):
     assert train.main(argv(place, "fresh", num_steps=2, resume="auto")) == 0
     assert [line["step"] for line in metrics(place / "fresh")] == [1, 2]
