@@ -122,7 +122,7 @@ def warmup(c: Config, facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"warmup_steps ({c.warmup_steps}) is not below num_steps ({c.num_steps})",
-            f"The rate reaches its peak {'in the last step only' if c.warmup_steps == c.num_steps else 'never'}.",
+            f"The rate reaches its peak {'in the last step only' if c.warmup_steps == c.num_steps else 'at no step'}.",
             "warmup_steps of a tenth of num_steps at most.",
         )
 
