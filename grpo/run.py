@@ -153,15 +153,12 @@ def peak_bytes(device: torch.device) -> dict[str, float]:
 def resolve(config: Config, device: torch.device) -> Config:
     """The config with `auto` (device, precision, compile, on a CPU the micro-batch) replaced by what it means here."""
     precision = precision_on(device, config.precision)
-    half_on_gpu = device.type == "cuda" and precision in ("bf16", "fp16")
-    settled = config.max_tokens_per_microbatch != "auto" or device.type == "cuda"
-    return replace(
-        config,
-        device=device.type,
-        precision=precision,
-        compile=half_on_gpu and can_compile() if config.compile == "auto" else config.compile,
-        max_tokens_per_microbatch=config.max_tokens_per_microbatch if settled else TOKENS_PER_MICROBATCH,
-    )
+    on_gpu, meant = device.type == "cuda", {"device": device.type, "precision": precision}
+    if config.compile == "auto":
+        meant["compile"] = on_gpu and precision in ("bf16", "fp16") and can_compile()
+    if config.max_tokens_per_microbatch == "auto" and not on_gpu:
+        meant["max_tokens_per_microbatch"] = TOKENS_PER_MICROBATCH
+    return replace(config, **meant)
 
 
 def precision_on(device: torch.device, precision: str) -> str:
@@ -211,8 +208,7 @@ def open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
 
 
 def _open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
-    directory = Path(config.out_dir) / config.run_name
-    saved = directory / "config.yaml"
+    saved = (directory := Path(config.out_dir) / config.run_name) / "config.yaml"
     if saved.exists() and config.resume == "auto":
         before = from_yaml(saved)
         kept = {name: getattr(before, name) for name in ("precision", "compile", "max_tokens_per_microbatch")}

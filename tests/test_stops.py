@@ -27,8 +27,9 @@ def test_c16_white_space_that_a_token_shows_only_in_company_is_looked_at():
 
 
 def test_the_first_match_cuts_wherever_its_tokens_begin():
-    stops = StopStrings(byte_tokenizer(), ("zz", "\n\nQ"))
-    ids = list(b"a b\n\nQ zz")
+    tokenizer = byte_tokenizer()
+    stops, ids = StopStrings(tokenizer, ("zz", "\n\nQ")), tokenizer.encode("a b\n\nQ zz", add_special_tokens=False)
+    assert len(ids) == 9
     assert stops.cut(ids) == "a b" and stops.cut(ids[:5]) == "a b\n\n"
     assert [stops.tokens_to_stop(ids[:n]) for n in (5, 6, 9)] == [None, 6, 6]
 
