@@ -103,14 +103,19 @@ def test_sampling_compiles_nothing_and_draws_the_same(precision):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("aot_eager")
-def test_ddp_may_wrap_a_compiled_policy(monkeypatch, tmp_path):
-    policy, plain = a_pair()
+def test_ddp_may_wrap_a_compiled_policy_and_cuts_no_layer_in_pieces(monkeypatch, tmp_path):
+    """DDP would, with layers of over a megabyte."""
+    made, backend = [], torch._dynamo.lookup_backend("aot_eager")
+    monkeypatch.setitem(compiled.SETTINGS, "backend", lambda *graph: made.append(graph) or backend(*graph))
+    policy, plain = a_pair(hidden_size=160, intermediate_size=512)
+    assert sum(4 * weight.numel() for weight in policy.layers[0].parameters()) > 1 << 20
     use_flex(monkeypatch, policy)
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(policy, broadcast_buffers=False, gradient_as_bucket_view=True)
         assert_equal(learned(policy, wrapped, 3), learned(plain, plain, 3), rtol=1e-4, atol=1e-4)
+        assert len(made) <= 4  # a layer, a chunk's values and its gradient, and one without an operation
     finally:
         torch.distributed.destroy_process_group()
 
