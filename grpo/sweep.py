@@ -166,11 +166,12 @@ def interval(values: list[float], ci95: list[float]) -> tuple[float, float, floa
 
     Returns:
         mean, low, high, and what the interval is: with three seeds or more Student's t at 95 % for the mean over seeds;
-        with two the smaller and the larger; with one its own over problems (Wilson). An interval over seeds holds what
-        a seed changes (exemplars, order, sampling), not which problems were asked.
+        with two the smaller and the larger; with one, or where all are equal (an untuned model without exemplars), its
+        own over problems (Wilson). An interval over seeds holds what a seed changes (exemplars, order, sampling), not
+        which problems were asked.
     """
     mean = float(np.mean(values))
-    if len(values) == 1:
+    if len(set(values)) == 1:
         return mean, *ci95, "95 % over problems"
     if len(values) == 2:
         return mean, min(values), max(values), "min..max of 2 seeds"

@@ -168,6 +168,7 @@ def test_intervals_over_seeds():
     assert (mean, low, high) == (pytest.approx(0.5), pytest.approx(0.5 - half), pytest.approx(0.5 + half))
     assert kind == "95 % t over 3 seeds"
     assert sweep.interval([0.0, 0.0, 0.3], [0.0, 1.0])[1] == 0.0
+    assert sweep.interval([0.5] * 3, [0.4, 0.6]) == (0.5, 0.4, 0.6, "95 % over problems")
 
 
 def test_the_untuned_model_is_one_row_if_it_does_not_depend_on_the_setting(monkeypatch, tmp_path):
