@@ -14,10 +14,11 @@ import torch
 import data
 from bench.work import Work
 from data.problem import Problem
-from grpo import distributed, run
+from grpo import distributed, doctor, run
+from grpo.compiled import compile_layers
 from grpo.config import Config, from_yaml
 from grpo.estimate import measured
-from grpo.facts import shared_prefix
+from grpo.facts import device_memory, shared_prefix
 from grpo.metrics import Sums
 from grpo.policy import Policy, frozen_copy, load_policy
 from grpo.rollout import Collector, draw_prompts
@@ -81,13 +82,17 @@ def ours(work: dict) -> dict:
     config = run.resolve(config_of(asked), device)
     run.prepare(device, config.precision)
     problems = problems_of(asked)
+    config = doctor.fit(config, problems, device, device_memory(device)[0])
     policy, tokenizer = load_policy(
         config.model,
         device=device,
         precision=config.precision,
         activation_checkpointing=config.activation_checkpointing,
     )
-    learner = Learner(config, policy, frozen_copy(policy))
+    reference = frozen_copy(policy)
+    if config.compile:
+        compile_layers(policy, reference)
+    learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer)
     sampler.is_eos[:] = False
     steps = []
@@ -122,6 +127,7 @@ def ours(work: dict) -> dict:
         "sampler_gap_max": max(step["sampler_gap_max"] for step in means["steps"]),
         "max_tokens_per_microbatch": config.max_tokens_per_microbatch,
         "activation_checkpointing": config.activation_checkpointing,
+        "compile": config.compile,
     }
 
 
