@@ -19,7 +19,7 @@ import data
 from grpo import distributed, doctor, evaluate, headline, run
 from grpo.compiled import compile_layers
 from grpo.config import Config, parse_args
-from grpo.facts import device_memory
+from grpo.facts import device_memory, peak_bytes
 from grpo.metrics import Sums
 from grpo.policy import frozen_copy, load_policy, load_shapes, model_directory, save_model
 from grpo.protocol import is_done
@@ -78,7 +78,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
                 state = state.after(step, finite)
                 measure(rollout, config.rewards, sums)
                 write_transcripts(directory / "rollouts" / f"step_{step:06d}.jsonl", rollout, config.rewards, tokenizer)
-                metrics = sums.reduce() | clock.seconds() | run.peak_bytes(device)
+                metrics = sums.reduce() | clock.seconds() | peak_bytes(device)
                 if run.due(step, config.eval_every):
                     log.phase("evaluate")
                     sampler.refresh(policy)

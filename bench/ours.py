@@ -18,7 +18,7 @@ from grpo import distributed, doctor, run
 from grpo.compiled import compile_layers
 from grpo.config import Config, from_yaml
 from grpo.estimate import measured
-from grpo.facts import device_memory, shared_prefix
+from grpo.facts import device_memory, peak_bytes, shared_prefix
 from grpo.metrics import Sums
 from grpo.policy import Policy, frozen_copy, load_policy
 from grpo.rollout import Collector, draw_prompts
@@ -163,7 +163,7 @@ def result(work: Work, steps: list[dict], prompt_ids: list[list[int]], device: t
         for name in ("rollout_s", "reward_s", "learn_s", "step_s")
     }
     return means | {
-        "peak_bytes": int(run.peak_bytes(device)["memory/peak_bytes"]),
+        "peak_bytes": int(peak_bytes(device)["memory/peak_bytes"]),
         "tokens_sampled": sampled,
         "sampled_per_s": sampled / means["rollout_s"],
         "trunk_tokens": shared_prefix(prompt_ids),

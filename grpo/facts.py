@@ -6,6 +6,8 @@ that needs a completion.
 """
 
 import os
+import resource
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -261,3 +263,12 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     told = Path("/proc/meminfo")
     lines = told.read_text().splitlines() if told.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), total), total
+
+
+def peak_bytes(device: torch.device) -> dict[str, float]:
+    """The most memory held so far: the GPU's, or this process's resident set; the largest over ranks."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"memory/peak_bytes": float(distributed.all_max(torch.tensor(peak, dtype=torch.float64)))}

@@ -46,7 +46,10 @@ def _norm_forward(module: nn.Module, hidden: Tensor) -> Tensor:
 
 def _gated_forward(module: nn.Module, x: Tensor) -> Tensor:
     """[..,D] -> [..,D]: down(silu(gate(x)) * up(x))."""
-    return _GatedDown.apply(module.gate_proj(x), module.up_proj(x), module.down_proj.weight)
+    gate, up = module.gate_proj(x), module.up_proj(x)
+    if torch.is_grad_enabled():
+        return _GatedDown.apply(gate, up, module.down_proj.weight)
+    return module.down_proj(F.silu(gate, inplace=True).mul_(up))
 
 
 class _Norm(torch.autograd.Function):
@@ -81,9 +84,9 @@ class _GatedDown(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy: Tensor):
         gate, up, weight = ctx.saved_tensors
-        product = F.silu(gate)
-        d_product = dy @ weight
-        d_up = d_product * product
-        d_weight = dy.flatten(0, -2).t() @ product.mul_(up).flatten(0, -2)
-        d_gate = torch.ops.aten.silu_backward(d_product.mul_(up), gate)
+        product, d_product = F.silu(gate), dy @ weight
+        gated = product * up
+        d_weight = dy.flatten(0, -2).t() @ gated.flatten(0, -2)
+        d_up = product.mul_(d_product)
+        d_gate = torch.ops.aten.silu_backward(d_product.mul_(up), gate, grad_input=gated)
         return d_gate, d_up, d_weight

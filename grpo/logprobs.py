@@ -80,13 +80,15 @@ class _LinearLogprobs(torch.autograd.Function):
         add = any_size(_add_tile) if compiled else _add_tile
         head, dtype = weight.to(product_dtype), torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropy, lse = (hidden.new_empty(len(hidden), dtype=dtype) for _ in range(3))
+        logits, spare = _room(hidden, len(weight), chunk, product_dtype)
         for rows, columns in _blocks(len(hidden), len(weight), chunk):
             inputs = hidden[rows].to(product_dtype)
             highest = torch.full_like(lse[rows], torch.finfo(dtype).min / 2)  # finite: -inf times no mass is NaN
             sums = highest, *(torch.zeros_like(highest) for _ in range(3))
             for words in columns:
                 place, inside = _target_in(words, targets[rows], len(weight))
-                sums = add(product(inputs, head[words].t()), place, inside, temperature, *sums)
+                z, mass = (_of_size(x, inputs, head[words]) for x in (logits, spare))
+                sums = add(product(inputs, head[words].t(), z), mass, place, inside, temperature, *sums)
             highest, total, weighted, score = sums
             lse[rows], entropy[rows] = highest + total.log(), total.log() - weighted / total
             logprobs[rows] = score - lse[rows]
@@ -101,13 +103,15 @@ class _LinearLogprobs(torch.autograd.Function):
         head = weight.to(product_dtype)
         d_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
         d_head = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        logits, spare = _room(hidden, len(weight), chunk, product_dtype)
         for rows, columns in _blocks(len(hidden), len(weight), chunk):
             inputs = hidden[rows].to(product_dtype)
             of_rows = [values[rows] for values in (lse, entropy, d_logprobs, d_entropy)]
             for words in columns:
                 place, inside = _target_in(words, targets[rows], len(weight))
-                logits = product(inputs, head[words].t())
-                d_logits = gradient(logits, place, inside, temperature, *of_rows).to(product_dtype)
+                z, p = (_of_size(x, inputs, head[words]) for x in (logits, spare))
+                z = product(inputs, head[words].t(), z)
+                d_logits = gradient(z, p, place, inside, temperature, *of_rows).to(product_dtype)
                 _accumulate(d_hidden[rows], d_logits, head[words])
                 _accumulate(d_head[words], d_logits.t(), inputs)
         return d_hidden.to(hidden.dtype), d_head.to(weight.dtype), None, None, None, None, None
@@ -115,6 +119,7 @@ class _LinearLogprobs(torch.autograd.Function):
 
 def _add_tile(
     logits: Tensor,
+    spare: Tensor | None,
     place: Tensor,
     inside: Tensor,
     temperature: float,
@@ -123,18 +128,19 @@ def _add_tile(
     weighted: Tensor,
     score: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One tile more in the running maximum, s, t and the target's logit, each [m]; overwrites the logits [m,v]."""
+    """One tile more in the running maximum, s, t and the target's logit, each [m]; overwrites logits and spare, [m,v]."""
     logits = logits if temperature == 1.0 else logits.div_(temperature)
     score = score + logits.gather(1, place)[:, 0].where(inside, 0)
     highest = torch.maximum(before, logits.amax(-1))
     rescale = torch.exp(before - highest)
-    mass = logits.sub_(highest[:, None]).exp()
+    mass = torch.exp(logits.sub_(highest[:, None]), out=spare)
     weighted = rescale * (weighted + (before - highest) * total) + logits.mul_(mass).sum(-1)
     return highest, rescale * total + mass.sum(-1), weighted, score
 
 
 def _tile_gradient(
     logits: Tensor,
+    spare: Tensor | None,
     place: Tensor,
     inside: Tensor,
     temperature: float,
@@ -143,20 +149,23 @@ def _tile_gradient(
     d_logprobs: Tensor,
     d_entropy: Tensor,
 ) -> Tensor:
-    """dL/dlogits [m,v] of a tile before the temperature divided them; overwrites the logits."""
+    """dL/dlogits [m,v] of a tile before the temperature divided them; overwrites logits and spare, [m,v]."""
     logits = logits if temperature == 1.0 else logits.div_(temperature)
     log_p = logits.sub_(lse[:, None])
-    p = log_p.exp()
+    p = torch.exp(log_p, out=spare)
     d_logits = log_p.add_(entropy[:, None]).mul_(d_entropy[:, None]).add_(d_logprobs[:, None]).mul_(p).neg_()
     d_logits.scatter_add_(1, place, d_logprobs.to(d_logits.dtype).where(inside, 0)[:, None])
     return d_logits.div_(temperature)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [m,k] @ b [k,n] that leaves the matrix product in float32, from bfloat16 inputs too (float64 stays)."""
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a [m,k] @ b [k,n] that leaves the matrix product in float32, from bfloat16 inputs too (float64 stays).
+
+    `out` may be used for the result, and need not be.
+    """
     with torch.autocast(a.device.type, enabled=False):
         if a.dtype in (torch.float32, torch.float64):
-            return a @ b
+            return torch.mm(a, b, out=out)
         if a.is_cuda:
             return torch.mm(a, b, out_dtype=torch.float32)
         return a.float() @ b.float()
@@ -190,6 +199,24 @@ def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
         return torch.get_autocast_dtype("cuda")
     return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+def _room(hidden: Tensor, vocabulary: int, chunk: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Two buffers for what exists of one tile; None on a GPU, whose allocator keeps what is freed.
+
+    On a CPU, memory that is new to the process costs more than the products that are written to it.
+    """
+    if hidden.is_cuda or dtype not in (torch.float32, torch.float64):
+        return None, None
+    blocks = _blocks(len(hidden), vocabulary, chunk)
+    size = max(((rows.stop - rows.start) * columns[0].stop for rows, columns in blocks), default=0)
+    return hidden.new_empty(size, dtype=dtype), hidden.new_empty(size, dtype=dtype)
+
+
+def _of_size(buffer: Tensor | None, inputs: Tensor, head: Tensor) -> Tensor | None:
+    """[m,v] at the start of a buffer, for inputs [m,D] and a tile of the head [v,D]."""
+    m, v = len(inputs), len(head)
+    return None if buffer is None else buffer[: m * v].view(m, v)
 
 
 def _blocks(length: int, vocabulary: int, chunk: int) -> Iterator[tuple[slice, list[slice]]]:

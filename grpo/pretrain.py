@@ -130,12 +130,50 @@ def loss_of(model: Qwen2ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=-100)
 
 
+def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Newton-Schulz towards the nearest matrix with orthonormal rows (or columns, where those are fewer).
+
+    X <- a X + (b G + c G²) X,  G = X Xᵀ,  from X / |X|.  https://kellerjordan.github.io/posts/muon
+
+    Args:
+      matrix: [rows, columns], float32.
+      steps: of the iteration; five bring singular values to within 0.7 .. 1.2, all that Muon needs.
+
+    Returns:
+      [rows, columns], float32.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if len(matrix) <= matrix.shape[1] else x.T
+
+
+class Muon(torch.optim.Optimizer):
+    """`torch.optim.Muon` in float32: its bfloat16 takes ten times as long on a processor without bfloat16 products."""
+
+    def __init__(self, params, lr: float, momentum: float, weight_decay: float):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                mean.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(p.grad.lerp(mean, group["momentum"]))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+
+
 def optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings and vectors: AdamW alone takes twice as long."""
     named = [(name, p, p.ndim == 2 and "embed" not in name) for name, p in model.named_parameters()]
     matrices, others = ([p for _, p, inner in named if inner is kind] for kind in (True, False))
     return [
-        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn="original"),
+        Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.1),
         torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -145,7 +183,7 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / (0.02 * steps + 1), (steps - step) / steps)
 
 
-def main(out: Path = BASE_MODEL, steps: int = 2000, tokens_per_batch: int = 2048, seed: int = 0) -> None:
+def main(out: Path = BASE_MODEL, steps: int = 2600, tokens_per_batch: int = 2048, seed: int = 0) -> None:
     """Makes the base model of the demo. The same arguments, versions and number of threads give the same bits.
 
     Args:

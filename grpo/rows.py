@@ -15,6 +15,7 @@ from torch import Tensor
 
 from grpo.decoding import DecodeAttention, KeysValues, PrefillAttention
 from grpo.logprobs import product
+from grpo.narrow import narrow_forwards, using
 from grpo.policy import Policy
 from grpo.sampling import sample, uniforms
 from grpo.tree import build_trie
@@ -40,6 +41,8 @@ class Rows:
         """`policy`: read at every step, so that weights copied into it in place are seen."""
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
+        on_cpu = policy.device.type == "cpu" and policy.autocast_dtype is None
+        self.narrow = narrow_forwards(policy.model.base_model) if on_cpu else []
         self.graphs: dict[tuple, Callable[[], None]] = {}
         self.sizes: tuple | None = None
 
@@ -171,6 +174,8 @@ class Rows:
     def _logits(self, hidden: Tensor) -> Tensor:
         """[n,D] -> [n,V]: the head's product leaves the matrix product in float32, as in learning."""
         head = self.policy.head
+        if self.narrow:
+            return product(head, hidden.t()).t()
         dtype = self.policy.autocast_dtype if hidden.is_cuda and self.policy.autocast_dtype else head.dtype
         return product(hidden.to(dtype), head.to(dtype).t())
 
@@ -190,7 +195,7 @@ class Rows:
         n = self.attention.shape[0]
         self.attention.begin()
         position_ids = self.prompt_length[:n] + self.attention.lengths[:n]
-        with self.policy.autocast():
+        with self.policy.autocast(), using(self.narrow):
             hidden = self.policy.hidden_states(self.newest[:n], position_ids, self.attention)
         logits = self._logits(hidden)
         self.attention.lengths[:n] += 1

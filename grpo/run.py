@@ -5,8 +5,8 @@ Rank 0 alone writes. A directory that exists is never overwritten: it is resumed
 """
 
 import json
+import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -141,15 +141,6 @@ def why_stop(state: State, signals: Signals) -> Stopped | None:
     return None
 
 
-def peak_bytes(device: torch.device) -> dict[str, float]:
-    """The most memory held so far: the GPU's, or this process's resident set; the largest over ranks."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"memory/peak_bytes": float(distributed.all_max(torch.tensor(peak, dtype=torch.float64)))}
-
-
 def resolve(config: Config, device: torch.device) -> Config:
     """The config with `auto` (device, precision, compile, on a CPU the micro-batch) replaced by what it means here."""
     precision = precision_on(device, config.precision)
@@ -171,6 +162,8 @@ def prepare(device: torch.device, precision: str) -> None:
     if precision == "fp64":
         torch.set_default_dtype(torch.float64)
     torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # fills every new tensor, to find bugs of torch
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read with the first tensor: large ones lie in huge pages
 
 
 def say(sentence: object) -> None:

@@ -63,8 +63,9 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     rows, vocabulary = len(uniforms), logits.shape[-1]
     highest = logits.amax(-1, keepdim=True)
-    # One buffer, filled and exponentiated in place: at this size, allocating costs more than computing.
-    mass = logits.new_full((len(logits), -(-vocabulary // BLOCK) * BLOCK), -torch.inf)
+    # One buffer, exponentiated in place: at this size, allocating costs more than computing.
+    mass = logits.new_empty(len(logits), -(-vocabulary // BLOCK) * BLOCK)
+    mass[:, vocabulary:] = -torch.inf
     torch.sub(logits, highest, out=mass[:, :vocabulary])
     mass = mass.div_(temperature or 1.0).exp_().unflatten(-1, (-1, BLOCK))
     block_mass = mass.sum(-1).double()

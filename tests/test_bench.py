@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from bench import models, ours, peers, roofline, scaling
+from bench import models, ours, peers, roofline, scaling, stopping
 from bench.process import call
 from bench.work import Work, work_of
 from grpo.policy import EMBEDDED, Policy, load_policy
@@ -227,6 +227,16 @@ def test_a_point_of_scaling_is_a_real_step(tmp_path, monkeypatch):
     assert row["logits_bytes"] == 4 * 4 * 300 and row["tokens_computed"] > 4
     assert 5 * 4 * parameters <= row["state_bytes"] < 5 * 4 * parameters + 1000  # and the optimiser's step counters
     assert scaling.markdown([{"axis": "shots", "value": 0} | row]).count("\n") == 3
+
+
+def test_rows_that_end_early_are_counted_and_refilling_samples_the_same(model, tmp_path, capsys):
+    flags = ["--one-in", "0", "4", "--in-flight", "0", "2", "--new-tokens", "12", "--out", str(tmp_path / "out.json")]
+    assert stopping.main([*TINY, "--model", str(model), *flags]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rollouts"]
+    assert [(row["one_in"], row["in_flight"]) for row in rows] == [(0, 4), (4, 4), (0, 2), (4, 2)]
+    assert [row["tokens_sampled"] for row in rows] == [48, rows[1]["tokens_sampled"]] * 2
+    assert rows[1]["tokens_sampled"] < rows[1]["padded"] <= rows[0]["padded"] == 48
+    assert "tokens sampled" in capsys.readouterr().out
 
 
 def test_the_table_shows_every_contestant():

@@ -288,6 +288,34 @@ def test_shipped_model_works_now_and_then_when_sampled_and_is_right_then():
     assert sampled["lenient"] >= sampled["strict"]
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (4, 9), (9, 4)])
+def test_newton_schulz_brings_every_singular_value_near_one(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = pretrain.orthogonal(matrix)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    torch.testing.assert_close(left.T @ result @ right.T, (left.T @ result @ right.T).diag().diag(), atol=1e-4, rtol=0)
+    assert 0.6 < torch.linalg.svdvals(result).min() and torch.linalg.svdvals(result).max() < 1.3
+
+
+def test_muon_takes_the_steps_of_torchs_own_up_to_its_bfloat16():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 6), (4, 10)]
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    ours_optim = pretrain.Muon(ours, **settings)
+    theirs_optim = torch.optim.Muon(theirs, adjust_lr_fn="original", **settings)
+    for _ in range(3):
+        grads = [torch.randn(shape, generator=generator) for shape in shapes]
+        for params, optimizer in ((ours, ours_optim), (theirs, theirs_optim)):
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad.clone()
+            optimizer.step()
+    for mine, other, before in zip(ours, theirs, start, strict=True):
+        torch.testing.assert_close(mine - before, other - before, atol=1.5e-3, rtol=0)  # three steps, about 0.02 each
+        assert (mine - before).abs().max() > 0.01
+
+
 @pytest.mark.slow
 def test_the_command_makes_a_model_that_behaves_like_the_shipped_one(tmp_path):
     """Bits may differ with versions, threads and processors; what the demo rests on may not."""

@@ -1,0 +1,101 @@
+"""What a rollout costs when rows end early: seconds beside the tokens really sampled.
+
+    python -m bench.stopping --model DIR --out stopping.json
+
+The same prompts again and again; none or one in 512, 128, 32 of the vocabulary's tokens counts as EOS, so that rows end
+at random places, earlier and earlier. A sampler that lets finished rows go pays for `tokens_sampled`; one that pads to
+the longest row pays for `padded` of them, rows x longest row. `in_flight` is how many rows are decoded together; others
+wait for room (continuous refilling). Left out: learning.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
+from bench.process import machine, versions
+from bench.work import Work, work_of
+from grpo import options, run
+from grpo.files import write_whole
+from grpo.policy import load_policy
+from grpo.rollout import encode_prompts
+from grpo.sampler import Sampler
+
+COLUMNS = ("one_in", "in_flight", "tokens_sampled", "padded", "rollout_s", "ms_per_token")
+
+
+@dataclass(frozen=True)
+class Stopping(Work):
+    """Measure rollouts whose rows end at random places, with all rows in flight and with refilling."""
+
+    one_in: tuple[int, ...] = (0, 512, 128, 32)
+    """One token of the vocabulary in so many ends a row; 0: none."""
+    in_flight: tuple[int, ...] = (0, 16)
+    """Rows decoded together; 0: all."""
+    out: str = "stopping.json"
+    """File of the results."""
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 2 for a wrong option."""
+    asked = options.parse(Stopping, argv, "bench.stopping")
+    try:
+        rows = measure(asked)
+        written = {"machine": machine(asked.device), "versions": versions(), "settings": vars(asked), "rollouts": rows}
+        write_whole(Path(asked.out), json.dumps(written, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"bench.stopping: error: {error}", file=sys.stderr)
+        return 2
+    table = Table(*(name.replace("_", " ") for name in COLUMNS))
+    for row in rows:
+        table.add_row(*(f"{row[name]:,.4g}" if isinstance(row[name], float) else f"{row[name]:,}" for name in COLUMNS))
+    Console().print(table)
+    return 0
+
+
+def measure(asked: Stopping) -> list[dict]:
+    """One row of numbers per share of EOS and rows in flight, after one rollout that nobody times."""
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    device, work = torch.device(asked.device), Work(**work_of(asked))
+    run.prepare(device, asked.dtype)
+    policy, tokenizer = load_policy(asked.model, device=device, precision=asked.dtype)
+    problems = problems_of_step(work, problems_of(work), 1)
+    encoded = encode_prompts(problems, tokenizer, chat=False, max_prompt_tokens=LONGEST_PROMPT)
+    sampler = Sampler(policy, tokenizer)
+
+    def rollout(one_in: int, in_flight: int) -> dict:
+        ends = torch.arange(policy.vocab_size) * 2654435761 % 2**32  # scattered over the vocabulary
+        sampler.is_eos[:] = (ends % one_in == 0) if one_in else False
+        start = time.perf_counter()
+        lengths = sampler.generate(
+            [row.tolist() for row in encoded],
+            group_size=asked.group,
+            max_new_tokens=asked.new_tokens,
+            temperature=1.0,
+            seed=asked.seed,
+            step=1,
+            max_rows=in_flight or None,
+        ).completion_mask.sum(1)
+        seconds, tokens = time.perf_counter() - start, int(lengths.sum())
+        return {
+            "one_in": one_in,
+            "in_flight": in_flight or len(lengths),
+            "tokens_sampled": tokens,
+            "padded": len(lengths) * int(lengths.max()),
+            "rollout_s": seconds,
+            "ms_per_token": 1e3 * seconds / tokens,
+        }
+
+    rollout(asked.one_in[0], 0)
+    return [rollout(one_in, in_flight) for in_flight in asked.in_flight for one_in in asked.one_in]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,46 @@
+"""Forwards for few rows against the usual ones: the same numbers, for as long as they are asked for and no longer."""
+
+import pytest
+import torch
+
+from grpo.lean import keep_less
+from grpo.narrow import narrow_forwards, using
+from tests.models import FAMILIES, keep_float64, tiny_model
+
+
+def forwards(model):
+    return {name: vars(module).get("forward") for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_numbers_are_the_usual_ones(family):
+    model = tiny_model(family, dtype=torch.float64)
+    keep_float64(model)
+    keep_less(model)
+    narrow = narrow_forwards(model.base_model)
+    assert len(narrow) == 7 * model.config.num_hidden_layers
+    hidden = lambda: model.base_model(torch.arange(12)[None], use_cache=False).last_hidden_state  # noqa: E731
+    expected = hidden()
+    with using(narrow):
+        ours = hidden()
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_usual_forwards_come_back_after_an_error_too():
+    model = tiny_model("qwen2")
+    keep_less(model)
+    narrow, before = narrow_forwards(model), forwards(model)
+    with pytest.raises(RuntimeError, match="in between"), using(narrow):
+        assert forwards(model) != before
+        raise RuntimeError("in between")
+    assert forwards(model) == before
+
+
+def test_a_bias_is_added_to_every_row():
+    linear = torch.nn.Linear(3, 2, dtype=torch.float64)
+    x = torch.arange(12.0, dtype=torch.float64).view(1, 4, 3)
+    with using(narrow_forwards(linear)):
+        ours = linear(x)
+    torch.testing.assert_close(ours, x @ linear.weight.t() + linear.bias)
+    assert ours.shape == (1, 4, 2)
