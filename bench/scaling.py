@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
 
 from bench.process import call, machine, versions
@@ -158,6 +159,9 @@ def draw(rows: list[dict]) -> Figure:
             below.plot(values, [row[name] / 1e9 for row in good], style, label=label)
         above.set(title=axis.replace("_", " "), ylabel="seconds of a step" if column == 0 else None, ylim=(0, None))
         below.set(xlabel=axis.replace("_", " "), ylabel="GB" if column == 0 else None, ylim=(0, None))
+        for axes in (above, below):
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         above.legend(frameon=False)
         below.legend(frameon=False)
     return figure

@@ -13,7 +13,7 @@ import torch
 
 from grpo.config import Config
 from grpo.facts import Facts
-from grpo.logprobs import CHUNK
+from grpo.logprobs import rows_per_chunk
 
 EFFICIENCY = 0.5
 """Share of the speed of one large matrix product that a whole model reaches."""
@@ -156,7 +156,8 @@ def _fixed(config: Config, facts: Facts) -> float:
     """Bytes of learning, however few tokens: weights that autocast rounds, a chunk of logits, the head's gradient."""
     size = facts.sizes
     rounded = _compute(config) * size.rounded if _half(config) else 0
-    return rounded + size.vocabulary * (3 * 4 * CHUNK + (_compute(config) + _whole(config)) * size.width)
+    chunk = rows_per_chunk(size.vocabulary, torch.device("cuda" if config.device == "cuda" else "cpu"))
+    return rounded + size.vocabulary * (3 * 4 * chunk + (_compute(config) + _whole(config)) * size.width)
 
 
 def _half(config: Config) -> bool:

@@ -255,18 +255,20 @@ class Learner:
             per_token_loss = per_token_loss + config.kl_coef * kl
         loss = (weigh(mask) * per_token_loss).sum()
 
+        def of_tokens(values: Tensor) -> Tensor:  # multiplied, not selected: a selection waits for the GPU
+            return values.detach() * mask
+
         tokens = mask.sum()
-        ratio = torch.exp(logprobs.detach() - old_logprobs)
         sums.add("optim/loss", loss.detach(), 0)
-        sums.add("policy/entropy", entropy.detach()[mask].sum(), tokens)
-        sums.add("policy/ratio_mean", ratio[mask].sum(), tokens)
-        sums.add("policy/clip_fraction", clipped[mask].sum(), tokens)
+        sums.add("policy/entropy", of_tokens(entropy).sum(), tokens)
+        sums.add("policy/ratio_mean", of_tokens(torch.exp(logprobs - old_logprobs)).sum(), tokens)
+        sums.add("policy/clip_fraction", of_tokens(clipped).sum(), tokens)
         if kl is not None:
-            sums.add("policy/kl", kl.detach()[mask].sum(), tokens)
+            sums.add("policy/kl", of_tokens(kl).sum(), tokens)
         if first_epoch:
-            gap = (old_logprobs - sampling_logprobs).abs()[mask]
+            gap = of_tokens((old_logprobs - sampling_logprobs).abs())
             sums.add("policy/sampler_gap_mean", gap.sum(), tokens)
-            if len(gap):
+            if gap.numel():
                 sums.maximum("policy/sampler_gap_max", gap.max())
         return loss
 
