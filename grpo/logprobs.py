@@ -128,7 +128,7 @@ def _add_tile(
     weighted: Tensor,
     score: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One tile more in the running maximum, s, t and the target's logit, each [m]; overwrites logits and spare, [m,v]."""
+    """One tile more in the running maximum, s, t and the target's logit, each [m]; overwrites logits, spare [m,v]."""
     logits = logits if temperature == 1.0 else logits.div_(temperature)
     score = score + logits.gather(1, place)[:, 0].where(inside, 0)
     highest = torch.maximum(before, logits.amax(-1))
@@ -149,7 +149,7 @@ def _tile_gradient(
     d_logprobs: Tensor,
     d_entropy: Tensor,
 ) -> Tensor:
-    """dL/dlogits [m,v] of a tile before the temperature divided them; overwrites logits and spare, [m,v]."""
+    """dL/dlogits [m,v] of a tile before the temperature divided them; overwrites logits, spare [m,v]."""
     logits = logits if temperature == 1.0 else logits.div_(temperature)
     log_p = logits.sub_(lse[:, None])
     p = torch.exp(log_p, out=spare)

@@ -1,9 +1,9 @@
 """Forwards for a step of decoding on a CPU, where a few rows meet large weights and nothing is kept for backward.
 
-Weight times rows instead of rows times weight: the product of the same numbers, a quarter faster at 32 rows in torch's
-CPU library, which packs its right-hand side anew for every product. The sampler's steps alone use them: a reference
-that took another path than the policy would differ from it by a rounding, and the KL of the first step not be 0.
-Left out: anything under autocast, other devices.
+Weight times rows instead of rows times weight: the same products, a quarter to a half faster in torch's CPU
+library, as long as the rows are a multiple of 8 (7 more take half as long again as 8 more, so they are filled up). The
+sampler's steps alone use them: a reference that took another path than the policy would differ from it by a rounding,
+and the KL of the first step not be 0. Left out: anything under autocast, other devices.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,12 @@ from types import MethodType
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Forward = tuple[nn.Linear, MethodType]
+
+MULTIPLE = 8
+"""Rows are filled up to a multiple of this."""
 
 
 def narrow_forwards(model: nn.Module) -> list[Forward]:
@@ -34,11 +38,13 @@ def using(forwards: list[Forward]) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[n,D], [E,D], [E] -> [n,E]: x @ weight.T + bias, rows being the last dimension in memory."""
+    rows = F.pad(x, (0, 0, 0, -len(x) % MULTIPLE)).t()
+    out = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
+    return out[:, : len(x)].t()
+
+
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """[..,n,D] -> [..,n,E]; rows are the last dimension in memory."""
-    rows = x.flatten(0, -2).t()
-    if module.bias is None:
-        out = module.weight @ rows
-    else:
-        out = torch.addmm(module.bias[:, None], module.weight, rows)
-    return out.t().view(*x.shape[:-1], -1)
+    """[..,n,D] -> [..,n,E]."""
+    return product(x.flatten(0, -2), module.weight, module.bias).view(*x.shape[:-1], -1)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo import narrow
 from grpo.decoding import DecodeAttention, KeysValues, PrefillAttention
 from grpo.logprobs import product
-from grpo.narrow import narrow_forwards, using
 from grpo.policy import Policy
 from grpo.sampling import sample, uniforms
 from grpo.tree import build_trie
@@ -42,7 +42,7 @@ class Rows:
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
         on_cpu = policy.device.type == "cpu" and policy.autocast_dtype is None
-        self.narrow = narrow_forwards(policy.model.base_model) if on_cpu else []
+        self.narrow = narrow.narrow_forwards(policy.model.base_model) if on_cpu else []
         self.graphs: dict[tuple, Callable[[], None]] = {}
         self.sizes: tuple | None = None
 
@@ -175,7 +175,7 @@ class Rows:
         """[n,D] -> [n,V]: the head's product leaves the matrix product in float32, as in learning."""
         head = self.policy.head
         if self.narrow:
-            return product(head, hidden.t()).t()
+            return narrow.product(hidden, head)
         dtype = self.policy.autocast_dtype if hidden.is_cuda and self.policy.autocast_dtype else head.dtype
         return product(hidden.to(dtype), head.to(dtype).t())
 
@@ -195,7 +195,7 @@ class Rows:
         n = self.attention.shape[0]
         self.attention.begin()
         position_ids = self.prompt_length[:n] + self.attention.lengths[:n]
-        with self.policy.autocast(), using(self.narrow):
+        with self.policy.autocast(), narrow.using(self.narrow):
             hidden = self.policy.hidden_states(self.newest[:n], position_ids, self.attention)
         logits = self._logits(hidden)
         self.attention.lengths[:n] += 1

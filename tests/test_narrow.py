@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grpo.lean import keep_less
-from grpo.narrow import narrow_forwards, using
+from grpo.narrow import narrow_forwards, product, using
 from tests.models import FAMILIES, keep_float64, tiny_model
 
 
@@ -44,3 +44,10 @@ def test_a_bias_is_added_to_every_row():
         ours = linear(x)
     torch.testing.assert_close(ours, x @ linear.weight.t() + linear.bias)
     assert ours.shape == (1, 4, 2)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 32])
+def test_rows_are_filled_up_and_cut_again(n):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(n, 5, generator=generator), torch.randn(3, 5, generator=generator)
+    torch.testing.assert_close(product(x, weight), x @ weight.t())
