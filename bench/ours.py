@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import data
-from bench.work import Work
+from bench.work import Sampled, Work
 from data.problem import Problem
 from grpo import distributed, doctor, run
 from grpo.compiled import compile_layers
@@ -32,7 +32,7 @@ LEARNING_RATE = 1e-6
 LONGEST_PROMPT = 1 << 20
 
 
-def problems_of(work: Work) -> list[Problem]:
+def problems_of(work: Sampled) -> list[Problem]:
     """The training problems, without the strings that would stop a completion."""
     if work.train is None:
         problems = data.load("arithmetic", "train", num_shots=work.shots, seed=work.seed)
@@ -43,7 +43,7 @@ def problems_of(work: Work) -> list[Problem]:
     return [replace(problem, info=problem.info | {"stop": []}) for problem in problems]
 
 
-def problems_of_step(work: Work, problems: list[Problem], step: int) -> list[Problem]:
+def problems_of_step(work: Sampled, problems: list[Problem], step: int) -> list[Problem]:
     """Those that step `step` (from 1) asks, the same as our own loop draws."""
     return [problems[i] for i in draw_prompts(len(problems), work.prompts, work.seed, step)]
 

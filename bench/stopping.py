@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
 from bench.process import machine, versions
-from bench.work import Work, work_of
+from bench.work import Sampled
 from grpo import options, run
 from grpo.files import write_whole
 from grpo.policy import load_policy
@@ -31,7 +31,7 @@ COLUMNS = ("one_in", "in_flight", "tokens_sampled", "padded", "rollout_s", "ms_p
 
 
 @dataclass(frozen=True)
-class Stopping(Work):
+class Stopping(Sampled):
     """Measure rollouts whose rows end at random places, with all rows in flight and with refilling."""
 
     one_in: tuple[int, ...] = (0, 512, 128, 32)
@@ -63,10 +63,10 @@ def measure(asked: Stopping) -> list[dict]:
     """One row of numbers per share of EOS and rows in flight, after one rollout that nobody times."""
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    device, work = torch.device(asked.device), Work(**work_of(asked))
+    device = torch.device(asked.device)
     run.prepare(device, asked.dtype)
     policy, tokenizer = load_policy(asked.model, device=device, precision=asked.dtype)
-    problems = problems_of_step(work, problems_of(work), 1)
+    problems = problems_of_step(asked, problems_of(asked), 1)
     encoded = encode_prompts(problems, tokenizer, chat=False, max_prompt_tokens=LONGEST_PROMPT)
     sampler = Sampler(policy, tokenizer)
 

@@ -1,4 +1,5 @@
-"""The work that all contestants do: one dataclass, which is the flags of `bench.peers` and `bench.roofline` too.
+"""The work that is measured, as dataclasses that are the flags too: `Work` of `bench.peers` and `bench.roofline`, and
+`Sampled` of `bench.stopping`, which only samples.
 
 Imports nothing heavy: the process that starts measurements stays small. The prompts themselves are made in
 `ours.py`.
@@ -10,8 +11,8 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is sampled and learned from, and on what."""
+class Sampled:
+    """What is sampled from, and on what."""
 
     model: str = "embedded"
     """embedded, or a directory with a model and its tokenizer."""
@@ -24,38 +25,53 @@ class Work:
     group: int = 8
     """Completions of each prompt."""
     new_tokens: int = 64
-    """Tokens of every completion: nothing ends one earlier."""
-    steps: int = 1
-    """Steps that are timed; what is reported is their mean."""
-    warmup: int | None = None
-    """Whole steps before those, not timed; None: 0 on a CPU, 1 on a GPU, where the first one compiles."""
+    """Tokens of a completion at most; of every one where nothing ends it earlier."""
     threads: int = 0
     """Threads of torch, the same for all; 0: as torch decides."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to compute."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16: learning multiplies matrices in bfloat16 over float32 weights, sampling alone has bfloat16 weights."""
+    seed: int = 0
+    """Seed of exemplars, prompts and sampling."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a size or file that can not be."""
+        _at_least(self, {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 1, "threads": 0})
+        if self.train is not None and not Path(self.train).is_file():
+            raise ValueError(f"train is {self.train!r}: must be a file")
+
+
+@dataclass(frozen=True)
+class Work(Sampled):
+    """What is sampled and learned from, and how often. Nothing ends a completion early."""
+
+    steps: int = 1
+    """Steps that are timed; what is reported is their mean."""
+    warmup: int | None = None
+    """Whole steps before those, not timed; None: 0 on a CPU, 1 on a GPU, where the first one compiles."""
     random_weights: bool = False
     """Take only config.json (and the tokenizer) of the model and draw the weights: no speed depends on them."""
     tokenizer: str | None = None
     """With random_weights: where the tokenizer is; None: with the model. It is filled up to the model's vocabulary."""
-    seed: int = 0
-    """Seed of exemplars, prompts and sampling."""
     recipe: str | None = None
     """YAML file of further options of ours, such as activation_checkpointing; what is compared is not taken from it."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on a size or file that can not be."""
-        for name, low in {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 1, "steps": 1, "threads": 0}.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}: must be at least {low}")
-        if self.train is not None and not Path(self.train).is_file():
-            raise ValueError(f"train is {self.train!r}: must be a file")
+        super().__post_init__()
+        _at_least(self, {"steps": 1})
 
     @property
     def warmup_steps(self) -> int:
         """`warmup`, or what None means."""
         return (1 if self.device == "cuda" else 0) if self.warmup is None else self.warmup
+
+
+def _at_least(asked: Sampled, lowest: dict[str, int]) -> None:
+    for name, low in lowest.items():
+        if getattr(asked, name) < low:
+            raise ValueError(f"{name} is {getattr(asked, name)}: must be at least {low}")
 
 
 def work_of(options: Work) -> dict:

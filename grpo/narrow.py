@@ -40,7 +40,8 @@ def using(forwards: list[Forward]) -> Iterator[None]:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[n,D], [E,D], [E] -> [n,E]: x @ weight.T + bias, rows being the last dimension in memory."""
-    rows = F.pad(x, (0, 0, 0, -len(x) % MULTIPLE)).t()
+    missing = -len(x) % MULTIPLE
+    rows = (F.pad(x, (0, 0, 0, missing)) if missing else x).t()  # padding by nothing is a copy
     out = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
     return out[:, : len(x)].t()
 

@@ -255,13 +255,13 @@ class Learner:
             per_token_loss = per_token_loss + config.kl_coef * kl
         loss = (weigh(mask) * per_token_loss).sum()
 
-        def of_tokens(values: Tensor) -> Tensor:  # multiplied, not selected: a selection waits for the GPU
-            return values.detach() * mask
+        def of_tokens(values: Tensor) -> Tensor:  # 0 elsewhere; selecting with the mask would wait for the GPU
+            return values.detach().where(mask, 0)
 
         tokens = mask.sum()
         sums.add("optim/loss", loss.detach(), 0)
         sums.add("policy/entropy", of_tokens(entropy).sum(), tokens)
-        sums.add("policy/ratio_mean", of_tokens(torch.exp(logprobs - old_logprobs)).sum(), tokens)
+        sums.add("policy/ratio_mean", of_tokens(torch.exp(logprobs.detach() - old_logprobs)).sum(), tokens)
         sums.add("policy/clip_fraction", of_tokens(clipped).sum(), tokens)
         if kl is not None:
             sums.add("policy/kl", of_tokens(kl).sum(), tokens)
