@@ -138,19 +138,19 @@ class _AttentionInParts(torch.autograd.Function):
         H, S, d = q.shape
         out = q.new_zeros(S, H, d).transpose(0, 1)  # so that the caller's [S,H,d] is no copy
         lse = q.new_full((H, S), -torch.inf)
-        keys, values = _per_query_head(q, k), _per_query_head(q, v)
+        by_key_head = [x.unflatten(0, (len(k), -1)) for x in (q, out, lse)]
         with torch.autocast(q.device.type, enabled=False):
             for part in parts:
                 rows, columns = slice(part.q_start, part.q_end), slice(part.k_start, part.k_end)
-                inputs = q[:, rows], keys[:, columns], values[:, columns]
-                part_out, part_lse = _part_forward(*inputs, scaling, part.causal)
+                q_here, out_here, lse_here = (x[:, :, rows] for x in by_key_head)
+                part_out, part_lse = _part_forward(q_here, k[:, columns], v[:, columns], scaling, part.causal)
                 if part.causal:  # the first of its queries
-                    out[:, rows], lse[:, rows] = part_out, part_lse
+                    out_here.copy_(part_out), lse_here.copy_(part_lse)
                     continue
-                merged = torch.logaddexp(lse[:, rows], part_lse)
-                out[:, rows] *= torch.exp(lse[:, rows] - merged)[..., None]
-                out[:, rows] += part_out.mul_(torch.exp(part_lse - merged)[..., None])
-                lse[:, rows] = merged
+                merged = torch.logaddexp(lse_here, part_lse)
+                out_here *= torch.exp(lse_here - merged)[..., None]
+                out_here += part_out.mul_(torch.exp(part_lse - merged)[..., None])
+                lse_here.copy_(merged)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scaling, ctx.parts = scaling, parts
         return out
@@ -158,63 +158,80 @@ class _AttentionInParts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_out: Tensor):
         q, k, v, out, lse = ctx.saved_tensors
-        keys, values = _per_query_head(q, k), _per_query_head(q, v)
-        dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, keys, values))
+        dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        by_key_head = [x.unflatten(0, (len(k), -1)) for x in (q, d_out, out, lse, dq)]
         with torch.autocast(q.device.type, enabled=False):
             for part in ctx.parts:
                 rows, columns = slice(part.q_start, part.q_end), slice(part.k_start, part.k_end)
-                inputs = q[:, rows], keys[:, columns], values[:, columns]
-                outputs = d_out[:, rows], out[:, rows], lse[:, rows]
+                q_here, *outputs, dq_here = (x[:, :, rows] for x in by_key_head)
+                inputs = q_here, k[:, columns], v[:, columns]
                 d_inputs = _part_backward(*inputs, *outputs, ctx.scaling, part.causal)
-                for total, place, d_input in zip((dq, dk, dv), (rows, columns, columns), d_inputs, strict=True):
-                    total[:, place] += d_input
-        dk, dv = (total.unflatten(0, (len(k), -1)).sum(1) for total in (dk, dv))
+                for total, d_input in zip((dq_here, dk[:, columns], dv[:, columns]), d_inputs, strict=True):
+                    total += d_input
         return dq, dk, dv, None, None
 
 
-def _per_query_head(q: Tensor, k: Tensor) -> Tensor:
-    """[Hkv,S,d] -> [H,S,d]: each key head once per query head that reads it."""
-    return k if len(k) == len(q) else k.repeat_interleave(len(q) // len(k), 0)
-
-
 def _fused(q: Tensor) -> bool:
-    """Whether torch's fused kernel for CPUs computes the parts."""
+    """Whether torch's fused kernel for CPUs computes the parts; elsewhere matrix products do."""
     return q.device.type == "cpu"
 
 
-def _part_forward(q: Tensor, k: Tensor, v: Tensor, scaling: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """q [H,n,d], k and v [H,m,d] -> out [H,n,d] and the log-sum-exp of the scores [H,n].
+def fused_part(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float, causal: bool = False, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention over some of the keys, to be merged with that over others; on a CPU alone.
 
-    On a CPU by the kernel behind torch's own attention, which keeps no scores and hands its log-sum-exp out; elsewhere
-    by matrix products.
+    The kernel behind torch's own attention: it keeps no scores, and hands out their log-sum-exp.
+
+    Args:
+        q: [B,H,n,d].
+        k, v: [B,H,m,d], m > 0.
+        scaling: of the scores.
+        causal: queries and keys are the same tokens.
+        bias: [B or 1,H or 1,n or 1,m] added to the scores: -inf hides a key.
+
+    Returns:
+        out [B,H,n,d] and the log-sum-exp of the scores [B,H,n].
     """
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(q, k, v, 0.0, causal, attn_mask=bias, scale=scaling)
+
+
+def _part_forward(q: Tensor, k: Tensor, v: Tensor, scaling: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """q [B,R,n,d], k and v [B,m,d] that R query heads share -> out [B,R,n,d] and log-sum-exp of the scores [B,R,n]."""
     if _fused(q):
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, lse = flash(q[None], k[None], v[None], 0.0, causal, scale=scaling)
-        return out[0], lse[0]
+        return fused_part(q, _per_query(q, k), _per_query(q, v), scaling, causal)
     scores = _scores(q, k, scaling, causal)
     lse = torch.logsumexp(scores, dim=-1)
-    return torch.bmm(scores.sub_(lse[..., None]).exp_(), v), lse
+    weights = scores.sub_(lse[..., None]).exp_().flatten(1, 2)
+    return torch.bmm(weights, v).view(q.shape), lse
 
 
 def _part_backward(
     q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, out: Tensor, lse: Tensor, scaling: float, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The part's share of dq [H,n,d], dk and dv [H,m,d]; `out` and `lse` are those of the whole softmax."""
+    """The part's share of dq [B,R,n,d], dk and dv [B,m,d]; `out` and `lse` are those of the whole softmax."""
     if _fused(q):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        inputs = (x[None] for x in (d_out, q, k, v, out, lse))
-        return tuple(d[0] for d in flash(*inputs, 0.0, causal, scale=scaling))
-    weights = _scores(q, k, scaling, causal).sub_(lse[..., None]).exp_()
-    d_scores = torch.bmm(d_out, v.transpose(1, 2)).sub_((d_out * out).sum(-1, keepdim=True))
+        dq, dk, dv = flash(d_out, q, _per_query(q, k), _per_query(q, v), out, lse, 0.0, causal, scale=scaling)
+        return dq, dk.sum(1), dv.sum(1)
+    weights = _scores(q, k, scaling, causal).sub_(lse[..., None]).exp_().flatten(1, 2)
+    flat_q, flat_d_out, weighted = (x.flatten(1, 2) for x in (q, d_out, d_out * out))
+    d_scores = torch.bmm(flat_d_out, v.transpose(1, 2)).sub_(weighted.sum(-1, keepdim=True))
     d_scores.mul_(weights).mul_(scaling)
-    return torch.bmm(d_scores, k), torch.bmm(d_scores.transpose(1, 2), q), torch.bmm(weights.transpose(1, 2), d_out)
+    dk, dv = torch.bmm(d_scores.transpose(1, 2), flat_q), torch.bmm(weights.transpose(1, 2), flat_d_out)
+    return torch.bmm(d_scores, k).view(q.shape), dk, dv
+
+
+def _per_query(q: Tensor, k: Tensor) -> Tensor:
+    """[B,m,d] -> [B,R,m,d]: each key once per query that reads it, in the same memory."""
+    return k[:, None].expand(-1, q.shape[1], -1, -1)
 
 
 def _scores(q: Tensor, k: Tensor, scaling: float, causal: bool) -> Tensor:
-    """Scaled scores [H,n,m]; -inf above the diagonal where causal."""
-    scores = torch.bmm(q, k.transpose(1, 2)).mul_(scaling)
+    """Scaled scores [B,R,n,m]; -inf above the diagonal where causal."""
+    scores = torch.bmm(q.flatten(1, 2), k.transpose(1, 2)).mul_(scaling).view(*q.shape[:3], -1)
     if causal:
-        above = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu_(1)
+        above = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu_(1)
         scores.masked_fill_(above, -torch.inf)
     return scores

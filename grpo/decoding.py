@@ -10,18 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grpo.attention import TreeAttention
+from grpo.attention import TreeAttention, fused_part
 
-KeysValues = list[tuple[Tensor, Tensor]]
+Pair = tuple[Tensor, Tensor]
+"""Keys and values of a layer."""
+KeysValues = list[Pair]
 """Keys and values of every layer."""
 
 
 class PrefillAttention(TreeAttention):
     """Tree attention that keeps every layer's keys and values, in float32: the prompt side of a decode."""
 
-    def __init__(
-        self, position_ids: Tensor, subtree_end: Tensor, heads_per_key: int, trunk: KeysValues | None = None
-    ):
+    def __init__(self, position_ids: Tensor, subtree_end: Tensor, heads_per_key: int, trunk: KeysValues | None = None):
         """Plan the parts.
 
         Args:
@@ -51,8 +51,9 @@ class DecodeAttention:
     """Attention of one new token per row over three parts: the trunk, the row's branch, and the row's own tokens.
 
     The trunk is the common prefix of all prompts (few-shot exemplars): one matrix product for all rows. A branch is the
-    rest of a prompt: one product for all rows of its group. Neither is copied per row. One softmax runs over the
-    scores of the three, so the merge is exact, in float32 as in learning (scores rounded to bfloat16 cost 0.1 nat).
+    rest of a prompt: one product for all rows of its group. Neither is copied per row. Either one softmax runs over
+    the scores of the three, or, on a CPU, a fused kernel over each and their log-sum-exps merge them: both
+    exact, in float32 as in learning (scores rounded to bfloat16 cost 0.1 nat).
 
     All buffers are made here and keep their addresses; `join` and `keep` write into them. With `grain` above 1, the
     shapes that `attend` works on are rounded up to multiples of it and what is too much is hidden, so that few shapes
@@ -87,7 +88,7 @@ class DecodeAttention:
         self.of_row: list[tuple[int, int]] = []
         """On the host, of each row alive: its group and its number of own tokens."""
         self.num_groups = 0
-        self.beyond_branch = self.beyond_own = None
+        self._nothing = keys.new_zeros(())
 
     def restart(self) -> None:
         """Forget all rows."""
@@ -148,42 +149,66 @@ class DecodeAttention:
         return order
 
     def begin(self) -> None:
-        """Look at lengths once for all layers of the next token. No host value is read: part of a captured step."""
+        """Look at lengths once for all layers of the next token. No host value is read where steps are captured."""
         rows, groups, _, width = self.shape
-        at = torch.arange(max(width, self.branch[0][0].shape[2]), device=self.lengths.device)
-        in_branch = at[: self.branch[0][0].shape[2]] < self.branch_lengths[:groups, None]
-        self.beyond_branch = ~in_branch[:, None, None]
-        aligned = self.grain == 1 and len({length for _, length in self.of_row}) == 1
-        self.beyond_own = None if aligned else (at[:width] > self.lengths[:rows, None])[:, None, None]
+        longest_branch = self.branch[0][0].shape[2]
+        at = torch.arange(max(rows, width, longest_branch), device=self.lengths.device)
+        column = self.lengths[:rows].clamp(max=self.own[0][0].shape[2] - 1)
+        hide = lambda beyond: self._nothing.masked_fill(beyond[:, None, None], -torch.inf)  # noqa: E731
+        self.newest = at[:rows], slice(None), column
+        self.branch_bias = hide(at[:longest_branch] >= self.branch_lengths[:groups, None])
+        self.own_bias = None
+        if self.grain == 1 and len({length for _, length in self.of_row}) == 1:
+            self.newest = slice(rows), slice(None), self.longest  # no indices: written several times faster
+        else:
+            self.own_bias = hide(at[:width] > column[:, None])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query [1,H,n,d], key and value [1,Hkv,n,d] of the rows' newest tokens -> [1,n,H,d]. Stores key and value."""
         _, H, n, d = query.shape
-        Hkv = key.shape[1]
-        R = H // Hkv
-        width = self.shape[3]
-        at = torch.arange(n, device=query.device)
-        own_k, own_v = self.own[layer]
-        newest = self.lengths[:n].clamp(max=own_k.shape[2] - 1)
-        own_k[at, :, newest], own_v[at, :, newest] = (x[0].transpose(0, 1).to(own_k.dtype) for x in (key, value))
-        own_k, own_v = own_k[:n, :, :width], own_v[:n, :, :width]
-        trunk_k, trunk_v = self.trunk[layer]
+        for buffer, x in zip(self.own[layer], (key, value), strict=True):
+            buffer[self.newest] = x[0].transpose(0, 1).to(buffer.dtype)
+        own_k, own_v = (buffer[:n, :, : self.shape[3]] for buffer in self.own[layer])
         branch_k, branch_v = (buffer[: self.num_groups] for buffer in self.branch[layer])
-        q = (query[0].transpose(0, 1).to(own_k.dtype) * scaling).reshape(n, Hkv, R, d)
-
+        attend = self._in_parts if self.grain == 1 else self._by_one_softmax
         with torch.autocast(query.device.type, enabled=False):
-            over_trunk = torch.bmm(_heads_first(q), trunk_k.transpose(1, 2)).view(Hkv, n, R, -1).transpose(0, 1)
-            over_branch = torch.matmul(self._by_group(q), branch_k.transpose(2, 3))
-            over_branch = self._by_row(over_branch.masked_fill_(self.beyond_branch, -torch.inf), n, R)
-            over_own = torch.matmul(q, own_k.transpose(2, 3))
-            if self.beyond_own is not None:
-                over_own.masked_fill_(self.beyond_own, -torch.inf)
-            weights = torch.softmax(torch.cat([over_trunk, over_branch, over_own], dim=-1), dim=-1)
-            on_trunk, on_branch, on_own = weights.split([x.shape[-2] for x in (trunk_k, branch_k, own_k)], dim=-1)
-            out = torch.matmul(on_own, own_v)
-            out += torch.bmm(_heads_first(on_trunk), trunk_v).view(Hkv, n, R, d).transpose(0, 1)
-            out += self._by_row(torch.matmul(self._by_group(on_branch), branch_v), n, R)
-        return out.to(query.dtype).view(1, n, H, d)
+            heads_first = query[0].to(own_k.dtype).contiguous().view(key.shape[1], -1, n, d)
+            out = attend(heads_first, self.trunk[layer], (branch_k, branch_v), (own_k, own_v), scaling)
+        return out.to(query.dtype).reshape(1, n, H, d)
+
+    def _in_parts(self, q: Tensor, trunk: Pair, branch: Pair, own: Pair, scaling: float) -> Tensor:
+        """[Hkv,R,n,d] -> [n,Hkv,R,d]: with the log-sum-exp l_i of each part, `sum_i softmax(l)_i o_i`."""
+        Hkv, R, n, d = q.shape
+        rows = q.permute(2, 0, 1, 3)
+        parts = [fused_part(rows, *own, scaling, bias=self.own_bias)]
+        out, lse = fused_part(self._by_group(rows), *branch, scaling, bias=self.branch_bias)
+        parts.append((self._by_row(out, n, R), self._by_row(lse[..., None], n, R)[..., 0]))
+        if self.trunk_length:
+            out, lse = fused_part(q.view(1, Hkv, R * n, d), *(x[None] for x in trunk), scaling)
+            parts.append((out.view(q.shape).permute(2, 0, 1, 3), lse.view(Hkv, R, n).permute(2, 0, 1)))
+        outs, lses = zip(*parts, strict=True)
+        weights = torch.softmax(torch.stack(lses), 0)[..., None]
+        merged = outs[0] * weights[0]
+        for out, weight in zip(outs[1:], weights[1:], strict=True):
+            merged.addcmul_(out, weight)
+        return merged
+
+    def _by_one_softmax(self, q: Tensor, trunk: Pair, branch: Pair, own: Pair, scaling: float) -> Tensor:
+        """[Hkv,R,n,d] -> [n,Hkv,R,d]: the scores of all parts side by side."""
+        q = (q * scaling).permute(2, 0, 1, 3)
+        n, Hkv, R, d = q.shape
+        over_trunk = torch.bmm(_heads_first(q), trunk[0].transpose(1, 2)).view(Hkv, n, R, -1).transpose(0, 1)
+        over_branch = torch.matmul(self._by_group(q), branch[0].transpose(2, 3)).add_(self.branch_bias)
+        over_own = torch.matmul(q, own[0].transpose(2, 3))
+        if self.own_bias is not None:
+            over_own += self.own_bias
+        scores = torch.cat([over_trunk, self._by_row(over_branch, n, R), over_own], dim=-1)
+        widths = [keys.shape[-2] for keys, _ in (trunk, branch, own)]
+        on_trunk, on_branch, on_own = torch.softmax(scores, dim=-1).split(widths, dim=-1)
+        out = torch.matmul(on_own, own[1])
+        out += torch.bmm(_heads_first(on_trunk), trunk[1]).view(Hkv, n, R, d).transpose(0, 1)
+        out += self._by_row(torch.matmul(self._by_group(on_branch), branch[1]), n, R)
+        return out
 
     def advance(self, steps: int = 1) -> None:
         """Host side of that many further tokens of every row."""

@@ -41,7 +41,15 @@ def _is_gated(module: nn.Module) -> bool:
 def _norm_forward(module: nn.Module, hidden: Tensor) -> Tensor:
     """[..,D] -> [..,D]: x / rms(x) * weight, in float32 or wider."""
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    return _Norm.apply(wide, module.weight, module.variance_epsilon).to(hidden.dtype)
+    if torch.is_grad_enabled():
+        return _Norm.apply(wide, module.weight, module.variance_epsilon).to(hidden.dtype)
+    return _normalize(wide, module.weight, module.variance_epsilon)[0].to(hidden.dtype)
+
+
+def _normalize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """[..,D], [D] -> x / r * weight [..,D] and 1 / r [..,1], with r = sqrt(mean x^2 + eps)."""
+    inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return x.mul(inverse).mul_(weight), inverse
 
 
 def _gated_forward(module: nn.Module, x: Tensor) -> Tensor:
@@ -53,16 +61,16 @@ def _gated_forward(module: nn.Module, x: Tensor) -> Tensor:
 
 
 class _Norm(torch.autograd.Function):
-    """y = w x / r with r = sqrt(mean x^2 + eps).
+    """y = w x / r, which keeps x and 1 / r alone.
 
     With n = x / r and g = w dy: dx = (g - n mean(g n)) / r and dw = sum dy n.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+        y, inverse = _normalize(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return x.mul(inverse).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx, dy: Tensor):

@@ -18,6 +18,8 @@ Forward = tuple[nn.Linear, MethodType]
 
 MULTIPLE = 8
 """Rows are filled up to a multiple of this."""
+WORDS = 2048
+"""Logits of so many words are computed at one time, few enough to be turned around before they leave the cache."""
 
 
 def narrow_forwards(model: nn.Module) -> list[Forward]:
@@ -40,10 +42,23 @@ def using(forwards: list[Forward]) -> Iterator[None]:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[n,D], [E,D], [E] -> [n,E]: x @ weight.T + bias, rows being the last dimension in memory."""
-    missing = -len(x) % MULTIPLE
-    rows = (F.pad(x, (0, 0, 0, missing)) if missing else x).t()  # padding by nothing is a copy
+    rows = _filled_up(x)
     out = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
     return out[:, : len(x)].t()
+
+
+def logits(x: Tensor, head: Tensor) -> Tensor:
+    """[n,D], [V,D] -> [n,V]: x @ head.T, every row's logits side by side in memory, as drawing from them needs it."""
+    rows, out = _filled_up(x), x.new_empty(len(x), len(head))
+    for words, part in zip(head.split(WORDS), out.split(WORDS, dim=1), strict=True):
+        part.copy_((words @ rows)[:, : len(x)].t())
+    return out
+
+
+def _filled_up(x: Tensor) -> Tensor:
+    """[n,D] -> [D,m]: the rows as columns, and as many of zeros as are missing."""
+    missing = -len(x) % MULTIPLE
+    return (F.pad(x, (0, 0, 0, missing)) if missing else x).t()  # padding by nothing is a copy
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ class Rows:
         """[n,D] -> [n,V]: the head's product leaves the matrix product in float32, as in learning."""
         head = self.policy.head
         if self.narrow:
-            return narrow.product(hidden, head)
+            return narrow.logits(hidden, head)
         dtype = self.policy.autocast_dtype if hidden.is_cuda and self.policy.autocast_dtype else head.dtype
         return product(hidden.to(dtype), head.to(dtype).t())
 

@@ -63,8 +63,6 @@ def random_heads(S, key_heads=HKV, dtype=torch.float64, seed=0):
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
 
 
-
-
 @every_tree
 @every_size
 @pytest.mark.parametrize("key_heads", [1, 2, 4])

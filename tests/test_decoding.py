@@ -119,17 +119,18 @@ def test_c27_decode_scores_are_float32_as_in_learning(dtype):
             torch.testing.assert_close(ours.double(), theirs, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
-def test_the_prompt_is_not_copied_per_row():
+@pytest.mark.parametrize("grain", [1, 2])
+def test_the_prompt_is_not_copied_per_row(grain):
     trunk, G = list(range(100, 160)), 32
-    run = Decoding([[*trunk, 1], [*trunk, 2]], G, max_new_tokens=2)
+    run = Decoding([[*trunk, 1], [*trunk, 2]], G, max_new_tokens=2, grain=grain)
     assert run.decode.trunk[0][0].shape[1] == len(trunk) and run.decode.branch[0][0].shape[::2] == (2, 1)
     n = 2 * G
     inputs = run.random(H, n), run.random(HKV, n), run.random(HKV, n)
     run.decode.begin()
     with Sizes() as sizes:
         run.decode.attend(0, *inputs, 1.0)
-    scores = H * n * (len(trunk) + 1 + 1)
-    assert max(shape.numel() for shape in sizes.shapes) == scores < n * len(trunk) * HKV * D
+    largest = H * n * D if grain == 1 else H * n * (len(trunk) + 1 + 2)  # what comes out; the scores of one softmax
+    assert max(shape.numel() for shape in sizes.shapes) == largest < n * len(trunk) * HKV * D
 
 
 def test_layers_run_once_each_and_in_order():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from grpo import narrow
 from grpo.lean import keep_less
 from grpo.narrow import narrow_forwards, product, using
 from tests.models import FAMILIES, keep_float64, tiny_model
@@ -18,11 +19,11 @@ def test_numbers_are_the_usual_ones(family):
     model = tiny_model(family, dtype=torch.float64)
     keep_float64(model)
     keep_less(model)
-    narrow = narrow_forwards(model.base_model)
-    assert len(narrow) == 7 * model.config.num_hidden_layers
+    forwards_of_few = narrow_forwards(model.base_model)
+    assert len(forwards_of_few) == 7 * model.config.num_hidden_layers
     hidden = lambda: model.base_model(torch.arange(12)[None], use_cache=False).last_hidden_state  # noqa: E731
     expected = hidden()
-    with using(narrow):
+    with using(forwards_of_few):
         ours = hidden()
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
@@ -30,8 +31,8 @@ def test_numbers_are_the_usual_ones(family):
 def test_the_usual_forwards_come_back_after_an_error_too():
     model = tiny_model("qwen2")
     keep_less(model)
-    narrow, before = narrow_forwards(model), forwards(model)
-    with pytest.raises(RuntimeError, match="in between"), using(narrow):
+    forwards_of_few, before = narrow_forwards(model), forwards(model)
+    with pytest.raises(RuntimeError, match="in between"), using(forwards_of_few):
         assert forwards(model) != before
         raise RuntimeError("in between")
     assert forwards(model) == before
@@ -51,3 +52,13 @@ def test_rows_are_filled_up_and_cut_again(n):
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(n, 5, generator=generator), torch.randn(3, 5, generator=generator)
     torch.testing.assert_close(product(x, weight), x @ weight.t())
+
+
+@pytest.mark.parametrize(("n", "vocabulary"), [(1, 5), (3, 4), (9, 13)])
+def test_logits_are_those_of_the_whole_head_and_rows_lie_side_by_side(n, vocabulary, monkeypatch):
+    monkeypatch.setattr(narrow, "WORDS", 4)
+    generator = torch.Generator().manual_seed(0)
+    x, head = torch.randn(n, 5, generator=generator), torch.randn(vocabulary, 5, generator=generator)
+    ours = narrow.logits(x, head)
+    torch.testing.assert_close(ours, x @ head.t())
+    assert ours.is_contiguous()
