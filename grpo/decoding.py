@@ -88,7 +88,6 @@ class DecodeAttention:
         self.of_row: list[tuple[int, int]] = []
         """On the host, of each row alive: its group and its number of own tokens."""
         self.num_groups = 0
-        self._nothing = keys.new_zeros(())
 
     def restart(self) -> None:
         """Forget all rows."""
@@ -154,7 +153,7 @@ class DecodeAttention:
         longest_branch = self.branch[0][0].shape[2]
         at = torch.arange(max(rows, width, longest_branch), device=self.lengths.device)
         column = self.lengths[:rows].clamp(max=self.own[0][0].shape[2] - 1)
-        hide = lambda beyond: self._nothing.masked_fill(beyond[:, None, None], -torch.inf)  # noqa: E731
+        hide = lambda beyond: self.own[0][0].new_zeros(()).masked_fill(beyond[:, None, None], -torch.inf)  # noqa: E731
         self.newest = at[:rows], slice(None), column
         self.branch_bias = hide(at[:longest_branch] >= self.branch_lengths[:groups, None])
         self.own_bias = None
