@@ -194,9 +194,10 @@ class DecodeAttention:
 
     def _by_one_softmax(self, q: Tensor, trunk: Pair, branch: Pair, own: Pair, scaling: float) -> Tensor:
         """[Hkv,R,n,d] -> [n,Hkv,R,d]: the scores of all parts side by side."""
-        q = (q * scaling).permute(2, 0, 1, 3)
-        n, Hkv, R, d = q.shape
-        over_trunk = torch.bmm(_heads_first(q), trunk[0].transpose(1, 2)).view(Hkv, n, R, -1).transpose(0, 1)
+        Hkv, R, n, d = q.shape
+        heads_first = q * scaling
+        over_trunk = torch.bmm(heads_first.flatten(1, 2), trunk[0].transpose(1, 2)).view(Hkv, R, n, -1)
+        over_trunk, q = over_trunk.permute(2, 0, 1, 3), heads_first.permute(2, 0, 1, 3)
         over_branch = torch.matmul(self._by_group(q), branch[0].transpose(2, 3)).add_(self.branch_bias)
         over_own = torch.matmul(q, own[0].transpose(2, 3))
         if self.own_bias is not None:

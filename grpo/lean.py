@@ -41,9 +41,10 @@ def _is_gated(module: nn.Module) -> bool:
 def _norm_forward(module: nn.Module, hidden: Tensor) -> Tensor:
     """[..,D] -> [..,D]: x / rms(x) * weight, in float32 or wider."""
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    if torch.is_grad_enabled():
-        return _Norm.apply(wide, module.weight, module.variance_epsilon).to(hidden.dtype)
-    return _normalize(wide, module.weight, module.variance_epsilon)[0].to(hidden.dtype)
+    arguments = wide, module.weight, module.variance_epsilon
+    # For a few rows, what autograd does around a function takes longer than the norm.
+    normalized = _Norm.apply(*arguments) if torch.is_grad_enabled() else _normalize(*arguments)[0]
+    return normalized.to(hidden.dtype)
 
 
 def _normalize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
