@@ -93,9 +93,10 @@ class _GatedDown(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy: Tensor):
         gate, up, weight = ctx.saved_tensors
-        product, d_product = F.silu(gate), dy @ weight
-        gated = product * up
+        activated = F.silu(gate)
+        gated = activated * up
         d_weight = dy.flatten(0, -2).t() @ gated.flatten(0, -2)
-        d_up = product.mul_(d_product)
-        d_gate = torch.ops.aten.silu_backward(d_product.mul_(up), gate, grad_input=gated)
+        d_gated = torch.matmul(dy, weight, out=gated)  # gated itself is used up
+        d_up = activated.mul_(d_gated)
+        d_gate = torch.ops.aten.silu_backward(d_gated.mul_(up), gate, grad_input=d_gated)
         return d_gate, d_up, d_weight
