@@ -1,14 +1,18 @@
 """Forwards that keep less for backward: norms and gated MLPs whose intermediate values are computed again, not kept.
 
-Of what a layer of the Llama family keeps per token, more than a third can be had again for a few elementwise
-operations: the normalised input of a norm, and the product of an MLP's gate and its other half. Left out: matrix
+Of what a layer of the Llama family keeps per token, nearly half can be had again for a few elementwise operations:
+what goes on inside a norm, what a norm gives out, and the product of an MLP's gate and its other half. Left out: matrix
 products, which activation checkpointing computes again; anything under autocast, where transformers' forwards stay.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -42,15 +46,58 @@ def _norm_forward(module: nn.Module, hidden: Tensor) -> Tensor:
     """[..,D] -> [..,D]: x / rms(x) * weight, in float32 or wider."""
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     arguments = wide, module.weight, module.variance_epsilon
-    # For a few rows, what autograd does around a function takes longer than the norm.
-    normalized = _Norm.apply(*arguments) if torch.is_grad_enabled() else _normalize(*arguments)[0]
+    if not torch.is_grad_enabled():  # for a few rows, what autograd does around a function takes longer than the norm
+        return _normalize(*arguments)[0].to(hidden.dtype)
+    normalized, inverse = _Norm.apply(*arguments)
+    if not torch.compiler.is_compiling():
+        normalized.made_of = _Source(wide.detach(), inverse, module.weight.detach())
     return normalized.to(hidden.dtype)
+
+
+class _Source(NamedTuple):
+    """What the output of a norm is made of: x [..,D], 1 / r [..,1], weight [D]."""
+
+    x: Tensor
+    inverse: Tensor
+    weight: Tensor
+
+    def output(self, out: Tensor | None = None) -> Tensor:
+        """[..,D]: the same bits as in forward; in `out` if it is given."""
+        return torch.mul(self.x, self.inverse, out=out).mul_(self.weight)
+
+
+@contextmanager
+def norms_made_again() -> Iterator[None]:
+    """Within it, layers that read a norm's output keep for backward what it is made of, which the norm keeps anyway.
+
+    The layers that read the same output ask for it one after another: it is made once for them, in one buffer for all
+    norms (there are no second derivatives, which would read what is there later).
+    """
+    latest: dict[str, object] = {"source": None, "output": None}
+
+    def pack(tensor: Tensor) -> Tensor | tuple[_Source, torch.Size]:
+        whole = tensor if tensor._base is None else tensor._base
+        source = getattr(whole, "made_of", None)
+        same_order = source is not None and tensor.is_contiguous() and tensor.numel() == source.x.numel()
+        return (source, tensor.shape) if same_order else tensor
+
+    def unpack(packed: Tensor | tuple[_Source, torch.Size]) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        source, shape = packed
+        if latest["source"] is not source:
+            same = latest["output"] is not None and latest["output"].shape == source.x.shape
+            latest.update(source=source, output=source.output(latest["output"] if same else None))
+        return latest["output"].view(shape)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 def _normalize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """[..,D], [D] -> x / r * weight [..,D] and 1 / r [..,1], with r = sqrt(mean x^2 + eps)."""
     inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-    return x.mul(inverse).mul_(weight), inverse
+    return _Source(x, inverse, weight).output(), inverse
 
 
 def _gated_forward(module: nn.Module, x: Tensor) -> Tensor:
@@ -62,19 +109,21 @@ def _gated_forward(module: nn.Module, x: Tensor) -> Tensor:
 
 
 class _Norm(torch.autograd.Function):
-    """y = w x / r, which keeps x and 1 / r alone.
+    """y = w x / r and 1 / r, which keeps x and 1 / r alone.
 
     With n = x / r and g = w dy: dx = (g - n mean(g n)) / r and dw = sum dy n.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         y, inverse = _normalize(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return y
+        ctx.mark_non_differentiable(inverse)
+        return y, inverse
 
     @staticmethod
-    def backward(ctx, dy: Tensor):
+    @once_differentiable
+    def backward(ctx, dy: Tensor, _: Tensor):
         x, weight, inverse = ctx.saved_tensors
         n, g = x * inverse, dy * weight
         d_weight = (dy * n).flatten(0, -2).sum(0)
@@ -91,6 +140,7 @@ class _GatedDown(torch.autograd.Function):
         return F.linear(F.silu(gate).mul_(up), weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy: Tensor):
         gate, up, weight = ctx.saved_tensors
         activated = F.silu(gate)

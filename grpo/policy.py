@@ -24,7 +24,7 @@ from grpo import flex
 from grpo.attention import Attention, TreeAttention
 from grpo.batch import Batch
 from grpo.float64 import keep_float64
-from grpo.lean import keep_less
+from grpo.lean import keep_less, norms_made_again
 from grpo.logprobs import linear_logprobs
 from grpo.tree import PackedTree, pack
 
@@ -115,7 +115,7 @@ class Policy(nn.Module):
             attention = flex.FlexAttention(tree.subtree_end, self.autocast_dtype)
         else:
             attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads_per_key)
-        with self.autocast():
+        with self.autocast(), norms_made_again():
             hidden = self._decode(tree.input_ids, tree.position_ids, attention).index_select(0, tree.source)
             return linear_logprobs(hidden, self.head, tree.target, temperature, compiled=self.compiled)
 

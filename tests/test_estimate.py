@@ -24,6 +24,7 @@ from grpo.estimate import (
 from grpo.facts import sizes
 from grpo.sampler import Sampler
 from grpo.tree import pack
+from tests import saved
 from tests.known_facts import SIZES, config, facts
 from tests.models import byte_tokenizer, tiny_policy
 
@@ -114,29 +115,22 @@ def tensors(item) -> list[torch.Tensor]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_is_kept_of_a_token_is_what_autograd_saves(precision, checkpointing):
     """Of a token in a layer: the difference that tokens make, in the difference that layers make."""
-    saved, counted = [], []
+    grown, counted = [], []
     for layers in (2, 6):
         policy = tiny_policy("llama", precision, num_hidden_layers=layers)
         if checkpointing:
             policy.train().model.activation_checkpointing_enable({"use_reentrant": False})
-        saved.append((saved_bytes(policy, 40) - saved_bytes(policy, 20)) / 20)
+        grown.append((saved_bytes(policy, 40) - saved_bytes(policy, 20)) / 20)
         recipe = config(precision=precision, activation_checkpointing=checkpointing)
         counted.append(kept(recipe, facts(sizes=sizes(policy.model))))
-    assert saved[1] - saved[0] == pytest.approx(counted[1] - counted[0], rel=0.05)
+    assert grown[1] - grown[0] == pytest.approx(counted[1] - counted[0], rel=0.05)
 
 
 def saved_bytes(policy, length: int) -> int:
     """What a forward pass over so many tokens keeps for backward, weights left out."""
-    seen = {}
-
-    def note(tensor):
-        seen[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no other storage takes its place
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with saved.noted() as seen:
         policy(pack([[7] * 10], [[[8] * (length - 10)]]), 1.0)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
-    return sum(t.untyped_storage().nbytes() for place, t in seen.items() if place not in weights)
+    return saved.num_bytes(seen, policy)
 
 
 def test_auto_fills_the_free_memory_and_not_more():

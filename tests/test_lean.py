@@ -1,23 +1,33 @@
 """Lean forwards against those of transformers: the same numbers and gradients, fewer bytes kept."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from grpo.lean import keep_less
+from grpo import lean
+from grpo.lean import keep_less, norms_made_again
+from tests import saved
 from tests.models import FAMILIES, keep_float64, tiny_model
 
 
-def gradients(model, kept=None):
-    """The sum of squares of the logits of a fixed input, its gradients, and into `kept` the storages kept for them."""
+def forward(model):
+    """The mean square of the logits of a fixed input."""
+    return model(input_ids=torch.arange(40)[None], use_cache=False).logits.square().mean()
 
-    def keep(tensor):
-        if kept is not None:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        value = model(input_ids=torch.arange(40)[None], use_cache=False).logits.square().mean()
+def gradients(model, around=nullcontext):
+    """The same and its gradients, with the forward pass inside `around()`."""
+    with around():
+        value = forward(model)
     return value, torch.autograd.grad(value, list(model.parameters()))
+
+
+def kept_bytes(model, around=nullcontext):
+    """What the forward pass keeps for backward."""
+    with saved.noted() as seen, around():
+        forward(model)
+    return saved.num_bytes(seen, model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -39,10 +49,49 @@ def test_values_and_gradients_are_those_of_transformers(family):
 def test_less_is_kept_for_backward():
     ours, theirs = tiny_model("llama", intermediate_size=96), tiny_model("llama", intermediate_size=96)
     keep_less(ours)
-    kept, kept_by_theirs = {}, {}
-    gradients(ours, kept), gradients(theirs, kept_by_theirs)
-    weights = sum(p.nbytes for p in theirs.parameters())
-    assert sum(kept.values()) - weights < 0.75 * (sum(kept_by_theirs.values()) - weights)
+    assert kept_bytes(ours) < 0.75 * kept_bytes(theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_norms_give_out_is_made_again_to_the_bit(family, monkeypatch):
+    model, made = tiny_model(family), []
+    keep_less(model)
+    output = lean._Source.output
+    monkeypatch.setattr(lean._Source, "output", lambda source, out=None: made.append(source) or output(source, out))
+    plain, plain_gradients = gradients(model)
+    forward_alone = len(made)
+    made.clear()
+    value, made_gradients = gradients(model, norms_made_again)
+    assert torch.equal(value, plain)
+    assert all(map(torch.equal, made_gradients, plain_gradients))
+    assert len(made) == forward_alone + 2 * 2 + 1, "once for all layers that read it: two in a layer, one for the head"
+
+
+def test_what_norms_give_out_is_not_kept():
+    model = tiny_model("llama")
+    keep_less(model)
+    less = kept_bytes(model) - kept_bytes(model, norms_made_again)
+    assert less == 5 * 40 * 32 * 4, "five norms, 40 tokens of width 32 in float32"
+
+
+def test_part_of_a_norms_output_is_kept_as_it_is():
+    norm, layer = tiny_model("llama").model.norm, torch.nn.Linear(32, 3)
+    keep_less(norm)
+    x = torch.randn(1, 6, 32)
+    wanted = torch.autograd.grad(layer(norm(x)[:, 1:4]).sum(), [layer.weight, norm.weight])
+    with norms_made_again():
+        value = layer(norm(x)[:, 1:4]).sum()
+    assert all(map(torch.equal, torch.autograd.grad(value, [layer.weight, norm.weight]), wanted))
+
+
+def test_a_second_derivative_is_refused_and_never_wrong():
+    model = tiny_model("llama")
+    keep_less(model)
+    with norms_made_again():
+        value = forward(model)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first = torch.autograd.grad(value, list(model.parameters()), create_graph=True)
+        sum(gradient.square().sum() for gradient in first).backward()
 
 
 def test_another_form_is_left_alone():
