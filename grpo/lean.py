@@ -61,19 +61,18 @@ class _Source(NamedTuple):
     inverse: Tensor
     weight: Tensor
 
-    def output(self, out: Tensor | None = None) -> Tensor:
-        """[..,D]: the same bits as in forward; in `out` if it is given."""
-        return torch.mul(self.x, self.inverse, out=out).mul_(self.weight)
+    def output(self) -> Tensor:
+        """[..,D], the same bits whenever it is made."""
+        return self.x.mul(self.inverse).mul_(self.weight)
 
 
 @contextmanager
 def norms_made_again() -> Iterator[None]:
     """Within it, layers that read a norm's output keep for backward what it is made of, which the norm keeps anyway.
 
-    The layers that read the same output ask for it one after another: it is made once for them, in one buffer for all
-    norms (there are no second derivatives, which would read what is there later).
+    The layers that read the same output ask for it one after another: it is made once, and held until the next.
     """
-    latest: dict[str, object] = {"source": None, "output": None}
+    latest: dict[str, object] = {}
 
     def pack(tensor: Tensor) -> Tensor | tuple[_Source, torch.Size]:
         whole = tensor if tensor._base is None else tensor._base
@@ -85,9 +84,9 @@ def norms_made_again() -> Iterator[None]:
         if isinstance(packed, Tensor):
             return packed
         source, shape = packed
-        if latest["source"] is not source:
-            same = latest["output"] is not None and latest["output"].shape == source.x.shape
-            latest.update(source=source, output=source.output(latest["output"] if same else None))
+        if latest.get("source") is not source:
+            latest.clear()  # first, so that its memory can be taken again
+            latest.update(source=source, output=source.output())
         return latest["output"].view(shape)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
