@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.process import call, machine, versions
-from bench.work import Work, work_of
+from bench.work import Work, at_least, work_of
 from grpo import options
 from grpo.files import write_whole
 
@@ -41,8 +41,10 @@ class Peers(Work):
 
     only: tuple[Literal["ours", "trl", "hf_generate", "hf_continuous"], ...] = tuple(CONTESTANTS)
     """Contestants to run."""
+    rounds: int = 1
+    """Times that all contestants run, in turn; of each the round of median seconds counts: machines vary."""
     limit: float = 7200.0
-    """Seconds that one contestant may take, all of its tries together."""
+    """Seconds that one contestant may take in a round, all of its tries together."""
     trl_batch: int = 0
     """Sequences of TRL's forward and backward pass; 0: the largest of 32, 16, 8, 4 that stays under trl_max_gb."""
     trl_max_gb: float = 22.0
@@ -50,11 +52,16 @@ class Peers(Work):
     out: str = "peers.json"
     """File of the results."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError on a size or file that can not be."""
+        super().__post_init__()
+        at_least(self, {"rounds": 1})
+
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0, also where a contestant failed; 1 if none ran; 2 for a wrong option."""
     asked = options.parse(Peers, argv, "bench.peers")
-    console, results = Console(), {}
+    console, runs = Console(), {name: [] for name in asked.only}
     with tempfile.TemporaryDirectory() as place:
         work = work_of(asked)
         if asked.random_weights:
@@ -64,25 +71,27 @@ def main(argv: list[str]) -> int:
                 print(f"bench.peers: error: {failed}", file=sys.stderr)
                 return 2
             work["model"] = place
-        for name in asked.only:
+        for name in [*asked.only] * asked.rounds:
             console.print(f"{name} ...", style="dim")
-            results[name] = measure(name, asked, work)
+            runs[name].append(measure(name, asked, work, runs[name]))
             try:
-                write_whole(Path(asked.out), json.dumps(report(asked, results), indent=1) + "\n")
+                write_whole(Path(asked.out), json.dumps(report(asked, runs), indent=1) + "\n")
             except OSError as error:
                 print(f"bench.peers: error: {error}", file=sys.stderr)
                 return 2
-    final = report(asked, results)
+    final = report(asked, runs)
     console.print(table(final))
     for line in notes(final):
         console.print(line, soft_wrap=True, highlight=False)
-    return int(all("error" in result for result in results.values()))
+    return int(all("error" in entry for entry in final["contestants"].values()))
 
 
-def measure(name: str, asked: Peers, work: dict) -> dict:
-    """One contestant's numbers, or its error."""
+def measure(name: str, asked: Peers, work: dict, before: list[dict]) -> dict:
+    """One contestant's numbers, or its error; `before`: what its earlier rounds gave."""
     if name == "trl":
-        return _measure_trl(asked, work)
+        batch, tries = next(((run["batch"], run["tries"]) for run in before if "batch" in run), (asked.trl_batch, {}))
+        outcome = _measure_trl(replace(asked, trl_batch=batch), work)
+        return outcome | {"tries": tries | outcome["tries"]}
     return call(CONTESTANTS[name], {"work": work}, limit=asked.limit, threads=asked.threads)
 
 
@@ -112,8 +121,16 @@ def _measure_trl(asked: Peers, work: dict) -> dict:
     return outcome | {"tries": tries}
 
 
-def report(asked: Peers, results: dict[str, dict]) -> dict:
+def median(runs: list[dict]) -> dict:
+    """Of a contestant's rounds the one of median seconds (of two, the faster); its error where all have failed."""
+    done = sorted((run for run in runs if "error" not in run), key=lambda run: run[_phase(run)])
+    chosen = done[(len(done) - 1) // 2] if done else runs[0]
+    return chosen | {"rounds_s": [run.get(_phase(run)) for run in runs]}
+
+
+def report(asked: Peers, runs: dict[str, list[dict]]) -> dict:
     """What is written: machine, versions, settings, and every contestant with its ratio to ours."""
+    results = {name: median(of_name) for name, of_name in runs.items() if of_name}
     done = [result for result in results.values() if "error" not in result]
     found = {name: done[0][name] if done else None for name in SETTING}
     settings = vars(asked) | {"warmup": asked.warmup_steps} | found
@@ -126,9 +143,14 @@ def report(asked: Peers, results: dict[str, dict]) -> dict:
     }
 
 
+def _phase(result: dict) -> str:
+    """The seconds that a contestant is compared by."""
+    return "step_s" if result.get("step_s") else "rollout_s"
+
+
 def _entry(result: dict, ours: dict) -> dict:
     """A contestant's numbers, null where it has none; what it says beyond them follows."""
-    phase = "step_s" if result.get("step_s") else "rollout_s"
+    phase = _phase(result)
     theirs, our_own = result.get(phase), ours.get(phase)
     entry = {name: result.get(name) for name in NUMBERS}
     entry["ratio"] = theirs / our_own if theirs and our_own else None

@@ -37,7 +37,7 @@ class Sampled:
 
     def __post_init__(self) -> None:
         """Raises ValueError on a size or file that can not be."""
-        _at_least(self, {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 1, "threads": 0})
+        at_least(self, {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 1, "threads": 0})
         if self.train is not None and not Path(self.train).is_file():
             raise ValueError(f"train is {self.train!r}: must be a file")
 
@@ -60,7 +60,7 @@ class Work(Sampled):
     def __post_init__(self) -> None:
         """Raises ValueError on a size or file that can not be."""
         super().__post_init__()
-        _at_least(self, {"steps": 1})
+        at_least(self, {"steps": 1})
 
     @property
     def warmup_steps(self) -> int:
@@ -68,7 +68,8 @@ class Work(Sampled):
         return (1 if self.device == "cuda" else 0) if self.warmup is None else self.warmup
 
 
-def _at_least(asked: Sampled, lowest: dict[str, int]) -> None:
+def at_least(asked: Sampled, lowest: dict[str, int]) -> None:
+    """Raises ValueError naming the first option that is below its lowest value."""
     for name, low in lowest.items():
         if getattr(asked, name) < low:
             raise ValueError(f"{name} is {getattr(asked, name)}: must be at least {low}")

@@ -74,15 +74,45 @@ def test_the_batch_of_trl_is_the_largest_that_fits(monkeypatch):
         return {32: TRL_OUT_OF_MEMORY, 16: {"peak_bytes": 23e9}}.get(arguments["batch"], {"peak_bytes": 12e9})
 
     monkeypatch.setattr(peers, "call", answer)
-    outcome = peers.measure("trl", peers.Peers(), {})
+    outcome = peers.measure("trl", peers.Peers(), {}, [])
     assert tried == [(32, 22e9), (16, 22e9), (8, 22e9)]
     assert outcome["tries"] == {"32": "needs more than 22 GB", "16": "peak of 23.0 GB"} and "error" not in outcome
-    assert peers.measure("trl", peers.Peers(trl_batch=32), {})["error"] and tried[3:] == [(32, None)]
+    assert peers.measure("trl", peers.Peers(trl_batch=32), {}, [])["error"] and tried[3:] == [(32, None)]
+
+
+def test_a_later_round_takes_the_batch_of_the_first(monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        peers, "call", lambda function, arguments, **_: tried.append(arguments["batch"]) or {"peak_bytes": 1}
+    )
+    earlier = [{"error": "took too long", "tries": {}}, {"batch": 8, "tries": {"16": "peak of 23.0 GB"}}]
+    assert peers.measure("trl", peers.Peers(), {}, earlier)["tries"] == {"16": "peak of 23.0 GB"} and tried == [8]
+
+
+def test_rounds_are_run_in_turn_and_the_median_counts(tmp_path, monkeypatch, capsys):
+    asked, seconds = [], {"ours": iter([5.0, 4.0, 9.0]), "hf_generate": iter([20.0, None, 10.0])}
+
+    def measure(name, *_):
+        asked.append(name)
+        rollout = next(seconds[name])
+        if rollout is None:
+            return {"error": "no"}
+        return dict.fromkeys(("trunk_tokens", "prompt_tokens", "threads"), 1) | {
+            "rollout_s": rollout,
+            "peak_bytes": 1e9,
+        }
+
+    monkeypatch.setattr(peers, "measure", measure)
+    code, written = run_peers(tmp_path, "--only", "ours", "hf_generate", "--rounds", "3")
+    found = written["contestants"]
+    assert code == 0 and asked == ["ours", "hf_generate"] * 3
+    assert found["ours"]["rollout_s"] == 5.0 and found["ours"]["rounds_s"] == [5.0, 4.0, 9.0]
+    assert found["hf_generate"]["ratio"] == 2.0 and found["hf_generate"]["rounds_s"] == [20.0, None, 10.0]
 
 
 def test_another_error_of_trl_ends_the_search(monkeypatch):
     monkeypatch.setattr(peers, "call", lambda *_, **__: {"error": "no"})
-    assert peers.measure("trl", peers.Peers(), {}) == {"error": "no", "tries": {}}
+    assert peers.measure("trl", peers.Peers(), {}, []) == {"error": "no", "tries": {}}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +130,9 @@ def test_a_process_has_limits_and_its_end_is_an_error(capfd):
         assert call("subprocess:run", sleep, limit=60, max_bytes=1)["out_of_memory"]
 
 
-@pytest.mark.parametrize("flags", [["--group", "1"], ["--train", "absent.jsonl"], ["--only", "vllm"]])
+@pytest.mark.parametrize(
+    "flags", [["--group", "1"], ["--rounds", "0"], ["--train", "absent.jsonl"], ["--only", "vllm"]]
+)
 def test_a_wrong_option_is_one_sentence(flags, capsys):
     with pytest.raises(SystemExit) as exit:
         peers.main(flags)
@@ -241,8 +273,8 @@ def test_rows_that_end_early_are_counted_and_refilling_samples_the_same(model, t
 
 def test_the_table_shows_every_contestant():
     result = {"rollout_s": 1.0, "step_s": 4.0, "learn_s": 3.0, "peak_bytes": 2e9, "tokens_sampled": 8}
-    results = {"ours": result | {"trunk_tokens": 5, "prompt_tokens": 9, "threads": 1}, "trl": {"error": "no"}}
-    written = peers.report(peers.Peers(), results)
+    runs = {"ours": [result | {"trunk_tokens": 5, "prompt_tokens": 9, "threads": 1}], "trl": [{"error": "no"}]}
+    written = peers.report(peers.Peers(), runs)
     console = Console(width=120, record=True, quiet=True)
     with console.capture():
         console.print(peers.table(written))
