@@ -40,7 +40,7 @@ class Peers(Work):
     """Measure our step beside TRL's and Hugging Face's ways to sample."""
 
     only: tuple[Literal["ours", "trl", "hf_generate", "hf_continuous"], ...] = tuple(CONTESTANTS)
-    """Contestants to run."""
+    """Contestants to run, in this order; one named more than once runs as often in a round."""
     rounds: int = 1
     """Times that all contestants run, in turn; of each the round of median seconds counts: machines vary."""
     limit: float = 7200.0

@@ -124,8 +124,8 @@ def kept(config: Config, facts: Facts) -> float:
     """
     size, whole = facts.sizes, _whole(config)
     linear = 6 * size.width + 4 * size.intermediate if _half(config) else 2 * size.intermediate
-    norms = 2 * size.width if _half(config) else 0
-    layer = (4 * size.width + norms + 2 * size.key_width) * whole + linear * _compute(config)
+    widths = 6 if _half(config) else 4
+    layer = (widths * size.width + 2 * size.key_width) * whole + linear * _compute(config)
     stored = size.width * whole if config.activation_checkpointing else layer
     return size.layers * stored + 2 * layer
 

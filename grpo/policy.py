@@ -115,7 +115,7 @@ class Policy(nn.Module):
             attention = flex.FlexAttention(tree.subtree_end, self.autocast_dtype)
         else:
             attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads_per_key)
-        with self.autocast(), norms_made_again():
+        with self.autocast(), nullcontext() if self.compiled or self.autocast_dtype else norms_made_again():
             hidden = self._decode(tree.input_ids, tree.position_ids, attention).index_select(0, tree.source)
             return linear_logprobs(hidden, self.head, tree.target, temperature, compiled=self.compiled)
 
