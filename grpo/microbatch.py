@@ -11,7 +11,7 @@ from torch import Tensor
 from grpo import distributed
 from grpo.batch import Batch
 from grpo.policy import completions_of
-from grpo.tree import PackedTree, cut, pack, trie_size
+from grpo.tree import PackedTree, cut, pack, read_tokens, trie_size
 
 
 @dataclass
@@ -42,7 +42,7 @@ def cut_rows(batch: Batch, rows: Tensor, max_tokens: int, device: torch.device) 
     kept = [row for row in rows.tolist() if completions[row]]
     prompts = {row: batch.prompt_ids[row // batch.group_size] for row in kept}
     made = []
-    for part in cut([prompts[row] + completions[row] for row in kept], max_tokens):
+    for part in cut([read_tokens(prompts[row], completions[row]) for row in kept], max_tokens):
         part = sorted(kept[i] for i in part)
         tree = pack([prompts[row] for row in part], [[completions[row]] for row in part])
         made.append(Microbatch(torch.tensor(part), tree.to(device)))
@@ -57,6 +57,6 @@ def distinct_tokens(batch: Batch) -> int:
     the work is cut, and no metric of the step.
     """
     groups = zip(batch.prompt_ids, completions_of(batch), strict=True)
-    rows = [prompt + row for prompt, group in groups for row in group if row]
+    rows = [read_tokens(prompt, row) for prompt, group in groups for row in group if row]
     everywhere = [row for rank in distributed.gather_objects(rows) for row in rank]
     return trie_size(everywhere) if distributed.is_main() else 0

@@ -4,13 +4,14 @@ Few-shot exemplars are common to all prompts of a step, and a prompt to its G co
 common token prefixes by itself; nobody has to say what is shared. One array, `subtree_end`, is the whole attention
 mask: token q may attend to token k iff `k <= q and q < subtree_end[k]`.
 
-    rows         A B C     A B D     A E            flat index      0  1  2  3  4
+    read         A B C     A B D     A E            flat index      0  1  2  3  4
                                                     input_ids       A  B  C  D  E
                    A ── B ── C                      position_ids    0  1  2  2  1
                    │    └─── D                      subtree_end     5  4  3  4  5
                    └─── E
 
-Left out: attention itself (`attention.py`), and what to predict where is only recorded here (`source`, `target`).
+What is read is a prompt and its completion but for the last token, which predicts nothing. Left out: attention itself
+(`attention.py`); what to predict where is only recorded here (`source`, `target`).
 """
 
 from collections.abc import Sequence
@@ -143,6 +144,11 @@ def cut(sequences: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
     return parts
 
 
+def read_tokens(prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
+    """What a forward has to read to predict the completion: its last token predicts nothing and is left out."""
+    return [*prompt, *completion[:-1]]
+
+
 def pack(prompts: list[list[int]], completions: list[list[list[int]]]) -> PackedTree:
     """Pack prompts and their completions into one token tree.
 
@@ -151,7 +157,8 @@ def pack(prompts: list[list[int]], completions: list[list[list[int]]]) -> Packed
         completions: for each prompt its completions (any number, any lengths). Rows are counted in this order.
 
     Returns:
-        The tree of all `prompt + completion` sequences, with one prediction for every completion token.
+        The tree of all `prompt + completion` sequences, without the last token of each completion, and one prediction
+        for every completion token.
 
     Raises:
         ValueError: a prompt is empty (nothing would predict its first completion token).
@@ -159,9 +166,9 @@ def pack(prompts: list[list[int]], completions: list[list[list[int]]]) -> Packed
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("prompts: a prompt has no token; every prompt needs at least one")
     pairs = [(prompt, completion) for prompt, group in zip(prompts, completions, strict=True) for completion in group]
-    trie = build_trie([list(prompt) + list(completion) for prompt, completion in pairs])
+    trie = build_trie([read_tokens(prompt, completion) for prompt, completion in pairs])
     lengths = np.array([len(completion) for _, completion in pairs], dtype=np.int64)
-    source = [path[len(prompt) - 1 : -1] for (prompt, c), path in zip(pairs, trie.paths, strict=True) if len(c)]
+    source = [path[len(prompt) - 1 :] for (prompt, c), path in zip(pairs, trie.paths, strict=True) if len(c)]
     target = [np.asarray(completion, dtype=np.int64) for _, completion in pairs]
     column = [np.arange(length) for length in lengths]
     as_tensor = lambda parts: torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]))  # noqa: E731

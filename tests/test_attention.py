@@ -40,7 +40,7 @@ class Sizes(TorchDispatchMode):
 
 
 def tree_of(rows, padding=0):
-    tree = pack([row[:1] for row in rows], [[row[1:]] for row in rows])
+    tree = pack([row[:1] for row in rows], [[[*row[1:], 0]] for row in rows])  # the last token is not read
     return tree.padded(len(tree.input_ids) + padding)
 
 

@@ -29,7 +29,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 def tree_of(*lengths, trunk=100):
     """A trunk and one completion of each length, padded as in a run."""
-    tree = pack([list(range(trunk))], [[[i] * length for i, length in enumerate(lengths)]])
+    tree = pack([list(range(trunk))], [[[i] * (length + 1) for i, length in enumerate(lengths)]])
     return tree.padded(padded_size(len(tree.input_ids)))
 
 
@@ -61,12 +61,12 @@ def in_parts(tree):
 def test_blocks_are_those_that_looking_at_the_whole_mask_finds(rows, repeats):
     """Tokens are repeated, so that nodes begin and end anywhere in and between blocks."""
     long = [[100 * d + token for d, token in enumerate(row) for _ in range(repeats[8 * d + token])] for row in rows]
-    assert_blocks_are_those_of_the_whole_mask(pack([[7]], [long]))
+    assert_blocks_are_those_of_the_whole_mask(pack([[7]], [[[*row, 0] for row in long]]))
 
 
 @pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 1])
 def test_blocks_are_right_where_a_tree_ends_at_the_border_of_a_block_or_beside_it(length):
-    assert_blocks_are_those_of_the_whole_mask(pack([[1], [2]], [[[5] * (length - 1)], [[6] * 200]]))
+    assert_blocks_are_those_of_the_whole_mask(pack([[1], [2]], [[[5] * length], [[6] * 200]]))
 
 
 def assert_blocks_are_those_of_the_whole_mask(tree):

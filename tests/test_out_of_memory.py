@@ -12,6 +12,7 @@ import torch
 from grpo import distributed
 from grpo.config import from_yaml
 from grpo.policy import Policy
+from grpo.update import Learner
 from tests import runs
 from tests.models import tiny_policy
 from tests.test_invariance import FIRST, assert_alike, assert_same, learned
@@ -102,18 +103,22 @@ def test_one_sequence_that_does_not_fit_ends_the_run_with_a_sentence(place):
 WARNING = r"warning: out of memory in learning; .* max_tokens_per_microbatch (\d+) instead of (\d+), "
 
 
-def short_of_memory(tokens: int = 12, rank: int = 1) -> None:
-    """From now on only so many tokens can be learned from at once on this rank."""
+def short_of_memory(rank: int = 1) -> None:
+    """From now on only so many tokens can be learned from at once on this rank, and fewer from the second step on."""
     if os.environ.get("RANK") != str(rank):
         return
-    forward = Policy.forward
+    forward, learn, limits = Policy.forward, Learner.learn, [20]
 
     def limited(self, tree, temperature):
-        if torch.is_grad_enabled() and len(tree.input_ids) > tokens:
+        if torch.is_grad_enabled() and len(tree.input_ids) > limits[-1]:
             out_of_memory()
         return forward(self, tree, temperature)
 
-    Policy.forward = limited
+    def limiting(self, batch, step, sums):
+        limits.append(20 if step == 1 else 10)
+        return learn(self, batch, step, sums)
+
+    Policy.forward, Learner.learn = limited, limiting
 
 
 def test_a_run_goes_on_with_the_smaller_number_and_so_does_its_continuation(tmp_path):

@@ -42,14 +42,15 @@ def path_of(tree, q):
 
 def test_the_worked_example():
     A, B, C, D, E = range(10, 15)
-    tree = pack([[A]], [[[B, C], [B, D], [E]]])
+    last = 15  # of every completion: predicted, never read
+    tree = pack([[A]], [[[B, C, last], [B, D, last], [E, last]]])
     assert tree.input_ids.tolist() == [A, B, C, D, E]
     assert tree.position_ids.tolist() == [0, 1, 2, 2, 1]
     assert tree.subtree_end.tolist() == [5, 4, 3, 4, 5]
-    assert tree.source.tolist() == [0, 1, 0, 1, 0]
-    assert tree.target.tolist() == [B, C, B, D, E]
-    assert tree.row.tolist() == [0, 0, 1, 1, 2]
-    assert tree.column.tolist() == [0, 1, 0, 1, 0]
+    assert tree.source.tolist() == [0, 1, 2, 0, 1, 3, 0, 4]
+    assert tree.target.tolist() == [B, C, last, B, D, last, E, last]
+    assert tree.row.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert tree.column.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
 @repeatable
@@ -60,10 +61,10 @@ def test_the_size_of_a_trie_is_the_number_of_distinct_prefixes(rows):
 
 @repeatable
 @given(prompts_and_completions)
-def test_c39_the_tree_is_the_trie_of_the_rows_and_the_mask_its_ancestor_relation(batch):
+def test_c39_the_tree_is_the_trie_of_what_is_read_and_the_mask_its_ancestor_relation(batch):
     prompts, completions = batch
     tree = pack(prompts, completions)
-    rows = [prompt + c for prompt, group in zip(prompts, completions, strict=True) for c in group]
+    rows = [prompt + c[:-1] for prompt, group in zip(prompts, completions, strict=True) for c in group]
     seen = [path_of(tree, q) for q in range(len(tree.input_ids))]
     assert len(seen) == len(set(seen)) == len(prefixes(rows))  # no prefix twice
     assert set(seen) == prefixes(rows)
@@ -180,7 +181,7 @@ def test_c17_padding_sees_itself_alone_and_is_seen_by_nobody(batch, padding):
 
 def test_a_tree_does_not_fit_into_less_than_its_size():
     with pytest.raises(AssertionError, match="does not fit"):
-        pack([[1, 2]], [[[3]]]).padded(2)
+        pack([[1, 2]], [[[3, 4]]]).padded(2)
 
 
 def test_to_moves_every_field():

@@ -392,7 +392,7 @@ def test_tokens_computed_are_the_nodes_of_the_trie():
     batch = experience()
     G, prefixes = batch.group_size, set()
     for row, length in enumerate(LENGTHS):
-        sequence = batch.prompt_ids[row // G] + batch.completion_ids[row, :length].tolist()
+        sequence = batch.prompt_ids[row // G] + batch.completion_ids[row, : max(0, length - 1)].tolist()
         prefixes |= {tuple(sequence[: i + 1]) for i in range(len(sequence))}
     policy = tiny_policy(precision="fp64")
     forwards = calls(policy)
