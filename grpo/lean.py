@@ -1,28 +1,37 @@
-"""Forwards that keep less for backward: norms and gated MLPs whose intermediate values are computed again, not kept.
+"""Leaner forwards of the Llama family: less is kept for backward, and fewer tensors come and go.
 
-Of what a layer of the Llama family keeps per token, nearly half can be had again for a few elementwise operations:
-what goes on inside a norm, what a norm gives out, and the product of an MLP's gate and its other half. Left out: matrix
+Of what a layer keeps per token, nearly half can be had again for a few elementwise operations: what goes on inside a
+norm, what a norm gives out, and the product of an MLP's gate and its other half. On a CPU memory that is new costs as
+much as what is written there, so MLPs and the rotation of positions make do with few tensors. Left out: matrix
 products, which activation checkpointing computes again; anything under autocast, where transformers' forwards stay.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from grpo.attention import attention_interface
+
+GATED = ("gate_proj", "up_proj", "down_proj")
+ROTATED = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
+"""Attention of transformers that projects, normalizes heads (Qwen3), rotates both halves and attends, no more."""
+
 
 def keep_less(model: nn.Module) -> None:
-    """Replace the forwards of norms and MLPs that are of Llama's form; what is of another form stays as it is."""
+    """Replace the forwards of norms, MLPs and attention that are of Llama's form; what is of another form stays."""
     for module in model.modules():
         if _is_norm(module):
             module.forward = MethodType(_norm_forward, module)
         elif _is_gated(module):
             module.forward = MethodType(_gated_forward, module)
+        elif _is_rotated(module):
+            module.forward = MethodType(_attention_forward, module)
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -37,9 +46,25 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _is_gated(module: nn.Module) -> bool:
-    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    parts = [getattr(module, name, None) for name in GATED]
     activation = type(getattr(module, "act_fn", None)).__name__
-    return all(type(part) is nn.Linear for part in parts) and parts[2].bias is None and activation.startswith("SiLU")
+    plain = all(type(part) is nn.Linear and part.bias is None for part in parts)
+    return plain and activation.startswith("SiLU")
+
+
+def _is_rotated(module: nn.Module) -> bool:
+    """A sliding window stays with transformers' forward, which hands it on to be refused."""
+    if type(module).__name__ not in ROTATED or getattr(module.config, "sliding_window", None) is not None:
+        return False
+    weight = module.q_proj.weight
+    if weight.is_meta:
+        return False
+    options = {"dtype": weight.dtype, "device": weight.device}
+    x = torch.linspace(-1, 2, 3 * weight.shape[1], **options).view(1, 3, -1)
+    angles = torch.linspace(0, 3, 3 * module.head_dim // 2, **options).view(1, 3, -1).repeat(1, 1, 2)
+    inputs = {"hidden_states": x, "position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
+    with torch.no_grad():
+        return torch.allclose(module(**inputs)[0], _attention_forward(module, **inputs)[0], rtol=1e-4, atol=1e-5)
 
 
 def _norm_forward(module: nn.Module, hidden: Tensor) -> Tensor:
@@ -101,10 +126,57 @@ def _normalize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def _gated_forward(module: nn.Module, x: Tensor) -> Tensor:
     """[..,D] -> [..,D]: down(silu(gate(x)) * up(x))."""
-    gate, up = module.gate_proj(x), module.up_proj(x)
     if torch.is_grad_enabled():
-        return _GatedDown.apply(gate, up, module.down_proj.weight)
+        return _GatedMLP.apply(x, *(getattr(module, name).weight for name in GATED))
+    gate, up = module.gate_proj(x), module.up_proj(x)
     return module.down_proj(F.silu(gate, inplace=True).mul_(up))
+
+
+def _attention_forward(
+    module: nn.Module,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **options: object,
+) -> tuple[Tensor, None]:
+    """[1,S,D] -> [1,S,D]: as transformers writes it, but for the rotation of positions."""
+    heads = []
+    for name in "qkv":
+        x = getattr(module, f"{name}_proj")(hidden_states).unflatten(-1, (-1, module.head_dim))
+        norm = getattr(module, f"{name}_norm", None)
+        heads.append((x if norm is None else norm(x)).transpose(1, 2))
+    cos, sin = (x[:, None] for x in position_embeddings)
+    rotate = _Rotation.apply if torch.is_grad_enabled() else _rotated
+    query, key, value = rotate(heads[0], cos, sin), rotate(heads[1], cos, sin), heads[2]
+    if past_key_values is not None:
+        key, value = past_key_values.update(key, value, module.layer_idx)
+    out, _ = attention_interface(module, query, key, value, attention_mask, scaling=module.scaling, **options)
+    return module.o_proj(out.reshape(hidden_states.shape[:-1] + (-1,))), None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[..,d] -> [..,d]: each pair (x_i, x_{i + d/2}) turned by its angle; cos and sin [..,d] have equal halves."""
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+class _Rotation(torch.autograd.Function):
+    """y = R x, with R orthogonal: dx = R^T dy, the rotation back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor):
+        cos, sin = ctx.saved_tensors
+        return _rotated(dy, cos, -sin), None, None
 
 
 class _Norm(torch.autograd.Function):
@@ -130,22 +202,28 @@ class _Norm(torch.autograd.Function):
         return dx, d_weight, None
 
 
-class _GatedDown(torch.autograd.Function):
-    """y = (silu(a) b) W^T, which keeps a and b alone."""
+class _GatedMLP(torch.autograd.Function):
+    """y = (silu(a) * b) W^T with a = x A^T and b = x B^T, which keeps x, a and b alone.
+
+    Two tensors of the size of a are made in backward, and used for all that has their size.
+    """
 
     @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up, weight)
-        return F.linear(F.silu(gate).mul_(up), weight)
+    def forward(ctx, x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
+        gate, up = F.linear(x, gate_weight), F.linear(x, up_weight)
+        ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight)
+        return F.linear(F.silu(gate).mul_(up), down_weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor):
-        gate, up, weight = ctx.saved_tensors
+        x, gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
+        x_rows, dy_rows, gate, up = (rows.flatten(0, -2) for rows in (x, dy, gate, up))
         activated = F.silu(gate)
         gated = activated * up
-        d_weight = dy.flatten(0, -2).t() @ gated.flatten(0, -2)
-        d_gated = torch.matmul(dy, weight, out=gated)  # gated itself is used up
+        d_down = dy_rows.t() @ gated
+        d_gated = torch.mm(dy_rows, down_weight, out=gated)  # gated itself is used up
         d_up = activated.mul_(d_gated)
         d_gate = torch.ops.aten.silu_backward(d_gated.mul_(up), gate, grad_input=d_gated)
-        return d_gate, d_up, d_weight
+        dx = (d_gate @ gate_weight).addmm_(d_up, up_weight)
+        return dx.view(x.shape), d_gate.t() @ x_rows, d_up.t() @ x_rows, d_down

@@ -54,7 +54,6 @@ class Sampler:
             for ours, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
                 ours.copy_(theirs)
 
-    @torch.no_grad()
     def generate(
         self,
         prompt_ids: Sequence[Sequence[int]],
@@ -97,7 +96,9 @@ class Sampler:
         index = list(range(len(prompt_ids))) if prompt_index is None else list(prompt_index)
         draw = Draw(seed, purpose, step, temperature)
         rows = _Generation(self, prompt_ids, index, group_size, max_new_tokens, self._stop_strings(tuple(stop)))
-        return rows.run(draw, max_rows or len(prompt_ids) * group_size)
+        with torch.inference_mode():  # a tenth faster than no_grad, where operations are as small as a decode's
+            rows.run(draw, max_rows or len(prompt_ids) * group_size)
+        return rows.completions()
 
     def _stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
         if stop not in self._stops:
@@ -120,7 +121,7 @@ class _Generation:
         self.logprobs: list[Tensor] = [torch.empty(0)] * B
         self.finished = torch.zeros(B, dtype=torch.bool)
 
-    def run(self, draw: Draw, max_rows: int) -> Completions:
+    def run(self, draw: Draw, max_rows: int) -> None:
         """Until every row of every prompt has ended."""
         G = self.group_size
         room = max(1, min(max_rows // G, len(self.waiting)))
@@ -138,7 +139,6 @@ class _Generation:
                 self.rows.decode(min(self.sampler.check_every, self.max_new_tokens - max(self.seen)))
             self._retire()
         self.rows.stop()
-        return self._completions()
 
     def _trunk(self) -> int:
         """Tokens that all prompts begin with, less than the shortest has: every prompt has a branch."""
@@ -176,8 +176,8 @@ class _Generation:
                     ends[i] = t + 1
         return ends
 
-    def _completions(self) -> Completions:
-        """Everything drawn, padded to the longest row."""
+    def completions(self) -> Completions:
+        """Everything drawn, padded to the longest row. Called outside of inference mode: learning saves some of it."""
         device = self.sampler.policy.device
         lengths = torch.tensor([len(row) for row in self.ids])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]

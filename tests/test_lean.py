@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 
 from grpo import lean
 from grpo.lean import keep_less, norms_made_again
@@ -39,6 +40,7 @@ def test_values_and_gradients_are_those_of_transformers(family):
     forwards = [(type(m).__name__, vars(m).get("forward")) for m in ours.modules()]
     replaced = [name for name, forward in forwards if getattr(forward, "__module__", "") == "grpo.lean"]
     assert sum(name.endswith("MLP") for name in replaced) == 2
+    assert sum(name.endswith("Attention") for name in replaced) == 2
     assert sum(name.endswith("RMSNorm") for name in replaced) >= 5
     (value, grads), (expected, expected_grads) = gradients(ours), gradients(theirs)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
@@ -92,6 +94,38 @@ def test_a_second_derivative_is_refused_and_never_wrong():
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first = torch.autograd.grad(value, list(model.parameters()), create_graph=True)
         sum(gradient.square().sum() for gradient in first).backward()
+
+
+def replaced_attention(model):
+    keep_less(model)
+    return ["forward" in vars(layer.self_attn) for layer in model.model.layers]
+
+
+def test_attention_with_a_window_is_left_alone():
+    assert replaced_attention(tiny_model("mistral", sliding_window=8)) == [False, False]
+
+
+def test_attention_that_rotates_other_pairs_is_left_alone(monkeypatch):
+    def neighbours(x):
+        return torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+
+    assert replaced_attention(tiny_model("llama")) == [True, True]
+    monkeypatch.setattr(modeling_llama, "rotate_half", neighbours)
+    assert replaced_attention(tiny_model("llama")) == [False, False]
+
+
+def test_an_mlp_with_biases_is_left_alone():
+    model = tiny_model("llama", mlp_bias=True)
+    keep_less(model)
+    assert not any("forward" in vars(layer.mlp) for layer in model.model.layers)
+
+
+def test_a_cache_of_transformers_still_works():
+    ours, theirs = tiny_model("qwen3"), tiny_model("qwen3")
+    keep_less(ours)
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    prompt = torch.arange(5)[None]
+    assert torch.equal(ours.generate(prompt, **options), theirs.generate(prompt, **options))
 
 
 def test_another_form_is_left_alone():

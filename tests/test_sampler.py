@@ -95,6 +95,17 @@ def test_c11_c21_the_sampler_and_the_learner_agree(family, tied):
     assert (completions.sampling_logprobs[completions.completion_mask] < 0).all()
 
 
+def test_what_is_drawn_can_be_learned_from():
+    completions = make_sampler().generate(PROMPTS, group_size=2, max_new_tokens=4, **RUN)
+    fields = (
+        completions.completion_ids,
+        completions.completion_mask,
+        completions.finished,
+        completions.sampling_logprobs,
+    )
+    assert not any(field.is_inference() for field in fields)  # autograd may save none that is
+
+
 def test_c21_under_bfloat16_the_sampler_stays_close_to_the_learner():
     sampler = make_sampler(precision="bf16", num_hidden_layers=4)
     prompts = [[*range(100, 160), i] for i in range(4)]
