@@ -53,7 +53,7 @@ def _is_gated(module: nn.Module) -> bool:
 
 
 def _is_rotated(module: nn.Module) -> bool:
-    """A sliding window stays with transformers' forward, which hands it on to be refused."""
+    """Attention with a sliding window stays with transformers' forward, which hands the window on, to be refused."""
     if type(module).__name__ not in ROTATED or getattr(module.config, "sliding_window", None) is not None:
         return False
     weight = module.q_proj.weight
@@ -165,7 +165,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """y = R x, with R orthogonal: dx = R^T dy, the rotation back."""
+    """y = R x and dx = R^T dy: the rotation by the opposite angles."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
