@@ -15,9 +15,11 @@ from models import (
     tiny_policy,
 )
 from safetensors.torch import load_file, save_file
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo import attention
+from grpo import attention, flex
+from grpo import policy as policy_module
 from grpo.batch import Batch
 from grpo.float64 import keep_float64
 from grpo.logprobs import linear_logprobs
@@ -32,6 +34,7 @@ from grpo.policy import (
     save_model,
     token_logprobs,
 )
+from grpo.tree import pack
 
 TOLERANCE = {"fp64": {"rtol": 1e-9, "atol": 1e-9}, "fp32": {"rtol": 1e-4, "atol": 1e-4}}
 
@@ -387,6 +390,19 @@ def test_c15_every_eos_of_tokenizer_config_and_generation_config_counts():
     assert eos_ids(model, tokenizer) == [7, 256]
     tokenizer.eos_token, model.generation_config.eos_token_id = None, -1
     assert eos_ids(model, tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "compiled", "ours"), [("fp32", False, True), ("fp32", True, False), ("bf16", False, False)]
+)
+def test_norms_are_made_again_only_where_they_are_ours(precision, compiled, ours, monkeypatch):
+    packed = []
+    monkeypatch.setattr(policy_module, "norms_made_again", lambda: saved_tensors_hooks(packed.append, lambda x: x))
+    monkeypatch.setattr(flex, "usable", lambda *of: False)
+    policy = tiny_policy(precision=precision)
+    policy.compiled = compiled
+    policy(pack([[1, 2, 3]], [[[4, 5]]]), 1.0)
+    assert bool(packed) == ours
 
 
 def test_c11_temperature_must_be_positive():
