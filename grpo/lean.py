@@ -152,7 +152,7 @@ def _attention_forward(
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, module.layer_idx)
     out, _ = attention_interface(module, query, key, value, attention_mask, scaling=module.scaling, **options)
-    return module.o_proj(out.reshape(hidden_states.shape[:-1] + (-1,))), None
+    return module.o_proj(out.flatten(-2)), None
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
