@@ -163,28 +163,34 @@ class DecodeAttention:
             self.own_bias = hide(at[:width] > column[:, None])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query [1,H,n,d], key and value [1,Hkv,n,d] of the rows' newest tokens -> [1,n,H,d]. Stores key and value."""
-        _, H, n, d = query.shape
+        """As `attend_rows`, from query [1,H,n,d], key and value [1,Hkv,n,d] to [1,n,H,d]: what transformers calls."""
+        rows = (x[0].transpose(0, 1) for x in (query, key, value))
+        with torch.autocast(query.device.type, enabled=False):
+            return self.attend_rows(layer, *rows, scaling)[None]
+
+    def attend_rows(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """query [n,H,d], key and value [n,Hkv,d] of the rows' newest tokens -> [n,H,d]. Stores key and value."""
+        n, Hkv, d = key.shape
         for buffer, x in zip(self.own[layer], (key, value), strict=True):
-            buffer[self.newest] = x[0].transpose(0, 1).to(buffer.dtype)
-        own_k, own_v = (buffer[:n, :, : self.shape[3]] for buffer in self.own[layer])
+            buffer[self.newest] = x.to(buffer.dtype)
+        width = self.shape[3]
+        own_k, own_v = (buffer[:n, :, :width] for buffer in self.own[layer])
         branch_k, branch_v = (buffer[: self.num_groups] for buffer in self.branch[layer])
         attend = self._in_parts if self.grain == 1 else self._by_one_softmax
-        with torch.autocast(query.device.type, enabled=False):
-            heads_first = query[0].to(own_k.dtype).contiguous().view(key.shape[1], -1, n, d)
-            out = attend(heads_first, self.trunk[layer], (branch_k, branch_v), (own_k, own_v), scaling)
-        return out.to(query.dtype).reshape(1, n, H, d)
+        heads_first = query.to(own_k.dtype).view(n, Hkv, -1, d).transpose(0, 1).contiguous()
+        out = attend(heads_first, self.trunk[layer], (branch_k, branch_v), (own_k, own_v), scaling)
+        return out.to(query.dtype).reshape(query.shape)
 
     def _in_parts(self, q: Tensor, trunk: Pair, branch: Pair, own: Pair, scaling: float) -> Tensor:
-        """[Hkv,R,n,d] -> [n,Hkv,R,d]: with the log-sum-exp l_i of each part, `sum_i softmax(l)_i o_i`."""
-        Hkv, R, n, d = q.shape
-        rows = q.permute(2, 0, 1, 3)
+        """[Hkv,n,R,d] -> [n,Hkv,R,d]: with the log-sum-exp l_i of each part, `sum_i softmax(l)_i o_i`."""
+        Hkv, n, R, d = q.shape
+        rows = q.transpose(0, 1)
         parts = [fused_part(rows, *own, scaling, bias=self.own_bias)]
         out, lse = fused_part(self._by_group(rows), *branch, scaling, bias=self.branch_bias)
         parts.append((self._by_row(out, n, R), self._by_row(lse[..., None], n, R)[..., 0]))
         if self.trunk_length:
-            out, lse = fused_part(q.view(1, Hkv, R * n, d), *(x[None] for x in trunk), scaling)
-            parts.append((out.view(q.shape).permute(2, 0, 1, 3), lse.view(Hkv, R, n).permute(2, 0, 1)))
+            out, lse = fused_part(q.view(1, Hkv, n * R, d), *(x[None] for x in trunk), scaling)
+            parts.append((out.view(Hkv, n, R, d).transpose(0, 1), lse.view(Hkv, n, R).transpose(0, 1)))
         outs, lses = zip(*parts, strict=True)
         weights = torch.softmax(torch.stack(lses), 0)[..., None]
         merged = outs[0] * weights[0]
@@ -193,13 +199,13 @@ class DecodeAttention:
         return merged
 
     def _by_one_softmax(self, q: Tensor, trunk: Pair, branch: Pair, own: Pair, scaling: float) -> Tensor:
-        """[Hkv,R,n,d] -> [n,Hkv,R,d]: the scores of all parts side by side."""
-        Hkv, R, n, d = q.shape
-        heads_first = q * scaling
-        over_trunk = torch.bmm(heads_first.flatten(1, 2), trunk[0].transpose(1, 2)).view(Hkv, R, n, -1)
-        over_trunk, q = over_trunk.permute(2, 0, 1, 3), heads_first.permute(2, 0, 1, 3)
-        over_branch = torch.matmul(self._by_group(q), branch[0].transpose(2, 3)).add_(self.branch_bias)
-        over_own = torch.matmul(q, own[0].transpose(2, 3))
+        """[Hkv,n,R,d] -> [n,Hkv,R,d]: the scores of all parts side by side."""
+        Hkv, n, R, d = q.shape
+        q = q * scaling
+        over_trunk = torch.bmm(q.flatten(1, 2), trunk[0].transpose(1, 2)).view(Hkv, n, R, -1).transpose(0, 1)
+        rows = q.transpose(0, 1)
+        over_branch = torch.matmul(self._by_group(rows), branch[0].transpose(2, 3)).add_(self.branch_bias)
+        over_own = torch.matmul(rows, own[0].transpose(2, 3))
         if self.own_bias is not None:
             over_own += self.own_bias
         scores = torch.cat([over_trunk, self._by_row(over_branch, n, R), over_own], dim=-1)

@@ -28,7 +28,7 @@ def keep_less(model: nn.Module) -> None:
     for module in model.modules():
         if _is_norm(module):
             module.forward = MethodType(_norm_forward, module)
-        elif _is_gated(module):
+        elif is_gated(module):
             module.forward = MethodType(_gated_forward, module)
         elif _is_rotated(module):
             module.forward = MethodType(_attention_forward, module)
@@ -45,24 +45,32 @@ def _is_norm(module: nn.Module) -> bool:
         return torch.allclose(module(x), _norm_forward(module, x), atol=1e-5)
 
 
-def _is_gated(module: nn.Module) -> bool:
+def is_gated(module: nn.Module) -> bool:
     parts = [getattr(module, name, None) for name in GATED]
     activation = type(getattr(module, "act_fn", None)).__name__
     plain = all(type(part) is nn.Linear and part.bias is None for part in parts)
     return plain and activation.startswith("SiLU")
 
 
+def rotates(module: nn.Module) -> bool:
+    """Whether it says that it is attention of Llama's form. With a sliding window it stays with transformers' forward,
+    which hands the window on, to be refused."""
+    return type(module).__name__ in ROTATED and getattr(module.config, "sliding_window", None) is None
+
+
+def probe(attention: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Some input of attention, to compare forwards: [1,3,D], and the cosines and sines of 3 positions [1,3,d]."""
+    options = {"dtype": dtype, "device": attention.q_proj.weight.device}
+    x = torch.linspace(-1, 2, 3 * attention.q_proj.in_features, **options).view(1, 3, -1)
+    angles = torch.linspace(0, 3, 3 * attention.head_dim // 2, **options).view(1, 3, -1).repeat(1, 1, 2)
+    return x, angles.cos(), angles.sin()
+
+
 def _is_rotated(module: nn.Module) -> bool:
-    """Attention with a sliding window stays with transformers' forward, which hands the window on, to be refused."""
-    if type(module).__name__ not in ROTATED or getattr(module.config, "sliding_window", None) is not None:
+    if not rotates(module) or module.q_proj.weight.is_meta:
         return False
-    weight = module.q_proj.weight
-    if weight.is_meta:
-        return False
-    options = {"dtype": weight.dtype, "device": weight.device}
-    x = torch.linspace(-1, 2, 3 * weight.shape[1], **options).view(1, 3, -1)
-    angles = torch.linspace(0, 3, 3 * module.head_dim // 2, **options).view(1, 3, -1).repeat(1, 1, 2)
-    inputs = {"hidden_states": x, "position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
+    x, cos, sin = probe(module, module.q_proj.weight.dtype)
+    inputs = {"hidden_states": x, "position_embeddings": (cos, sin), "attention_mask": None}
     with torch.no_grad():
         return torch.allclose(module(**inputs)[0], _attention_forward(module, **inputs)[0], rtol=1e-4, atol=1e-5)
 
@@ -147,7 +155,7 @@ def _attention_forward(
         norm = getattr(module, f"{name}_norm", None)
         heads.append((x if norm is None else norm(x)).transpose(1, 2))
     cos, sin = (x[:, None] for x in position_embeddings)
-    rotate = _Rotation.apply if torch.is_grad_enabled() else _rotated
+    rotate = _Rotation.apply if torch.is_grad_enabled() else rotated
     query, key, value = rotate(heads[0], cos, sin), rotate(heads[1], cos, sin), heads[2]
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, module.layer_idx)
@@ -155,7 +163,7 @@ def _attention_forward(
     return module.o_proj(out.flatten(-2)), None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """[..,d] -> [..,d]: each pair (x_i, x_{i + d/2}) turned by its angle; cos and sin [..,d] have equal halves."""
     half = x.shape[-1] // 2
     out = x * cos
@@ -170,13 +178,13 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
+        return rotated(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor):
         cos, sin = ctx.saved_tensors
-        return _rotated(dy, cos, -sin), None, None
+        return rotated(dy, cos, -sin), None, None
 
 
 class _Norm(torch.autograd.Function):

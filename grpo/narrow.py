@@ -1,20 +1,25 @@
-"""Forwards for a step of decoding on a CPU, where a few rows meet large weights and nothing is kept for backward.
+"""A decoder of Llama's form for one token of a few rows: the model's own numbers, in fewer operations.
 
-Weight times rows instead of rows times weight: the same products, a quarter to a half faster in torch's CPU
-library, as long as the rows are a multiple of 8 (7 more take half as long again as 8 more, so they are filled up). The
-sampler's steps alone use them: a reference that took another path than the policy would differ from it by a rounding,
-and the KL of the first step not be 0. Left out: anything under autocast, other devices.
+With so few rows an operation takes hardly longer to compute than to call (on a CPU) or to start (on a GPU), and a layer
+of transformers has dozens. So the layer is written out here: queries and keys are rotated together, and what reads the
+same input is one product where the weights are the sampler's own, which may be moved next to each other. On a CPU
+products are weight times rows instead of rows times weight: a quarter to a half faster in torch's library, as long as
+the rows are a multiple of 8 (7 more take half as long again as 8 more, so they are filled up).
+
+The sampler's steps alone use it: a reference that took another path than the policy would differ from it by a
+rounding, and the KL of the first step not be 0. Left out: decoders of another form, which run as transformers wrote
+them; prefill; backward.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import MethodType
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Forward = tuple[nn.Linear, MethodType]
+from grpo.decoding import DecodeAttention
+from grpo.lean import is_gated, probe, rotated, rotates
+from grpo.policy import Policy
 
 MULTIPLE = 8
 """Rows are filled up to a multiple of this."""
@@ -22,32 +27,109 @@ WORDS = 2048
 """Logits of so many words are computed at one time, few enough to be turned around before they leave the cache."""
 
 
-def narrow_forwards(model: nn.Module) -> list[Forward]:
-    """The linear layers of a model that have torch's forward, each with the one for few rows."""
-    usual = (m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m))
-    return [(module, MethodType(_linear, module)) for module in usual]
+@torch.no_grad()
+def fits(policy: Policy) -> bool:
+    """Whether a policy's decoder is of Llama's form, by its parts' names and by what its first layer computes."""
+    layers = getattr(policy.model.base_model, "layers", [None])
+    if not all(rotates(getattr(x, "self_attn", None)) and is_gated(getattr(x, "mlp", None)) for x in layers):
+        return False
+    layer, mix = layers[0], _Mix()
+    x, cos, sin = probe(layer.self_attn, policy.head.dtype)
+    with policy.autocast():
+        expected = layer.forward(x, position_embeddings=(cos, sin), tree=mix)[0]
+    off = (_Layer(layer, own=False)(x[0], cos[0, :, None], sin[0, :, None], mix) - expected).abs().max()
+    return bool(off <= (1e-4 if policy.autocast_dtype is None else 0.03) * expected.abs().max())
 
 
-@contextmanager
-def using(forwards: list[Forward]) -> Iterator[None]:
-    """Let the modules use these forwards. They are written past nn.Module's own bookkeeping, twice for every token."""
-    try:
-        for module, forward in forwards:
-            module.__dict__["forward"] = forward
-        yield
-    finally:
-        for module, _ in forwards:
-            module.__dict__.pop("forward", None)
+class _Mix:
+    """In place of attention, for `fits`: something of query, key and value, token by token."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """As `Attention.attend`."""
+        return self.attend_rows(layer, *(x[0].transpose(0, 1) for x in (query, key, value)), scaling)[None]
+
+    def attend_rows(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """As `DecodeAttention.attend_rows`."""
+        return query * scaling + (key + value).repeat_interleave(query.shape[1] // key.shape[1], 1)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[n,D], [E,D], [E] -> [n,E]: x @ weight.T + bias, rows being the last dimension in memory."""
-    rows = _filled_up(x)
-    out = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
-    return out[:, : len(x)].t()
+class NarrowDecoder:
+    """A decoder of transformers without its head. Reads the model's weights, which may be changed in place."""
+
+    def __init__(self, decoder: nn.Module, *, own: bool = False):
+        """Look the layers up.
+
+        Args:
+            decoder: of a policy that `fits`.
+            own: nobody else holds the weights: they may move.
+        """
+        self.decoder = decoder
+        self.layers = [_Layer(layer, own) for layer in decoder.layers]
+
+    def __call__(self, input_ids: Tensor, position_ids: Tensor, attention: DecodeAttention) -> Tensor:
+        """[n], [n] -> [n,D]: the newest token of every row, hidden states behind the last norm."""
+        hidden = self.decoder.embed_tokens(input_ids)
+        cos, sin = (x[0, :, None] for x in self.decoder.rotary_emb(hidden[None], position_ids[None]))
+        for layer in self.layers:
+            hidden = layer(hidden, cos, sin, attention)
+        return _norm(hidden, self.decoder.norm)
 
 
-def logits(x: Tensor, head: Tensor) -> Tensor:
+class _Layer:
+    """What a decoder layer of transformers does, and its weights."""
+
+    def __init__(self, layer: nn.Module, own: bool):
+        attention, mlp = layer.self_attn, layer.mlp
+        self.index, self.scaling, self.head_width = attention.layer_idx, attention.scaling, attention.head_dim
+        self.norms = layer.input_layernorm, layer.post_attention_layernorm
+        self.head_norms = [getattr(attention, f"{name}_norm", None) for name in "qk"]
+        self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj], own)
+        self.heads = [linear.out_features // self.head_width for linear in (attention.q_proj, attention.k_proj)]
+        self.out, self.down = Product([attention.o_proj]), Product([mlp.down_proj])
+        self.gate_up = Product([mlp.gate_proj, mlp.up_proj], own)
+
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: DecodeAttention) -> Tensor:
+        """[n,D], cos and sin [n,1,d] -> [n,D]."""
+        H, Hkv = self.heads
+        heads = self.qkv(_norm(hidden, self.norms[0])).reshape(len(hidden), -1, self.head_width)
+        turning, value = heads.split([H + Hkv, Hkv], 1)
+        if self.head_norms[0] is not None:
+            turning = torch.cat(list(map(_norm, turning.split([H, Hkv], 1), self.head_norms)), 1)
+        query, key = rotated(turning, cos, sin).split([H, Hkv], 1)
+        attended = attention.attend_rows(self.index, query, key, value, self.scaling)
+        hidden = hidden + self.out(attended.flatten(1))
+        gate, up = self.gate_up(_norm(hidden, self.norms[1])).chunk(2, -1)
+        return hidden + self.down(F.silu(gate, inplace=True).mul_(up))
+
+
+class Product:
+    """Linear layers that read the same input: [n,D] -> [n,E1 + E2 + ..], in the dtype of the weights."""
+
+    def __init__(self, linears: Sequence[nn.Linear], own: bool = False):
+        """With `own`, weights and biases are moved next to each other in memory; the layers keep them, as views."""
+        self.weights, self.biases = [x.weight for x in linears], [x.bias for x in linears]
+        if own:
+            self.weights = [_next_to_each_other(self.weights)]
+            self.biases = [None if self.biases[0] is None else _next_to_each_other(self.biases)]
+        self.sizes = list(map(len, self.weights))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """On a CPU, but for half precision, rows are the last dimension in memory of what comes out."""
+        x = x.to(self.weights[0].dtype)
+        if x.device.type != "cpu" or x.dtype.itemsize < 4:
+            outs = list(map(F.linear, [x] * len(self.weights), self.weights, self.biases))
+            return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
+        rows = _filled_up(x)
+        out = x.new_empty(sum(self.sizes), rows.shape[1])
+        for weight, bias, part in zip(self.weights, self.biases, out.split(self.sizes), strict=True):
+            if bias is None:
+                torch.mm(weight, rows, out=part)
+            else:
+                torch.addmm(bias[:, None], weight, rows, out=part)
+        return out[:, : len(x)].t()
+
+
+def few_logits(x: Tensor, head: Tensor) -> Tensor:
     """[n,D], [V,D] -> [n,V]: x @ head.T, every row's logits side by side in memory, as drawing from them needs it."""
     rows, out = _filled_up(x), x.new_empty(len(x), len(head))
     for words, part in zip(head.split(WORDS), out.split(WORDS, dim=1), strict=True):
@@ -61,6 +143,17 @@ def _filled_up(x: Tensor) -> Tensor:
     return (F.pad(x, (0, 0, 0, missing)) if missing else x).t()  # padding by nothing is a copy
 
 
-def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """[..,n,D] -> [..,n,E]."""
-    return product(x.flatten(0, -2), module.weight, module.bias).view(*x.shape[:-1], -1)
+def _next_to_each_other(parameters: list[nn.Parameter]) -> Tensor:
+    """[E1,..], [E2,..], .. -> [E1 + E2 + ..,..]: one tensor, of which the parameters become views."""
+    whole = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, whole.split(list(map(len, parameters))), strict=True):
+        parameter.data = part
+    return whole
+
+
+def _norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """[..,D] -> [..,D]: x / rms(x), in float32 or wider, times the weight; rounded in between if x is narrower."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if wide is x:
+        return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+    return F.rms_norm(wide, x.shape[-1:], None, norm.variance_epsilon).to(x.dtype) * norm.weight

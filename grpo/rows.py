@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo import narrow
 from grpo.decoding import DecodeAttention, KeysValues, PrefillAttention
 from grpo.logprobs import product
+from grpo.narrow import NarrowDecoder, few_logits, fits
 from grpo.policy import Policy
-from grpo.sampling import sample, uniforms
+from grpo.sampling import sample, streams, uniforms_at
 from grpo.tree import build_trie
 
 GRAIN = {"cpu": 1, "cuda": 32}
@@ -37,12 +37,16 @@ class Draw:
 class Rows:
     """The device side of sampling. Built once per run; `start` makes room, or takes what is there if it fits."""
 
-    def __init__(self, policy: Policy):
-        """`policy`: read at every step, so that weights copied into it in place are seen."""
+    def __init__(self, policy: Policy, *, own: bool = False):
+        """Take the policy, which is read at every step, so that weights copied into it in place are seen.
+
+        Args:
+            policy: samples.
+            own: nobody else holds it.
+        """
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
-        on_cpu = policy.device.type == "cpu" and policy.autocast_dtype is None
-        self.narrow = narrow.narrow_forwards(policy.model.base_model) if on_cpu else []
+        self.decoder = NarrowDecoder(policy.model.base_model, own=own) if fits(policy) else None
         self.graphs: dict[tuple, Callable[[], None]] = {}
         self.sizes: tuple | None = None
 
@@ -63,7 +67,7 @@ class Rows:
             max_branch: tokens of the longest prompt after the trunk.
             max_new_tokens: of a row.
         """
-        self.temperature, self.purpose = draw.temperature, draw.purpose
+        self.draw = draw
         self.trunk_length, self.trunk_known = len(trunk), False
         sizes = (len(trunk), max_rows, max_groups, max_branch, max_new_tokens)
         if self.sizes and len(trunk) == self.sizes[0] and all(map(le, sizes, self.sizes)):
@@ -84,13 +88,11 @@ class Rows:
                 grain=self.grain,
             )
             number = lambda *shape: torch.zeros(shape, dtype=torch.long, device=self.policy.device)  # noqa: E731
-            self.seed_and_step = number(2)
-            self.prompt, self.sample, self.prompt_length = number(max_rows), number(max_rows), number(max_rows)
-            self.newest, self.ids = number(max_rows), number(max_rows, max_new_tokens)
+            self.stream, self.prompt_length, self.newest = number(max_rows), number(max_rows), number(max_rows)
+            self.ids = number(max_rows, max_new_tokens)
             dtype = torch.promote_types(self.policy.head.dtype, torch.float32)
             self.drawn_logprobs = self.ids.new_zeros(self.ids.shape, dtype=dtype)
             self.sizes = sizes
-        self.seed_and_step.copy_(torch.tensor([draw.seed, draw.step]))
 
     def stop(self) -> None:
         """Nothing is in flight any more. On a CPU the room is given back: learning comes next."""
@@ -109,10 +111,10 @@ class Rows:
         n, new = len(self.attention.of_row), len(prompts) * group_size
         kept, tails, hidden = self._prefill(prompts)
         self.attention.join(kept, tails, group_size)
-        rows, device = slice(n, n + new), self.policy.device
-        repeat = lambda values: torch.tensor(values, device=device).repeat_interleave(group_size)  # noqa: E731
-        self.prompt[rows], self.prompt_length[rows] = repeat(list(index)), repeat([len(p) for p in prompts])
-        self.sample[rows] = torch.arange(group_size, device=device).repeat(len(prompts))
+        rows, draw = slice(n, n + new), self.draw
+        number, length = (torch.tensor(x)[:, None] for x in (list(index), list(map(len, prompts))))
+        stream = streams(draw.seed, draw.purpose, draw.step, number, torch.arange(group_size))
+        self.stream[rows], self.prompt_length[rows] = stream.flatten(), length.expand_as(stream).flatten()
         self._draw(self._logits(hidden).repeat_interleave(group_size, 0), rows)
 
     def decode(self, steps: int) -> None:
@@ -135,7 +137,7 @@ class Rows:
         """Drop finished rows; as `DecodeAttention.keep`."""
         order = self.attention.keep(alive)
         at = order.to(self.policy.device)
-        per_row = (self.prompt, self.sample, self.prompt_length, self.newest, self.ids, self.drawn_logprobs)
+        per_row = (self.stream, self.prompt_length, self.newest, self.ids, self.drawn_logprobs)
         for buffer in per_row:
             buffer[: len(at)] = buffer[at]
         return order
@@ -174,17 +176,15 @@ class Rows:
     def _logits(self, hidden: Tensor) -> Tensor:
         """[n,D] -> [n,V]: the head's product leaves the matrix product in float32, as in learning."""
         head = self.policy.head
-        if self.narrow:
-            return narrow.logits(hidden, head)
+        if hidden.device.type == "cpu" and self.policy.autocast_dtype is None:
+            return few_logits(hidden, head)
         dtype = self.policy.autocast_dtype if hidden.is_cuda and self.policy.autocast_dtype else head.dtype
         return product(hidden.to(dtype), head.to(dtype).t())
 
     def _draw(self, logits: Tensor, rows: slice) -> None:
         """Draw the next token of these rows and write it down."""
         tokens = self.attention.lengths[rows]
-        seed, step = self.seed_and_step
-        u = uniforms(seed, self.purpose, step, self.prompt[rows], self.sample[rows], tokens)
-        ids, logprobs = sample(logits, u, self.temperature)
+        ids, logprobs = sample(logits, uniforms_at(self.stream[rows], tokens), self.draw.temperature)
         at = torch.arange(rows.start, rows.stop, device=ids.device)
         tokens = tokens.clamp(max=self.ids.shape[1] - 1)
         self.newest[rows] = ids
@@ -195,15 +195,18 @@ class Rows:
         n = self.attention.shape[0]
         self.attention.begin()
         position_ids = self.prompt_length[:n] + self.attention.lengths[:n]
-        with self.policy.autocast(), narrow.using(self.narrow):
-            hidden = self.policy.hidden_states(self.newest[:n], position_ids, self.attention)
+        if self.decoder:
+            hidden = self.decoder(self.newest[:n], position_ids, self.attention)
+        else:
+            with self.policy.autocast():
+                hidden = self.policy.hidden_states(self.newest[:n], position_ids, self.attention)
         logits = self._logits(hidden)
         self.attention.lengths[:n] += 1
         self._draw(logits, slice(0, n))
 
     def _replay(self) -> None:
         """`_step` as a CUDA graph, captured once per shape."""
-        shape = (*self.attention.shape, self.attention.dense, self.purpose, self.temperature)
+        shape = (*self.attention.shape, self.attention.dense, self.draw.temperature)
         if shape not in self.graphs:
             self.graphs[shape] = self._capture()
         self.graphs[shape]()

@@ -44,7 +44,7 @@ class Sampler:
         self.is_eos = torch.zeros(policy.vocab_size, dtype=torch.bool)
         self.is_eos[[i for i in eos_ids(policy.model, tokenizer) if i < policy.vocab_size]] = True
         self.check_every = CHECK_EVERY[policy.device.type]
-        self.rows = Rows(self.policy)
+        self.rows = Rows(self.policy, own=self.policy is not policy)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
 
     @torch.no_grad()

@@ -37,10 +37,20 @@ def uniforms(
     Returns:
         float64 in [0, 1), of the broadcast shape, on the device of the tensors.
     """
+    return uniforms_at(streams(seed, purpose, step, prompt, sample), token)
+
+
+def streams(seed: int, purpose: str, step: int | Tensor, prompt: int | Tensor, sample: int | Tensor) -> Tensor:
+    """The hash of all words but the last one: what the uniforms of a completion have in common, int64, broadcast."""
     state = torch.zeros((), dtype=torch.int64)
-    for word in (seed, PURPOSES[purpose], step, prompt, sample, token):
-        state = _mix(state ^ _mix(torch.as_tensor(word, dtype=torch.int64) + GOLDEN))
-    return _shift_right(state, 11).double() * 2.0**-53
+    for word in (seed, PURPOSES[purpose], step, prompt, sample):
+        state = _hash(state, word)
+    return state
+
+
+def uniforms_at(stream: Tensor, token: int | Tensor) -> Tensor:
+    """`uniforms` of completions whose `streams` are known, broadcast against the tokens' positions."""
+    return _shift_right(_hash(stream, token), 11).double() * 2.0**-53
 
 
 @torch.no_grad()
@@ -98,6 +108,11 @@ def _invert(mass: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     own = mass.expand(len(u), -1).gather(-1, index)
     before = cumulative.expand(len(u), -1).gather(-1, index) - own
     return index, ((target - before) / own).clamp(0, 1 - 2.0**-53)
+
+
+def _hash(state: Tensor, word: int | Tensor) -> Tensor:
+    """The state after one more word."""
+    return _mix(state ^ _mix(torch.as_tensor(word, dtype=torch.int64) + GOLDEN))
 
 
 def _mix(z: Tensor) -> Tensor:

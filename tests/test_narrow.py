@@ -1,57 +1,119 @@
-"""Forwards for few rows against the usual ones: the same numbers, for as long as they are asked for and no longer."""
+"""The decoder for few rows against the model's own: the same numbers for every family, whoever holds the weights."""
 
 import pytest
 import torch
 
 from grpo import narrow
-from grpo.lean import keep_less
-from grpo.narrow import narrow_forwards, product, using
-from tests.models import FAMILIES, keep_float64, tiny_model
+from grpo.decoding import DecodeAttention
+from grpo.narrow import NarrowDecoder, Product, few_logits, fits
+from grpo.policy import Policy, frozen_copy
+from grpo.rows import Rows
+from grpo.sampler import Sampler
+from tests.models import FAMILIES, byte_tokenizer, tiny_model, tiny_policy
+
+IDS, POSITIONS = torch.tensor([5, 6, 7, 5, 9]), torch.tensor([3, 4, 3, 8, 3])
+KEYS, WIDTH, TRUNK = 2, 8, 3
 
 
-def forwards(model):
-    return {name: vars(module).get("forward") for name, module in model.named_modules()}
+def attention(layers=2, dtype=torch.float32, grain=1):
+    """Five rows of two groups behind a trunk of three tokens, with random keys and values."""
+    generator = torch.Generator().manual_seed(1)
+    pair = lambda n: tuple(torch.randn(KEYS, n, WIDTH, generator=generator, dtype=dtype) for _ in "kv")  # noqa: E731
+    prompts = [pair(TRUNK + 3) for _ in range(layers)]
+    trunk = [tuple(x[:, :TRUNK].clone() for x in layer) for layer in prompts]
+    made = DecodeAttention(trunk, max_rows=8, max_groups=2, max_branch=2, max_new_tokens=4, grain=grain)
+    made.join(prompts, [torch.tensor([3]), torch.tensor([4, 5])], 4)
+    made.keep(torch.tensor([True, True, False, True, True, False, True, False]))
+    made.begin()
+    return made
 
 
+@torch.no_grad()
+def usual(policy, **options):
+    """What transformers' layers compute, [5,D]."""
+    with policy.autocast():
+        return policy.hidden_states(IDS, POSITIONS, attention(**options))
+
+
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_numbers_are_the_usual_ones(family):
-    model = tiny_model(family, dtype=torch.float64)
-    keep_float64(model)
-    keep_less(model)
-    forwards_of_few = narrow_forwards(model.base_model)
-    assert len(forwards_of_few) == 7 * model.config.num_hidden_layers
-    hidden = lambda: model.base_model(torch.arange(12)[None], use_cache=False).last_hidden_state  # noqa: E731
-    expected = hidden()
-    with using(forwards_of_few):
-        ours = hidden()
+def test_numbers_are_those_of_transformers(family, own):
+    policy = tiny_policy(family, "fp64")
+    assert fits(policy)
+    expected = usual(policy, dtype=torch.float64)
+    ours = NarrowDecoder(policy.model.base_model, own=own)(IDS, POSITIONS, attention(dtype=torch.float64))
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_usual_forwards_come_back_after_an_error_too():
-    model = tiny_model("qwen2")
-    keep_less(model)
-    forwards_of_few, before = narrow_forwards(model), forwards(model)
-    with pytest.raises(RuntimeError, match="in between"), using(forwards_of_few):
-        assert forwards(model) != before
-        raise RuntimeError("in between")
-    assert forwards(model) == before
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@torch.no_grad()
+def test_half_precision_is_rounded_where_autocast_rounds(family, precision):
+    policy = frozen_copy(tiny_policy(family, precision))
+    assert fits(policy)
+    expected = usual(policy)
+    ours = NarrowDecoder(policy.model.base_model, own=True)(IDS, POSITIONS, attention())
+    assert ours.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(ours, expected, rtol=0.01, atol=0.01)
 
 
-def test_a_bias_is_added_to_every_row():
-    linear = torch.nn.Linear(3, 2, dtype=torch.float64)
-    x = torch.arange(12.0, dtype=torch.float64).view(1, 4, 3)
-    with using(narrow_forwards(linear)):
-        ours = linear(x)
-    torch.testing.assert_close(ours, x @ linear.weight.t() + linear.bias)
-    assert ours.shape == (1, 4, 2)
+@torch.no_grad()
+def test_weights_of_its_own_lie_next_to_each_other_and_can_still_be_refreshed():
+    policy, other = (tiny_policy(precision="bf16", seed=seed) for seed in (0, 1))
+    sampler = Sampler(policy, byte_tokenizer())
+    attn, mlp = sampler.policy.layers[0].self_attn, sampler.policy.layers[0].mlp
+    for parts in ((attn.q_proj, attn.k_proj, attn.v_proj), (mlp.gate_proj, mlp.up_proj)):
+        for name in ("weight", "bias"):
+            tensors = [getattr(part, name) for part in parts]
+            if tensors[0] is not None:
+                assert len({x.untyped_storage().data_ptr() for x in tensors}) == 1
+    sampler.refresh(other)
+    ours = sampler.rows.decoder(IDS, POSITIONS, attention())
+    torch.testing.assert_close(ours, usual(frozen_copy(other)), rtol=0.01, atol=0.01)
+
+
+def test_weights_that_others_hold_stay_where_they_are():
+    policy = tiny_policy()
+    before = [weight.data_ptr() for weight in policy.parameters()]
+    assert Sampler(policy, byte_tokenizer()).rows.decoder
+    assert [weight.data_ptr() for weight in policy.parameters()] == before
+
+
+def changed(part, forward):
+    """A policy whose first layer has a part that computes something else, under the usual names."""
+    policy = tiny_policy("qwen3")
+    policy.layers[0].get_submodule(part).forward = forward
+    return policy
+
+
+def other_forms():
+    yield "biases in MLPs", tiny_policy("llama", mlp_bias=True)
+    yield "another activation", tiny_policy("llama", hidden_act="gelu")
+    yield "another family", Policy(tiny_model("olmo2", pad_token_id=0), byte_tokenizer())
+    yield "another MLP", changed("mlp", lambda x: 0.9 * x)
+    yield "another norm", changed("input_layernorm", lambda x: 0.9 * x)
+    yield "another norm of heads", changed("self_attn.k_norm", lambda x: 0.9 * x)
+
+
+@pytest.mark.parametrize(("what", "policy"), list(other_forms()), ids=lambda x: x if isinstance(x, str) else "")
+def test_another_form_does_not_fit_and_is_decoded_as_it_is(what, policy):
+    assert not fits(policy)
+    assert Rows(policy).decoder is None
+    options = {"group_size": 2, "max_new_tokens": 4, "temperature": 1.0, "seed": 0, "step": 1}
+    assert Sampler(policy, byte_tokenizer()).generate([[1, 2], [1, 3]], **options).completion_mask.any()
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 32])
-def test_rows_are_filled_up_and_cut_again(n):
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_rows_are_filled_up_and_cut_again(n, bias):
     generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(n, 5, generator=generator), torch.randn(3, 5, generator=generator)
-    torch.testing.assert_close(product(x, weight), x @ weight.t())
+    layers = [torch.nn.Linear(5, size, bias=bias) for size in (3, 2)]
+    x = torch.randn(n, 5, generator=generator)
+    expected = torch.cat([layer(x) for layer in layers], 1)
+    for own in (False, True):
+        torch.testing.assert_close(Product(layers, own)(x), expected)
 
 
 @pytest.mark.parametrize(("n", "vocabulary"), [(1, 5), (3, 4), (9, 13)])
@@ -59,6 +121,6 @@ def test_logits_are_those_of_the_whole_head_and_rows_lie_side_by_side(n, vocabul
     monkeypatch.setattr(narrow, "WORDS", 4)
     generator = torch.Generator().manual_seed(0)
     x, head = torch.randn(n, 5, generator=generator), torch.randn(vocabulary, 5, generator=generator)
-    ours = narrow.logits(x, head)
+    ours = few_logits(x, head)
     torch.testing.assert_close(ours, x @ head.t())
     assert ours.is_contiguous()

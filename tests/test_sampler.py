@@ -45,15 +45,19 @@ def follow(monkeypatch):
     """Make the sampler draw given tokens: `follow({(prompt, sample): ids})`, whatever row they have moved to."""
 
     def install(script):
-        def uniforms(seed, purpose, step, prompt, sample, token):
-            keys = zip(prompt.tolist(), sample.tolist(), token.tolist(), strict=True)
-            return torch.tensor([script[i, j][t] for i, j, t in keys], dtype=torch.float64)
+        def streams(seed, purpose, step, prompt, sample):
+            return 1000 * prompt + sample
+
+        def uniforms_at(stream, token):
+            pairs = zip(stream.tolist(), token.tolist(), strict=True)
+            return torch.tensor([script[divmod(s, 1000)][t] for s, t in pairs], dtype=torch.float64)
 
         def sample(logits, u, temperature):
             assert len(logits) == len(u)
             return u.long(), -u
 
-        monkeypatch.setattr(rows_module, "uniforms", uniforms)
+        monkeypatch.setattr(rows_module, "streams", streams)
+        monkeypatch.setattr(rows_module, "uniforms_at", uniforms_at)
         monkeypatch.setattr(rows_module, "sample", sample)
 
     return install
