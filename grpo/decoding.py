@@ -177,19 +177,20 @@ class DecodeAttention:
         own_k, own_v = (buffer[:n, :, :width] for buffer in self.own[layer])
         branch_k, branch_v = (buffer[: self.num_groups] for buffer in self.branch[layer])
         attend = self._in_parts if self.grain == 1 else self._by_one_softmax
-        heads_first = query.to(own_k.dtype).view(n, Hkv, -1, d).transpose(0, 1).contiguous()
-        out = attend(heads_first, self.trunk[layer], (branch_k, branch_v), (own_k, own_v), scaling)
+        rows = query.to(own_k.dtype).view(n, Hkv, -1, d)
+        out = attend(rows, self.trunk[layer], (branch_k, branch_v), (own_k, own_v), scaling)
         return out.to(query.dtype).reshape(query.shape)
 
     def _in_parts(self, q: Tensor, trunk: Pair, branch: Pair, own: Pair, scaling: float) -> Tensor:
-        """[Hkv,n,R,d] -> [n,Hkv,R,d]: with the log-sum-exp l_i of each part, `sum_i softmax(l)_i o_i`."""
-        Hkv, n, R, d = q.shape
-        rows = q.transpose(0, 1)
-        parts = [fused_part(rows, *own, scaling, bias=self.own_bias)]
-        out, lse = fused_part(self._by_group(rows), *branch, scaling, bias=self.branch_bias)
+        """[n,Hkv,R,d] -> [n,Hkv,R,d]: with the log-sum-exp l_i of each part, `sum_i softmax(l)_i o_i`."""
+        n, Hkv, R, d = q.shape
+        heads_first = q.transpose(0, 1).contiguous()
+        q = heads_first.transpose(0, 1)  # of which whole groups are views
+        parts = [fused_part(q, *own, scaling, bias=self.own_bias)]
+        out, lse = fused_part(self._by_group(q), *branch, scaling, bias=self.branch_bias)
         parts.append((self._by_row(out, n, R), self._by_row(lse[..., None], n, R)[..., 0]))
         if self.trunk_length:
-            out, lse = fused_part(q.view(1, Hkv, n * R, d), *(x[None] for x in trunk), scaling)
+            out, lse = fused_part(heads_first.view(1, Hkv, n * R, d), *(x[None] for x in trunk), scaling)
             parts.append((out.view(Hkv, n, R, d).transpose(0, 1), lse.view(Hkv, n, R).transpose(0, 1)))
         outs, lses = zip(*parts, strict=True)
         weights = torch.softmax(torch.stack(lses), 0)[..., None]
@@ -199,13 +200,12 @@ class DecodeAttention:
         return merged
 
     def _by_one_softmax(self, q: Tensor, trunk: Pair, branch: Pair, own: Pair, scaling: float) -> Tensor:
-        """[Hkv,n,R,d] -> [n,Hkv,R,d]: the scores of all parts side by side."""
-        Hkv, n, R, d = q.shape
+        """[n,Hkv,R,d] -> [n,Hkv,R,d]: the scores of all parts side by side."""
+        n, Hkv, R, d = q.shape
         q = q * scaling
-        over_trunk = torch.bmm(q.flatten(1, 2), trunk[0].transpose(1, 2)).view(Hkv, n, R, -1).transpose(0, 1)
-        rows = q.transpose(0, 1)
-        over_branch = torch.matmul(self._by_group(rows), branch[0].transpose(2, 3)).add_(self.branch_bias)
-        over_own = torch.matmul(rows, own[0].transpose(2, 3))
+        over_trunk = torch.bmm(_heads_first(q), trunk[0].transpose(1, 2)).view(Hkv, n, R, -1).transpose(0, 1)
+        over_branch = torch.matmul(self._by_group(q), branch[0].transpose(2, 3)).add_(self.branch_bias)
+        over_own = torch.matmul(q, own[0].transpose(2, 3))
         if self.own_bias is not None:
             over_own += self.own_bias
         scores = torch.cat([over_trunk, self._by_row(over_branch, n, R), over_own], dim=-1)

@@ -41,7 +41,14 @@ def uniforms(
 
 
 def streams(seed: int, purpose: str, step: int | Tensor, prompt: int | Tensor, sample: int | Tensor) -> Tensor:
-    """The hash of all words but the last one: what the uniforms of a completion have in common, int64, broadcast."""
+    """What the uniforms of a completion have in common: the hash of all their words but the last.
+
+    Args:
+        seed, purpose, step, prompt, sample: as for `uniforms`.
+
+    Returns:
+        int64, of the broadcast shape, for `uniforms_at`.
+    """
     state = torch.zeros((), dtype=torch.int64)
     for word in (seed, PURPOSES[purpose], step, prompt, sample):
         state = _hash(state, word)
@@ -49,7 +56,15 @@ def streams(seed: int, purpose: str, step: int | Tensor, prompt: int | Tensor, s
 
 
 def uniforms_at(stream: Tensor, token: int | Tensor) -> Tensor:
-    """`uniforms` of completions whose `streams` are known, broadcast against the tokens' positions."""
+    """`uniforms` of completions whose `streams` are known.
+
+    Args:
+        stream: int64, of `streams`.
+        token: positions from 0, broadcast against them.
+
+    Returns:
+        float64 in [0, 1), of the broadcast shape.
+    """
     return _shift_right(_hash(stream, token), 11).double() * 2.0**-53
 
 

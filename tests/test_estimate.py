@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from grpo.decoding import DecodeAttention
 from grpo.estimate import (
     LEAST_TOKENS,
     MOST_TOKENS,
@@ -82,18 +83,19 @@ def test_the_cache_is_the_trunk_once_a_branch_per_prompt_and_own_tokens_per_row(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
-def test_the_cache_is_what_the_sampler_holds(precision):
+def test_the_cache_is_what_the_sampler_holds(precision, monkeypatch):
     """Every tensor with a head's width that the attention holds when the first token of its own has been drawn."""
     prompts = [[5, 6, 7, 8, 9], [5, 6, 7, 20], [5, 6, 7, 30, 31, 32]]  # 3 common, at most 3 own
     policy = tiny_policy(precision=precision)
-    held = []
+    held, begin = [], DecodeAttention.begin
 
-    def look(_, args, named):
-        if not held and not hasattr(named["tree"], "parts"):  # the prefill's attention has parts
-            found = tensors(vars(named["tree"]))
+    def look(attention):
+        if not held:
+            found = tensors(vars(attention))
             held.append(sum(t.numel() * t.element_size() for t in found if t.is_floating_point() and t.shape[-1] == 8))
+        begin(attention)
 
-    policy.model.base_model.register_forward_pre_hook(look, with_kwargs=True)
+    monkeypatch.setattr(DecodeAttention, "begin", look)
     if precision == "fp64":
         torch.set_default_dtype(torch.float64)
     sampler = Sampler(policy, byte_tokenizer())
