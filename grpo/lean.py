@@ -46,6 +46,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def is_gated(module: nn.Module) -> bool:
+    """Whether it says that it is an MLP of Llama's form, of plain linear layers without biases."""
     parts = [getattr(module, name, None) for name in GATED]
     activation = type(getattr(module, "act_fn", None)).__name__
     plain = all(type(part) is nn.Linear and part.bias is None for part in parts)

@@ -31,7 +31,7 @@ WORDS = 2048
 def fits(policy: Policy) -> bool:
     """Whether a policy's decoder is of Llama's form, by its parts' names and by what its first layer computes."""
     layers = getattr(policy.model.base_model, "layers", [None])
-    if not all(rotates(getattr(x, "self_attn", None)) and is_gated(getattr(x, "mlp", None)) for x in layers):
+    if not all(map(_named_as_usual, layers)):
         return False
     layer, mix = layers[0], _Mix()
     x, cos, sin = probe(layer.self_attn, policy.head.dtype)
@@ -39,6 +39,12 @@ def fits(policy: Policy) -> bool:
         expected = layer.forward(x, position_embeddings=(cos, sin), tree=mix)[0]
     off = (_Layer(layer, own=False)(x[0], cos[0, :, None], sin[0, :, None], mix) - expected).abs().max()
     return bool(off <= (1e-4 if policy.autocast_dtype is None else 0.03) * expected.abs().max())
+
+
+def _named_as_usual(layer: nn.Module) -> bool:
+    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+    plain = all(type(getattr(attention, f"{name}_proj", None)) is nn.Linear for name in "qkvo")
+    return plain and rotates(attention) and is_gated(mlp)
 
 
 class _Mix:

@@ -87,9 +87,21 @@ def changed(part, forward):
     return policy
 
 
+def with_another_linear_layer():
+    """As adapters do it: the numbers are the same, until something is learned."""
+
+    class Adapted(torch.nn.Linear):
+        pass
+
+    policy = tiny_policy()
+    policy.layers[1].self_attn.o_proj.__class__ = Adapted
+    return policy
+
+
 def other_forms():
     yield "biases in MLPs", tiny_policy("llama", mlp_bias=True)
     yield "another activation", tiny_policy("llama", hidden_act="gelu")
+    yield "another linear layer", with_another_linear_layer()
     yield "another family", Policy(tiny_model("olmo2", pad_token_id=0), byte_tokenizer())
     yield "another MLP", changed("mlp", lambda x: 0.9 * x)
     yield "another norm", changed("input_layernorm", lambda x: 0.9 * x)
