@@ -108,8 +108,8 @@ class DecodeAttention:
     def shape(self) -> tuple[int, int, int, int]:
         """(rows, groups, rows of a group, own tokens after the next one) that `attend` works on."""
         up = lambda size, limit: min(-(-size // self.grain) * self.grain, limit)  # noqa: E731
-        rows = up(len(self.of_row), len(self.lengths))
-        return rows, self.num_groups, self.places, up(self.longest + 1, self.own[0][0].shape[2])
+        rows, groups = up(len(self.of_row), len(self.lengths)), up(self.num_groups, len(self.branch_lengths))
+        return rows, groups, self.places, up(self.longest + 1, self.own[0][0].shape[2])
 
     def join(self, prefilled: KeysValues, tails: Sequence[Tensor], group_size: int) -> None:
         """Add the rows of further prompts behind those that are there.
@@ -173,9 +173,9 @@ class DecodeAttention:
         n, Hkv, d = key.shape
         for buffer, x in zip(self.own[layer], (key, value), strict=True):
             buffer[self.newest] = x.to(buffer.dtype)
-        width = self.shape[3]
+        _, groups, _, width = self.shape
         own_k, own_v = (buffer[:n, :, :width] for buffer in self.own[layer])
-        branch_k, branch_v = (buffer[: self.num_groups] for buffer in self.branch[layer])
+        branch_k, branch_v = (buffer[:groups] for buffer in self.branch[layer])
         attend = self._in_parts if self.grain == 1 else self._by_one_softmax
         rows = query.to(own_k.dtype).view(n, Hkv, -1, d)
         out = attend(rows, self.trunk[layer], (branch_k, branch_v), (own_k, own_v), scaling)
@@ -243,7 +243,7 @@ class DecodeAttention:
             self.places = max(self.places, len(self.lengths) // len(self.branch_lengths))
         group, length = torch.tensor(self.of_row, dtype=torch.long).view(n, 2).unbind(1)
         place = group * self.places + torch.tensor(cells, dtype=torch.long)
-        spare = self.num_groups * self.places
+        spare = self.shape[1] * self.places
         self.dense = self.shape[0] == n == spare and bool((place == torch.arange(n)).all())
         for buffer, values, rest in ((self.group, group, 0), (self.lengths, length, 0), (self.place, place, spare)):
             buffer.fill_(rest)
@@ -251,12 +251,12 @@ class DecodeAttention:
 
     def _by_group(self, rows: Tensor) -> Tensor:
         """[n,Hkv,R,x] -> [N,Hkv,places*R,x]; cells without a row hold 0, rows that pad fall into one cell behind."""
-        n, Hkv, R, x = rows.shape
+        (n, Hkv, R, x), N = rows.shape, self.shape[1]
         if not self.dense:
-            grid = rows.new_zeros(self.num_groups * self.places + 1, Hkv, R, x)
+            grid = rows.new_zeros(N * self.places + 1, Hkv, R, x)
             grid[self.place[:n]] = rows
             rows = grid[:-1]
-        return rows.view(self.num_groups, self.places, Hkv, R, x).transpose(1, 2).reshape(self.num_groups, Hkv, -1, x)
+        return rows.view(N, self.places, Hkv, R, x).transpose(1, 2).reshape(N, Hkv, -1, x)
 
     def _by_row(self, groups: Tensor, n: int, R: int) -> Tensor:
         """[N,Hkv,places*R,x] -> [n,Hkv,R,x]."""

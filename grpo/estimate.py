@@ -75,7 +75,8 @@ def memory(config: Config, facts: Facts) -> dict[str, float]:
     step, share = tokens(config, facts), 1 / min(facts.world_size, config.prompts_per_step)
     in_flight = min(config.max_tokens_per_microbatch, step.learned * share)
     longest = facts.prompt_tokens[-1] - facts.shared_tokens
-    return _copies(config, facts) | {
+    always = _copies(config, facts) | _graphs(config, facts)
+    return always | {
         "sampling: keys, values, logits": cache(config, facts, longest)
         + 3 * 4 * facts.sizes.vocabulary * step.sequences * share,
         "learning: activations, logits": in_flight * kept(config, facts) + _fixed(config, facts),
@@ -133,11 +134,11 @@ def kept(config: Config, facts: Facts) -> float:
 def budget(config: Config, facts: Facts) -> int:
     """What `max_tokens_per_microbatch: auto` means on a GPU with `facts.free_bytes` before anything is loaded.
 
-    The sampler's keys and values are counted beside learning: their buffers may stay where they are.
+    The sampler's keys, values and graphs are counted beside learning: their buffers may stay where they are.
     """
     longest = facts.prompt_tokens[-1] - facts.shared_tokens
-    taken = sum(_copies(config, facts).values()) + cache(config, facts, longest) + _fixed(config, facts)
-    room = int((USED * facts.free_bytes - taken) / kept(config, facts))
+    taken = sum((_copies(config, facts) | _graphs(config, facts)).values()) + cache(config, facts, longest)
+    room = int((USED * facts.free_bytes - taken - _fixed(config, facts)) / kept(config, facts))
     return min(max(room // LEAST_TOKENS * LEAST_TOKENS, LEAST_TOKENS), MOST_TOKENS)
 
 
@@ -145,12 +146,19 @@ def _copies(config: Config, facts: Facts) -> dict[str, float]:
     """Bytes of everything that is as large as the model, exact."""
     size, whole = facts.sizes, _whole(config)
     copy = _compute(config) * size.rounded + whole * (size.parameters - size.rounded)
+    head = _compute(config) * size.vocabulary * size.width if config.device == "cuda" else 0  # of the sampler
     return {
         "weights, gradient, two moments": 4 * whole * size.parameters,
         "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
         "reference": copy if config.kl_coef > 0 else 0,
-        "sampler's copy": copy if _half(config) else 0,
+        "sampler's copy": copy + head if _half(config) else 0,
     }
+
+
+def _graphs(config: Config, facts: Facts) -> dict[str, float]:
+    """Bytes that the captured steps of a GPU's sampler write and keep: logits of all rows, and their exponentials."""
+    rows = math.ceil(config.prompts_per_step / facts.world_size) * config.group_size
+    return {"sampler's graphs": 2 * _whole(config) * rows * facts.sizes.vocabulary if config.device == "cuda" else 0}
 
 
 def _fixed(config: Config, facts: Facts) -> float:

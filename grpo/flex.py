@@ -16,6 +16,9 @@ BLOCK = 128
 """Queries and keys of a block."""
 BUCKET = 256
 """Trees are padded to a multiple of it: few sizes for the allocator, whole blocks for the kernel."""
+LEAST = 1024
+"""And to this at least: Inductor splits a norm's sum by the size that a graph sees first, otherwise for fewer. For the
+policy that can be the empty tree of DDP's exchange, for the reference a full one; both have to give the same bits."""
 NARROWEST = 16
 """The narrowest head that the kernel takes."""
 
@@ -27,7 +30,7 @@ def usable(device: torch.device, dtype: torch.dtype | None, head_width: int) -> 
 
 def padded_size(S: int) -> int:
     """The size that a tree of S tokens is padded to."""
-    return -(-S // BUCKET) * BUCKET
+    return max(LEAST, -(-S // BUCKET) * BUCKET)
 
 
 class FlexAttention:

@@ -188,7 +188,7 @@ def load_policy(
     refuse_if_different(policy)
     if activation_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "preserve_rng_state": False})
     return policy.to(device), tokenizer
 
 

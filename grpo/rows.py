@@ -48,7 +48,10 @@ class Rows:
         self.grain = GRAIN[policy.device.type]
         self.decoder = NarrowDecoder(policy.model.base_model, own=own) if fits(policy) else None
         self.graphs: dict[tuple, Callable[[], None]] = {}
-        self.sizes: tuple | None = None
+        on_gpu, half = policy.device.type == "cuda", policy.autocast_dtype
+        self.rounded_head = policy.head.detach().to(half) if on_gpu and half else None
+        self.warming = torch.cuda.Stream() if on_gpu else None
+        self._forget()
 
     @property
     def num_groups(self) -> int:
@@ -68,6 +71,8 @@ class Rows:
             max_new_tokens: of a row.
         """
         self.draw = draw
+        if self.rounded_head is not None:
+            self.rounded_head.copy_(self.policy.head)
         self.trunk_length, self.trunk_known = len(trunk), False
         sizes = (len(trunk), max_rows, max_groups, max_branch, max_new_tokens)
         if self.sizes and len(trunk) == self.sizes[0] and all(map(le, sizes, self.sizes)):
@@ -78,7 +83,7 @@ class Rows:
                 wanted = max_rows, max_groups, branch, max_new_tokens
                 max_rows, max_groups, max_branch, max_new_tokens = map(max, wanted, (self.sizes or (0,) * 5)[1:])
                 sizes = (len(trunk), max_rows, max_groups, max_branch, max_new_tokens)
-            self.graphs.clear()
+            self._forget()
             self.attention = DecodeAttention(
                 self._room_for_trunk(),
                 max_rows=max_rows,
@@ -97,8 +102,16 @@ class Rows:
     def stop(self) -> None:
         """Nothing is in flight any more. On a CPU the room is given back: learning comes next."""
         if self.grain == 1:
-            self.sizes = None
-            del self.attention
+            self._forget()
+
+    def _forget(self) -> None:
+        """Give the room back, and the graphs that hold its addresses with the memory that they share.
+
+        Graphs may share it: they run one after another, and nothing of a step is read there when the next one runs.
+        """
+        self.sizes = self.attention = None
+        self.graphs.clear()
+        self.pool = torch.cuda.graph_pool_handle() if self.policy.device.type == "cuda" else None
 
     def join(self, prompts: Sequence[Sequence[int]], index: Sequence[int], group_size: int) -> None:
         """Add the rows of further prompts, and draw their first token.
@@ -175,11 +188,10 @@ class Rows:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[n,D] -> [n,V]: the head's product leaves the matrix product in float32, as in learning."""
-        head = self.policy.head
+        head = self.policy.head if self.rounded_head is None else self.rounded_head
         if hidden.device.type == "cpu" and self.policy.autocast_dtype is None:
             return few_logits(hidden, head)
-        dtype = self.policy.autocast_dtype if hidden.is_cuda and self.policy.autocast_dtype else head.dtype
-        return product(hidden.to(dtype), head.to(dtype).t())
+        return product(hidden.to(head.dtype), head.t())
 
     def _draw(self, logits: Tensor, rows: slice) -> None:
         """Draw the next token of these rows and write it down."""
@@ -215,15 +227,14 @@ class Rows:
         """Record `_step`. The runs that warm it up are undone: they write where the next token will be written."""
         changed = (self.attention.lengths, self.newest)
         before = [buffer.clone() for buffer in changed]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.warming.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.warming):  # one for all: cuBLAS keeps a workspace per stream
             for _ in range(2):
                 self._step()
                 for buffer, value in zip(changed, before, strict=True):
                     buffer.copy_(value)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.warming)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):
             self._step()
         return graph.replay

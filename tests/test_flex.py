@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from grpo import flex
 from grpo.attention import TreeAttention
 from grpo.compiled import compile_layers
-from grpo.flex import BLOCK, BUCKET, FlexAttention, block_mask, padded_size, usable
+from grpo.flex import BLOCK, BUCKET, LEAST, FlexAttention, block_mask, padded_size, usable
 from grpo.policy import frozen_copy
 from grpo.tree import pack
 
@@ -104,7 +104,8 @@ def test_a_mask_of_all_pairs_never_exists():
 
 
 def test_trees_are_padded_to_whole_buckets():
-    assert [padded_size(S) for S in (1, BUCKET, BUCKET + 1)] == [BUCKET, BUCKET, 2 * BUCKET] and BUCKET % BLOCK == 0
+    assert [padded_size(S) for S in (1, LEAST, LEAST + 1)] == [LEAST, LEAST, LEAST + BUCKET]
+    assert LEAST % BUCKET == BUCKET % BLOCK == 0
 
 
 # ---- values and gradients --------------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def test_c22_policy_and_reference_agree_exactly_and_with_attention_in_parts_up_t
     with torch.no_grad():
         old, _ = policy(tree, 1.0)
         referred, _ = reference(tree, 1.0)
-    assert made == [512] * 3  # 289 tokens
+    assert made == [LEAST] * 3  # 289 tokens
     assert torch.equal(learned, referred) and torch.equal(learned, old)
     assert 0 < (learned - in_parts).abs().max() < 0.3
 

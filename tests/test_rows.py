@@ -1,6 +1,8 @@
 """Rows in flight: joining late, rounded shapes, late looks, room that is kept; each against one row at a time."""
 
 import copy
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,10 +82,63 @@ def test_room_is_kept_where_shapes_are_rounded_and_new_weights_are_seen():
 def test_on_a_cpu_the_room_is_given_back():
     sampler = make_sampler()
     sampler.generate(PROMPTS, **OPTIONS)
-    assert not hasattr(sampler.rows, "attention")
+    assert sampler.rows.attention is None
+
+
+def test_few_shapes_occur_where_they_are_rounded():
+    sampler, shapes = make_sampler(eos=ENDS), set()
+    sampler.rows.grain = 4
+    step = sampler.rows._step
+    sampler.rows._step = lambda: shapes.add(sampler.rows.attention.shape[:2]) or step()
+    sampler.generate(PROMPTS, **OPTIONS | {"group_size": 1})
+    assert shapes == {(7, 7), (4, 4)}  # the most there is room for, and a multiple
+
+
+class Captured:
+    """torch.cuda without a GPU: what is captured leaves no trace, and a replay runs it."""
+
+    def __init__(self, monkeypatch, rows):
+        self.rows, self.pools, self.streams = rows, [], 0
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, value in {
+            "current_stream": lambda: stream,
+            "stream": nullcontext,
+            "CUDAGraph": lambda: SimpleNamespace(replay=rows._step),
+            "graph": self.graph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        rows.warming = stream
+        forget = rows._forget
+        rows._forget = lambda: (forget(), setattr(rows, "pool", object()))
+        rows.decode = lambda steps: [(rows._replay(), rows.attention.advance()) for _ in range(steps)]
+
+    @contextmanager
+    def graph(self, graph, pool):
+        self.pools.append(pool)
+        buffers = [x for x in vars(self.rows).values() if isinstance(x, torch.Tensor)]
+        buffers += [x for x in vars(self.rows.attention).values() if isinstance(x, torch.Tensor)]
+        before = [x.clone() for x in buffers]
+        yield
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
+
+def test_graphs_of_a_room_share_memory_and_their_warming_up_leaves_no_trace(monkeypatch):
+    sampler = make_sampler(eos=ENDS)
+    expected = one_at_a_time(sampler)
+    sampler.rows.grain, sampler.check_every = 4, 3
+    captured = Captured(monkeypatch, sampler.rows)
+    assert_rows(sampler.generate(PROMPTS, max_rows=12, **OPTIONS), expected)
+    assert len(captured.pools) == len(sampler.rows.graphs) > 3 and len(set(captured.pools)) == 1
+    assert_rows(sampler.generate(PROMPTS, max_rows=12, **OPTIONS), expected)
+    assert len(captured.pools) == len(sampler.rows.graphs), "nothing is captured twice"
+    sampler.generate([[1, *prompt] for prompt in PROMPTS], max_rows=12, **OPTIONS)  # another trunk, another room
+    assert len(set(captured.pools)) == 2 and captured.pools[-1] is sampler.rows.pool
+    assert captured.pools.count(sampler.rows.pool) == len(sampler.rows.graphs), "no graph outlives its room"
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_captured_steps_draw_what_the_plain_ones_draw(precision):
     policy = tiny_policy(precision=precision).cuda()
@@ -98,4 +153,8 @@ def test_captured_steps_draw_what_the_plain_ones_draw(precision):
         assert captured_shapes > 1
         with torch.no_grad():
             policy.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+            policy.head.mul_(1.1)
         captured.refresh(policy), plain.refresh(policy)
+    if precision == "bf16":
+        captured.generate(PROMPTS, **OPTIONS)
+        assert torch.equal(captured.rows.rounded_head, policy.head.bfloat16())
