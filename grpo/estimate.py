@@ -75,8 +75,7 @@ def memory(config: Config, facts: Facts) -> dict[str, float]:
     step, share = tokens(config, facts), 1 / min(facts.world_size, config.prompts_per_step)
     in_flight = min(config.max_tokens_per_microbatch, step.learned * share)
     longest = facts.prompt_tokens[-1] - facts.shared_tokens
-    always = _copies(config, facts) | _graphs(config, facts)
-    return always | {
+    return _copies(config, facts) | {
         "sampling: keys, values, logits": cache(config, facts, longest)
         + 3 * 4 * facts.sizes.vocabulary * step.sequences * share,
         "learning: activations, logits": in_flight * kept(config, facts) + _fixed(config, facts),
@@ -137,8 +136,11 @@ def budget(config: Config, facts: Facts) -> int:
     The sampler's keys, values and graphs are counted beside learning: their buffers may stay where they are.
     """
     longest = facts.prompt_tokens[-1] - facts.shared_tokens
-    taken = sum((_copies(config, facts) | _graphs(config, facts)).values()) + cache(config, facts, longest)
-    room = int((USED * facts.free_bytes - taken - _fixed(config, facts)) / kept(config, facts))
+    rows = math.ceil(config.prompts_per_step / facts.world_size) * config.group_size
+    graphs = 2 * _whole(config) * rows * facts.sizes.vocabulary  # logits and their exponentials
+    sampler = cache(config, facts, longest) + graphs
+    taken = sum(_copies(config, facts).values()) + sampler + _fixed(config, facts)
+    room = int((USED * facts.free_bytes - taken) / kept(config, facts))
     return min(max(room // LEAST_TOKENS * LEAST_TOKENS, LEAST_TOKENS), MOST_TOKENS)
 
 
@@ -153,12 +155,6 @@ def _copies(config: Config, facts: Facts) -> dict[str, float]:
         "reference": copy if config.kl_coef > 0 else 0,
         "sampler's copy": copy + head if _half(config) else 0,
     }
-
-
-def _graphs(config: Config, facts: Facts) -> dict[str, float]:
-    """Bytes that the captured steps of a GPU's sampler write and keep: logits of all rows, and their exponentials."""
-    rows = math.ceil(config.prompts_per_step / facts.world_size) * config.group_size
-    return {"sampler's graphs": 2 * _whole(config) * rows * facts.sizes.vocabulary if config.device == "cuda" else 0}
 
 
 def _fixed(config: Config, facts: Facts) -> float:
