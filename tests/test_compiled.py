@@ -19,7 +19,7 @@ from grpo.policy import frozen_copy, token_logprobs
 from grpo.sampler import Sampler
 from grpo.tree import pack
 
-SIZES = (3, 9, 1)  # completions of a tree, so that three trees differ in size
+SIZES = (3, 40, 1)  # completions of a tree; the second one is padded to another size
 
 
 def tree_of(rows):
@@ -180,7 +180,7 @@ def test_c22_a_compiled_step_is_exact_where_it_has_to_be_and_near_the_plain_one(
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     compile_layers(policy, reference)
     made = []
-    for rows in (3, 9, 1, 30, 5):
+    for rows in (3, 40, 1, 70, 5):
         tree = tree_of(rows).to(device)
         with torch.no_grad():
             referred, old = reference(tree, 0.7)[0], policy(tree, 0.7)[0]
