@@ -30,10 +30,9 @@ WORDS = 2048
 @torch.no_grad()
 def fits(policy: Policy) -> bool:
     """Whether a policy's decoder is of Llama's form, by its parts' names and by what its first layer computes."""
-    layers = getattr(policy.model.base_model, "layers", [None])
-    if not all(map(_named_as_usual, layers)):
+    if not policy.layers or not all(map(_named_as_usual, policy.layers)):
         return False
-    layer, mix = layers[0], _Mix()
+    layer, mix = policy.layers[0], _Mix()
     x, cos, sin = probe(layer.self_attn, policy.head.dtype)
     with policy.autocast():
         expected = layer.forward(x, position_embeddings=(cos, sin), tree=mix)[0]

@@ -15,13 +15,13 @@ IDS, POSITIONS = torch.tensor([5, 6, 7, 5, 9]), torch.tensor([3, 4, 3, 8, 3])
 KEYS, WIDTH, TRUNK = 2, 8, 3
 
 
-def attention(layers=2, dtype=torch.float32, grain=1):
+def attention(layers=2, dtype=torch.float32):
     """Five rows of two groups behind a trunk of three tokens, with random keys and values."""
     generator = torch.Generator().manual_seed(1)
     pair = lambda n: tuple(torch.randn(KEYS, n, WIDTH, generator=generator, dtype=dtype) for _ in "kv")  # noqa: E731
     prompts = [pair(TRUNK + 3) for _ in range(layers)]
     trunk = [tuple(x[:, :TRUNK].clone() for x in layer) for layer in prompts]
-    made = DecodeAttention(trunk, max_rows=8, max_groups=2, max_branch=2, max_new_tokens=4, grain=grain)
+    made = DecodeAttention(trunk, max_rows=8, max_groups=2, max_branch=2, max_new_tokens=4)
     made.join(prompts, [torch.tensor([3]), torch.tensor([4, 5])], 4)
     made.keep(torch.tensor([True, True, False, True, True, False, True, False]))
     made.begin()

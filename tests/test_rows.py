@@ -98,7 +98,7 @@ class Captured:
     """torch.cuda without a GPU: what is captured leaves no trace, and a replay runs it."""
 
     def __init__(self, monkeypatch, rows):
-        self.rows, self.pools, self.streams = rows, [], 0
+        self.rows, self.pools = rows, []
         stream = SimpleNamespace(wait_stream=lambda other: None)
         for name, value in {
             "current_stream": lambda: stream,
