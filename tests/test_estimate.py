@@ -138,8 +138,9 @@ def saved_bytes(policy, length: int) -> int:
     return saved.num_bytes(seen, policy)
 
 
-def test_auto_fills_the_free_memory_and_not_more():
-    recipe = config(**RECIPE | {"max_tokens_per_microbatch": "auto"})
+@pytest.mark.parametrize("group_size", [8, 256])  # the logits of 1,024 rows weigh more than the budget's grain
+def test_auto_fills_the_free_memory_and_not_more(group_size):
+    recipe = config(**RECIPE | {"max_tokens_per_microbatch": "auto", "group_size": group_size})
     numbers = []
     for free in (20, 24, 28):
         known = replace(KNOWN, free_bytes=free * 10**9)
@@ -159,7 +160,7 @@ def least_of(recipe, known, number: int) -> float:
     many = replace(known, solution_tokens=(60,))
     full = replace(recipe, max_tokens_per_microbatch=number, prompts_per_step=10_000)  # so that micro-batches are full
     parts = memory(full, many)
-    graphs = 2 * 4 * 32 * known.sizes.vocabulary  # logits of 32 rows, and their exponentials
+    graphs = 2 * 4 * 4 * recipe.group_size * known.sizes.vocabulary  # logits of 4 groups, and their exponentials
     return exact(parts) + cache(recipe, known, 20) + graphs + parts["learning: activations, logits"]
 
 
