@@ -76,7 +76,8 @@ def memory(config: Config, facts: Facts) -> dict[str, float]:
     in_flight = min(config.max_tokens_per_microbatch, step.learned * share)
     longest = facts.prompt_tokens[-1] - facts.shared_tokens
     return _copies(config, facts) | {
-        "sampling: keys, values, logits": cache(config, facts, longest)
+        "sampling: keys, values, logits, packed weights": cache(config, facts, longest)
+        + _packed(config, facts)
         + 3 * 4 * facts.sizes.vocabulary * step.sequences * share,
         "learning: activations, logits": in_flight * kept(config, facts) + _fixed(config, facts),
     }
@@ -155,6 +156,14 @@ def _copies(config: Config, facts: Facts) -> dict[str, float]:
         "reference": copy if config.kl_coef > 0 else 0,
         "sampler's copy": copy + head if _half(config) else 0,
     }
+
+
+def _packed(config: Config, facts: Facts) -> float:
+    """Bytes of float32 weights that the sampler packs on a CPU: linear layers where nothing is rounded, the head."""
+    if config.device == "cuda" or config.precision == "fp64":
+        return 0
+    linear = 0 if _half(config) else facts.sizes.rounded
+    return 4 * (linear + facts.sizes.vocabulary * facts.sizes.width)
 
 
 def _fixed(config: Config, facts: Facts) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grpo.decoding import DecodeAttention, KeysValues, PrefillAttention
 from grpo.logprobs import product
-from grpo.narrow import NarrowDecoder, few_logits, fits
+from grpo.narrow import NarrowDecoder, Product, fits
 from grpo.policy import Policy
 from grpo.sampling import sample, streams, uniforms_at
 from grpo.tree import build_trie
@@ -47,6 +47,8 @@ class Rows:
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
         self.decoder = NarrowDecoder(policy.model.base_model, own=own) if fits(policy) else None
+        self.head = Product([policy.head], [None])
+        self.products = [self.head, *(self.decoder.products if self.decoder else ())]
         self.graphs: dict[tuple, Callable[[], None]] = {}
         on_gpu, half = policy.device.type == "cuda", policy.autocast_dtype
         self.rounded_head = policy.head.detach().to(half) if on_gpu and half else None
@@ -74,6 +76,8 @@ class Rows:
         if self.rounded_head is not None:
             self.rounded_head.copy_(self.policy.head)
         self.trunk_length, self.trunk_known = len(trunk), False
+        for narrow in self.products:
+            narrow.pack()
         sizes = (len(trunk), max_rows, max_groups, max_branch, max_new_tokens)
         if self.sizes and len(trunk) == self.sizes[0] and all(map(le, sizes, self.sizes)):
             self.attention.restart()
@@ -100,9 +104,11 @@ class Rows:
             self.sizes = sizes
 
     def stop(self) -> None:
-        """Nothing is in flight any more. On a CPU the room is given back: learning comes next."""
+        """Nothing is in flight any more. On a CPU the room and packed weights are given back: learning comes next."""
         if self.grain == 1:
             self._forget()
+            for narrow in self.products:
+                narrow.unpack()
 
     def _forget(self) -> None:
         """Give the room back, and the graphs that hold its addresses with the memory that they share.
@@ -188,9 +194,9 @@ class Rows:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[n,D] -> [n,V]: the head's product leaves the matrix product in float32, as in learning."""
+        if hidden.device.type == "cpu":
+            return self.head(hidden)
         head = self.policy.head if self.rounded_head is None else self.rounded_head
-        if hidden.device.type == "cpu" and self.policy.autocast_dtype is None:
-            return few_logits(hidden, head)
         return product(hidden.to(head.dtype), head.t())
 
     def _draw(self, logits: Tensor, rows: slice) -> None:

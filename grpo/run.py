@@ -4,6 +4,7 @@
 Rank 0 alone writes. A directory that exists is never overwritten: it is resumed, or it is an error.
 """
 
+import ctypes
 import json
 import os
 import platform
@@ -164,6 +165,9 @@ def prepare(device: torch.device, precision: str) -> None:
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # fills every new tensor, to find bugs of torch
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read with the first tensor: large ones lie in huge pages
+    if device.type == "cpu" and sys.platform == "linux":  # glibc keeps what is freed: every step takes as much again
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
+        mallopt(-1, 2**31 - 1), mallopt(-3, 2**30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 
 def say(sentence: object) -> None:

@@ -108,6 +108,21 @@ def test_the_cache_is_what_the_sampler_holds(precision, monkeypatch):
     assert held == [cache(recipe, known, 3)]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+def test_packed_weights_are_what_the_sampler_packs(precision):
+    if precision == "fp64":
+        torch.set_default_dtype(torch.float64)
+    policy = tiny_policy(precision=precision)
+    products = Sampler(policy, byte_tokenizer()).rows.products
+    for product in products:
+        product.pack()
+    packed = sum(4 * weight.numel() for product in products if product.packed for weight in product.weights)
+    known = facts(sizes=sizes(policy.model))
+    recipes = (config(**RECIPE, precision=precision, device=device) for device in ("cpu", "cuda"))
+    on_cpu, on_gpu = (memory(recipe, known)["sampling: keys, values, logits, packed weights"] for recipe in recipes)
+    assert on_cpu - on_gpu == pytest.approx(packed, rel=0.02)  # it counts biases too, and rows that no token has
+
+
 def tensors(item) -> list[torch.Tensor]:
     """All tensors in it, in lists, tuples and dicts of any depth."""
     if isinstance(item, torch.Tensor):

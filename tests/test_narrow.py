@@ -5,7 +5,7 @@ import torch
 
 from grpo import narrow
 from grpo.decoding import DecodeAttention
-from grpo.narrow import NarrowDecoder, Product, few_logits, fits
+from grpo.narrow import NarrowDecoder, Product, fits
 from grpo.policy import Policy, frozen_copy
 from grpo.rows import Rows
 from grpo.sampler import Sampler
@@ -116,23 +116,64 @@ def test_another_form_does_not_fit_and_is_decoded_as_it_is(what, policy):
     assert Sampler(policy, byte_tokenizer()).generate([[1, 2], [1, 3]], **options).completion_mask.any()
 
 
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 32])
+@pytest.mark.parametrize("n", [1, 7, 8, 33])
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("own", [False, True])
 @torch.no_grad()
-def test_rows_are_filled_up_and_cut_again(n, bias):
-    generator = torch.Generator().manual_seed(0)
+def test_products_of_layers_that_read_the_same_are_theirs_packed_or_not(n, bias, own):
+    torch.manual_seed(0)
     layers = [torch.nn.Linear(5, size, bias=bias) for size in (3, 2)]
-    x = torch.randn(n, 5, generator=generator)
+    x = torch.randn(n, 5)
     expected = torch.cat([layer(x) for layer in layers], 1)
-    for own in (False, True):
-        torch.testing.assert_close(Product(layers, own)(x), expected)
+    product = Product([layer.weight for layer in layers], [layer.bias for layer in layers], own)
+    torch.testing.assert_close(product(x), expected)
+    product.pack()
+    assert (product.packed is not None) == narrow.ONEDNN
+    torch.testing.assert_close(product(x), expected)
+    torch.testing.assert_close(product(x.repeat(1, 2)[:, 5:]), expected)  # rows that do not lie side by side
 
 
-@pytest.mark.parametrize(("n", "vocabulary"), [(1, 5), (3, 4), (9, 13)])
-def test_logits_are_those_of_the_whole_head_and_rows_lie_side_by_side(n, vocabulary, monkeypatch):
-    monkeypatch.setattr(narrow, "WORDS", 4)
-    generator = torch.Generator().manual_seed(0)
-    x, head = torch.randn(n, 5, generator=generator), torch.randn(vocabulary, 5, generator=generator)
-    ours = few_logits(x, head)
-    torch.testing.assert_close(ours, x @ head.t())
-    assert ours.is_contiguous()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_is_not_float32_is_not_packed(dtype):
+    product = Product([torch.ones(2, 3, dtype=dtype)], [None])
+    product.pack()
+    assert product.packed is None
+    assert product(torch.ones(1, 3)).tolist() == [[3, 3]]
+
+
+@pytest.mark.skipif(not narrow.ONEDNN, reason="torch was built without oneDNN")
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_packed_weights_compute_the_same_and_see_no_change_until_they_are_packed_again(family):
+    policy = tiny_policy(family)
+    decoder = NarrowDecoder(policy.model.base_model)
+    pack = lambda: [product.pack() for product in decoder.products]  # noqa: E731
+    pack()
+    before = usual(policy)
+    torch.testing.assert_close(decoder(IDS, POSITIONS, attention()), before, rtol=1e-4, atol=1e-5)
+    for layer in policy.layers:
+        for linear in (x for x in layer.modules() if isinstance(x, torch.nn.Linear)):
+            linear.weight *= 2
+            if linear.bias is not None:
+                linear.bias += 1
+    torch.testing.assert_close(decoder(IDS, POSITIONS, attention()), before, rtol=1e-4, atol=1e-5)
+    pack()
+    assert (usual(policy) - before).abs().max() > 0.1
+    torch.testing.assert_close(decoder(IDS, POSITIONS, attention()), usual(policy), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_every_generate_packs_the_weights_of_then_and_gives_them_back():
+    policy, other = (tiny_policy(seed=seed) for seed in (0, 1))
+    sampler = Sampler(policy, byte_tokenizer())
+    sampler.is_eos[:] = False
+    options = {"group_size": 4, "max_new_tokens": 8, "temperature": 1.0, "seed": 0, "step": 1}
+    first = sampler.generate([[1, 2, 3]], **options).completion_ids
+    assert all(product.packed is None for product in sampler.rows.products)
+    for ours, theirs in zip(policy.parameters(), other.parameters(), strict=True):
+        ours.copy_(theirs)
+    fresh = Sampler(other, byte_tokenizer())
+    fresh.is_eos[:] = False
+    expected = fresh.generate([[1, 2, 3]], **options).completion_ids
+    assert (expected != first).any()
+    assert (sampler.generate([[1, 2, 3]], **options).completion_ids == expected).all()

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -233,6 +235,31 @@ def test_settings_of_the_process():
     assert torch.get_default_dtype() == torch.float64
     assert run.precision_on(CPU, "auto") == "fp32" and run.precision_on(torch.device("cuda"), "auto") == "bf16"
     assert run.precision_on(CPU, "bf16") == "bf16"
+
+
+FREED_AND_TAKEN_AGAIN = """
+from resource import RUSAGE_SELF, getrusage
+import torch
+from grpo import run
+run.prepare(torch.device("cpu"), "fp32")
+for _ in range(2):
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(1_000_000) for _ in range(100)]
+    tensors.clear()
+print(getrusage(RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is asked to keep freed memory")
+def test_memory_that_was_freed_is_not_new_again():
+    done = subprocess.run(  # small pages, so that each is seen
+        [sys.executable, "-c", FREED_AND_TAKEN_AGAIN],
+        env=os.environ | {"THP_MEM_ALLOC_ENABLE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 400_000_000 / 4096 / 10
 
 
 def _on_main(out: Path) -> None:
