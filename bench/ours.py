@@ -98,7 +98,7 @@ def ours(work: dict) -> dict:
     steps = []
     with RewardRunner(config.rewards, config.reward_timeout) as runner:
         collector = Collector(config, problems, sampler, runner)
-        for step in range(1, asked.warmup_steps + asked.steps + 1):
+        for step in range(1, asked.warmup + asked.steps + 1):
             sums, clock = Sums(), run.Clock()
             sampler.refresh(policy)
             drawn = collector.sample(step)
@@ -153,7 +153,7 @@ def result(work: Work, steps: list[dict], prompt_ids: list[list[int]], device: t
     Raises:
         RuntimeError: another number of tokens was sampled than was asked for.
     """
-    timed = steps[work.warmup_steps :]
+    warmed, timed = steps[: work.warmup], steps[work.warmup :]
     sampled = work.prompts * work.group * work.new_tokens
     for step in timed:
         if step["tokens_sampled"] != sampled:
@@ -169,6 +169,7 @@ def result(work: Work, steps: list[dict], prompt_ids: list[list[int]], device: t
         "trunk_tokens": shared_prefix(prompt_ids),
         "prompt_tokens": sum(map(len, {tuple(row) for row in prompt_ids})),
         "threads": torch.get_num_threads(),
+        "warmup_steps": warmed,
         "steps": timed,
     }
 

@@ -133,7 +133,7 @@ def report(asked: Peers, runs: dict[str, list[dict]]) -> dict:
     results = {name: median(of_name) for name, of_name in runs.items() if of_name}
     done = [result for result in results.values() if "error" not in result]
     found = {name: done[0][name] if done else None for name in SETTING}
-    settings = vars(asked) | {"warmup": asked.warmup_steps} | found
+    settings = vars(asked) | found
     ours = results.get("ours", {})
     return {
         "machine": machine(asked.device),

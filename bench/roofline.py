@@ -107,7 +107,7 @@ def measure(asked: Roofline, place: str) -> dict:
     return {
         "machine": machine(asked.device),
         "versions": versions(),
-        "settings": vars(asked) | {"warmup": asked.warmup_steps, "trunk_tokens": step["trunk_tokens"]},
+        "settings": vars(asked) | {"trunk_tokens": step["trunk_tokens"]},
         "shapes": [{"in": i, "out": o, "flops": speed} for (i, o), speed in speeds.items()],
         "flops": flops,
         "bytes_per_s": bandwidth,
@@ -152,7 +152,7 @@ def mean_speed(model: nn.Module, speeds: dict[tuple[int, int], float]) -> float:
 
 def prompts(asked: Work, tokenizer) -> list[list[int]]:
     """Token ids of the prompts of the last step."""
-    problems = problems_of_step(asked, problems_of(asked), asked.warmup_steps + asked.steps)
+    problems = problems_of_step(asked, problems_of(asked), asked.warmup + asked.steps)
     encoded = encode_prompts(problems, tokenizer, chat=False, max_prompt_tokens=LONGEST_PROMPT)
     return [row.tolist() for row in encoded]
 

@@ -51,8 +51,8 @@ class Scaling:
     """Tokens of a completion to measure with."""
     vocabulary: tuple[int, ...] = (32768, 65536, 98304, 131072, 152064)
     """Sizes of the vocabulary to measure with."""
-    warmup: int | None = None
-    """Whole steps before the timed one; None: 0 on a CPU, 1 on a GPU."""
+    warmup: int = 1
+    """Whole steps before the timed one."""
     threads: int = 0
     """Threads of torch; 0: as torch decides."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -36,7 +36,7 @@ def trl(work: dict, batch: int) -> dict:
 
     device = distributed.init(asked.device)
     problems = problems_of(asked)
-    total = asked.warmup_steps + asked.steps
+    total = asked.warmup + asked.steps
     rows = [problem for step in range(1, total + 1) for problem in problems_of_step(asked, problems, step)]
     with tempfile.TemporaryDirectory() as place:
         args = GRPOConfig(
@@ -174,7 +174,7 @@ def _rollouts_alone(work: dict, sample: Callable) -> dict:
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval()
     problems = problems_of(asked)
     steps = []
-    for step in range(1, asked.warmup_steps + asked.steps + 1):
+    for step in range(1, asked.warmup + asked.steps + 1):
         chosen = problems_of_step(asked, problems, step)
         encoded = encode_prompts(chosen, tokenizer, chat=False, max_prompt_tokens=LONGEST_PROMPT)
         prompt_ids = [row.tolist() for row in encoded]

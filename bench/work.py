@@ -48,8 +48,8 @@ class Work(Sampled):
 
     steps: int = 1
     """Steps that are timed; what is reported is their mean."""
-    warmup: int | None = None
-    """Whole steps before those, not timed; None: 0 on a CPU, 1 on a GPU, where the first one compiles."""
+    warmup: int = 1
+    """Whole steps before those, not in the mean: the first one compiles, or meets memory that is new to it."""
     random_weights: bool = False
     """Take only config.json (and the tokenizer) of the model and draw the weights: no speed depends on them."""
     tokenizer: str | None = None
@@ -60,12 +60,7 @@ class Work(Sampled):
     def __post_init__(self) -> None:
         """Raises ValueError on a size or file that can not be."""
         super().__post_init__()
-        at_least(self, {"steps": 1})
-
-    @property
-    def warmup_steps(self) -> int:
-        """`warmup`, or what None means."""
-        return (1 if self.device == "cuda" else 0) if self.warmup is None else self.warmup
+        at_least(self, {"steps": 1, "warmup": 0})
 
 
 def at_least(asked: Sampled, lowest: dict[str, int]) -> None:

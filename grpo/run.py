@@ -167,7 +167,7 @@ def prepare(device: torch.device, precision: str) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read with the first tensor: large ones lie in huge pages
     if device.type == "cpu" and sys.platform == "linux":  # glibc keeps what is freed: every step takes as much again
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
-        mallopt(-1, 2**31 - 1), mallopt(-3, 2**30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        mallopt(-1, -1), mallopt(-3, 2**30)  # M_TRIM_THRESHOLD: never; M_MMAP_THRESHOLD
 
 
 def say(sentence: object) -> None:

@@ -45,12 +45,20 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW over float32 masters; matrices decay, vectors (norms, biases) do not."""
+    """AdamW over float32 masters; matrices decay, vectors (norms, biases) do not.
+
+    Its moments are made here and not in the first update: what is held for the whole run lies below what comes and
+    goes, the first step is as large as the others, and where they do not fit nothing has been sampled in vain.
+    """
     matrices = [p for p in policy.parameters() if p.ndim >= 2]
     vectors = [p for p in policy.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     betas = (config.adam_beta1, config.adam_beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    for p in matrices + vectors:
+        moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
+    return optimizer
 
 
 class Learner:

@@ -35,7 +35,7 @@ def test_peers_side_by_side_and_one_that_can_not_run(model, tmp_path, monkeypatc
     monkeypatch.setitem(peers.CONTESTANTS, "hf_continuous", "bench.absent:it")
     code, written = run_peers(tmp_path, "--model", model, "--only", "hf_continuous", "ours", "hf_generate")
     assert code == 0 and written["machine"]["cores"] and written["versions"]["torch"]
-    assert written["settings"]["shots"] == 1 and written["settings"]["warmup"] == 0
+    assert written["settings"]["shots"] == 1 and written["settings"]["warmup"] == 1
     assert written["settings"]["trunk_tokens"] > 100 and written["settings"]["threads"] == 1  # bytes of one exemplar
     found = written["contestants"]
     assert set(found) == {"ours", "hf_generate", "hf_continuous"} and all(set(c) >= KEYS for c in found.values())
@@ -151,7 +151,7 @@ def test_all_contestants_ask_what_our_loop_asks_and_nothing_stops_them(tmp_path)
 def test_unequal_work_is_an_error():
     step = {"rollout_s": 1.0, "tokens_sampled": 11}
     with pytest.raises(RuntimeError, match="11"):
-        ours.result(Work(prompts=2, group=2, new_tokens=3), [step], [[1]], torch.device("cpu"))
+        ours.result(Work(prompts=2, group=2, new_tokens=3, warmup=0), [step], [[1]], torch.device("cpu"))
 
 
 def test_means_leave_the_warm_up_out():
@@ -159,7 +159,7 @@ def test_means_leave_the_warm_up_out():
     work = Work(prompts=2, group=2, new_tokens=3, steps=2, warmup=1)
     means = ours.result(work, steps, [[1, 2], [1, 3]], torch.device("cpu"))
     assert means["rollout_s"] == 1.5 and means["learn_s"] is None and means["sampled_per_s"] == 8
-    assert means["trunk_tokens"] == 1
+    assert means["trunk_tokens"] == 1 and means["warmup_steps"] == steps[:1] and means["steps"] == steps[1:]
 
 
 @pytest.mark.parametrize("tied", [True, False])

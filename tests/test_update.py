@@ -66,6 +66,12 @@ def learn(policy, batch: Batch, reference=None, step: int = 1, **changes) -> tup
     return sums.reduce(), moved, finite
 
 
+def updates(made: Learner) -> int:
+    """Of the optimiser, the same for every weight."""
+    (number,) = {int(state["step"]) for state in made.optimizer.state.values()}
+    return number
+
+
 def assert_same(one: dict, other: dict) -> None:
     assert one.keys() == other.keys()
     for name in one:
@@ -270,7 +276,7 @@ def test_c04_an_update_without_a_kept_token_changes_nothing():
     sums = Sums()
     assert made.learn(batch, 1, sums)
     assert_same(policy.state_dict(), before)
-    assert not made.optimizer.state
+    assert updates(made) == 0
     metrics = sums.reduce()
     assert "optim/grad_norm" not in metrics and "optim/loss" not in metrics
     assert metrics["tokens/computed"] == 0
@@ -324,7 +330,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted():
     sums = Sums()
     assert made.learn(bad, 1, sums) is False
     assert_same(policy.state_dict(), before)
-    assert not made.optimizer.state
+    assert updates(made) == 0
     assert sums.reduce()["optim/skipped"] == 4 and "optim/grad_norm" not in sums.reduce()
 
     one_bad = replace(batch, advantages=batch.advantages.clone())
@@ -334,7 +340,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted():
     metrics = sums.reduce()
     assert metrics["optim/skipped"] == 1 and 0 < metrics["optim/grad_norm"] < math.inf
     assert all(p.isfinite().all() for p in policy.parameters())
-    assert {int(state["step"]) for state in made.optimizer.state.values()} == {3}
+    assert updates(made) == 3
     assert made.learn(batch, 3, Sums()) is True
 
 
@@ -350,11 +356,9 @@ def test_a_back_off_of_the_fp16_scaler_is_no_skipped_update():
     assert made.scaler.get_scale() == 2.0**126
     assert sums.reduce()["optim/skipped"] == 0
     assert_same(policy.state_dict(), before)
-    while made.scaler.get_scale() > 2.0**110:
-        made.learn(batch, 1, Sums())
-        if made.optimizer.state:
-            break
-    assert made.optimizer.state  # it found its scale
+    while made.scaler.get_scale() > 1 and not updates(made):
+        assert made.learn(batch, 1, Sums())
+    assert made.scaler.get_scale() > 2.0**10 and updates(made) == 1  # it found its scale
 
     made.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     bad = replace(batch, advantages=torch.full_like(batch.advantages, torch.nan))
@@ -479,3 +483,20 @@ def test_matrices_decay_and_vectors_do_not():
     assert {p.ndim for p in optimizer.param_groups[1]["params"]} == {1}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(policy.parameters()))
     assert all(group["betas"] == (0.8, 0.95) and group["lr"] == 3e-4 for group in optimizer.param_groups)
+
+
+def test_moments_are_made_before_the_first_update_and_are_those_of_torch():
+    torch.set_default_dtype(torch.float32)
+    policy, batch = tiny_policy(), experience()
+    policies = policy, copy.deepcopy(policy)
+    ours, torchs = (Learner(config(learning_rate=1e-2, weight_decay=0.1), one, None) for one in policies)
+    assert len(ours.optimizer.state) == len(list(policy.parameters())) and updates(ours) == 0
+    torchs.optimizer.state.clear()  # as it comes: filled in the first update
+    held = [moment.data_ptr() for state in ours.optimizer.state.values() for moment in state.values()]
+    for step in (1, 2):
+        for made in (ours, torchs):
+            assert made.learn(batch, step, Sums())
+    assert [moment.data_ptr() for state in ours.optimizer.state.values() for moment in state.values()] == held
+    assert all(map(torch.equal, *(one.parameters() for one in policies)))
+    for mine, theirs in zip(*(made.optimizer.state.values() for made in (ours, torchs)), strict=True):
+        assert mine.keys() == theirs.keys() and all(map(torch.equal, mine.values(), theirs.values()))
