@@ -104,17 +104,31 @@ def least(config: Config, facts: Facts) -> tuple[float, float, float]:
     return held, cache(config, facts, facts.prompt_tokens[0] - facts.shared_tokens), gradient
 
 
-def cache(config: Config, facts: Facts, branch: float) -> float:
+def cache(config: Config, facts: Facts, branch: float, *, validating: bool = False) -> float:
     """Bytes per process of the sampler's keys and values: the trunk once, branches per prompt, own tokens per row.
 
     Args:
         config: the run's; every row has room for `max_new_tokens`.
         facts: about it.
         branch: tokens of the longest prompt after what all share: the others are padded to it.
+        validating: as for `room`.
     """
-    size, prompts = facts.sizes, math.ceil(config.prompts_per_step / facts.world_size)
-    held = facts.shared_tokens + prompts * (branch + config.group_size * config.max_new_tokens)
+    size, (prompts, rows) = facts.sizes, room(config, facts, validating=validating)
+    held = facts.shared_tokens + prompts * branch + rows * config.max_new_tokens
     return 2 * size.layers * size.key_width * _whole(config) * held
+
+
+def room(config: Config, facts: Facts, *, validating: bool = False) -> tuple[int, int]:
+    """(prompts, rows) per process that the sampler makes room for.
+
+    Args:
+        config: the run's.
+        facts: about it.
+        validating: for a batch of validation as well as for a step: a GPU keeps the larger room.
+    """
+    prompts = math.ceil(config.prompts_per_step / facts.world_size)
+    batch = config.eval_batch if validating and config.eval_every else 0
+    return max(prompts, batch), max(prompts * config.group_size, batch)
 
 
 def kept(config: Config, facts: Facts) -> float:
@@ -134,15 +148,15 @@ def kept(config: Config, facts: Facts) -> float:
 def budget(config: Config, facts: Facts) -> int:
     """What `max_tokens_per_microbatch: auto` means on a GPU with `facts.free_bytes` before anything is loaded.
 
-    The sampler's keys, values and graphs are counted beside learning: their buffers may stay where they are.
+    The sampler's keys, values and graphs are counted beside learning: their buffers stay, those of validation too.
     """
     longest = facts.prompt_tokens[-1] - facts.shared_tokens
-    rows = math.ceil(config.prompts_per_step / facts.world_size) * config.group_size
+    _, rows = room(config, facts, validating=True)
     graphs = 2 * _whole(config) * rows * facts.sizes.vocabulary  # logits and their exponentials
-    sampler = cache(config, facts, longest) + graphs
+    sampler = cache(config, facts, longest, validating=True) + graphs
     taken = sum(_copies(config, facts).values()) + sampler + _fixed(config, facts)
-    room = int((USED * facts.free_bytes - taken) / kept(config, facts))
-    return min(max(room // LEAST_TOKENS * LEAST_TOKENS, LEAST_TOKENS), MOST_TOKENS)
+    fitting = int((USED * facts.free_bytes - taken) / kept(config, facts))
+    return min(max(fitting // LEAST_TOKENS * LEAST_TOKENS, LEAST_TOKENS), MOST_TOKENS)
 
 
 def _copies(config: Config, facts: Facts) -> dict[str, float]:

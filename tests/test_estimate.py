@@ -18,6 +18,7 @@ from grpo.estimate import (
     measured,
     memory,
     peak,
+    room,
     seconds,
     tokens,
     updates_per_step,
@@ -83,6 +84,15 @@ def test_the_cache_is_the_trunk_once_a_branch_per_prompt_and_own_tokens_per_row(
     recipe = config(**RECIPE, precision=precision)
     assert cache(recipe, KNOWN, 20) == 2 * 24 * 128 * size * (80 + 4 * 20 + 32 * 60)
     assert cache(recipe, replace(KNOWN, world_size=3), 20) == 2 * 24 * 128 * size * (80 + 2 * 20 + 16 * 60)
+
+
+@pytest.mark.parametrize(("batch", "prompts", "rows"), [(3, 4, 32), (10, 10, 32), (40, 40, 40)])
+def test_room_for_validation_is_what_a_batch_of_it_has_more(batch, prompts, rows):
+    recipe = config(**RECIPE, eval_every=5, eval_batch=batch)
+    assert room(recipe, KNOWN, validating=True) == (prompts, rows)
+    assert cache(recipe, KNOWN, 20, validating=True) == 2 * 24 * 128 * 4 * (80 + prompts * 20 + rows * 60)
+    never = replace(recipe, eval_every=0)
+    assert room(recipe, KNOWN) == room(never, KNOWN, validating=True) == (4, 32)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
@@ -153,9 +163,11 @@ def saved_bytes(policy, length: int) -> int:
     return saved.num_bytes(seen, policy)
 
 
-@pytest.mark.parametrize("group_size", [8, 256])  # the logits of 1,024 rows weigh more than the budget's grain
-def test_auto_fills_the_free_memory_and_not_more(group_size):
-    recipe = config(**RECIPE | {"max_tokens_per_microbatch": "auto", "group_size": group_size})
+# The logits of 1,024 rows weigh more than the budget's grain, in a step and in validation.
+@pytest.mark.parametrize(("group_size", "eval_every"), [(8, 0), (256, 0), (8, 5)])
+def test_auto_fills_the_free_memory_and_not_more(group_size, eval_every):
+    changes = {"group_size": group_size, "eval_every": eval_every, "eval_batch": 1024}
+    recipe = config(**RECIPE | {"max_tokens_per_microbatch": "auto"} | changes)
     numbers = []
     for free in (20, 24, 28):
         known = replace(KNOWN, free_bytes=free * 10**9)
@@ -175,8 +187,10 @@ def least_of(recipe, known, number: int) -> float:
     many = replace(known, solution_tokens=(60,))
     full = replace(recipe, max_tokens_per_microbatch=number, prompts_per_step=10_000)  # so that micro-batches are full
     parts = memory(full, many)
-    graphs = 2 * 4 * 4 * recipe.group_size * known.sizes.vocabulary  # logits of 4 groups, and their exponentials
-    return exact(parts) + cache(recipe, known, 20) + graphs + parts["learning: activations, logits"]
+    rows = max(4 * recipe.group_size, recipe.eval_batch if recipe.eval_every else 0)
+    graphs = 2 * 4 * rows * known.sizes.vocabulary  # logits, and their exponentials
+    sampler = cache(recipe, known, 20, validating=True) + graphs
+    return exact(parts) + sampler + parts["learning: activations, logits"]
 
 
 def test_activation_checkpointing_keeps_less():
