@@ -39,7 +39,7 @@ MEMORY = {
 
 @dataclass(frozen=True)
 class Scaling:
-    """Measure our step at many sizes, with one step of each."""
+    """Measure our step at many sizes, with one step of each after a warm-up."""
 
     model: str | None = None
     """Directory of the architecture and tokenizer, whose weights are drawn; None: a small one."""
