@@ -200,20 +200,21 @@ class DecodeAttention:
         return merged
 
     def _by_one_softmax(self, q: Tensor, trunk: Pair, branch: Pair, own: Pair, scaling: float) -> Tensor:
-        """[n,Hkv,R,d] -> [n,Hkv,R,d]: the scores of all parts side by side."""
+        """[n,Hkv,R,d] -> [n,Hkv,R,d]. Scores lie heads first, so that those over the trunk, the most, stay in place."""
         n, Hkv, R, d = q.shape
-        q = q * scaling
-        over_trunk = torch.bmm(_heads_first(q), trunk[0].transpose(1, 2)).view(Hkv, n, R, -1).transpose(0, 1)
+        heads_first = (q.transpose(0, 1) * scaling).contiguous()
+        q = heads_first.transpose(0, 1)
+        over_trunk = torch.bmm(heads_first.flatten(1, 2), trunk[0].transpose(1, 2)).view(Hkv, n, R, -1)
         over_branch = torch.matmul(self._by_group(q), branch[0].transpose(2, 3)).add_(self.branch_bias)
         over_own = torch.matmul(q, own[0].transpose(2, 3))
         if self.own_bias is not None:
             over_own += self.own_bias
-        scores = torch.cat([over_trunk, self._by_row(over_branch, n, R), over_own], dim=-1)
-        widths = [keys.shape[-2] for keys, _ in (trunk, branch, own)]
-        on_trunk, on_branch, on_own = torch.softmax(scores, dim=-1).split(widths, dim=-1)
-        out = torch.matmul(on_own, own[1])
-        out += torch.bmm(_heads_first(on_trunk), trunk[1]).view(Hkv, n, R, d).transpose(0, 1)
-        out += self._by_row(torch.matmul(self._by_group(on_branch), branch[1]), n, R)
+        scores = [over_trunk, self._by_row(over_branch, n, R).transpose(0, 1), over_own.transpose(0, 1)]
+        weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1)
+        on_trunk, on_branch, on_own = weights.split([keys.shape[-2] for keys, _ in (trunk, branch, own)], dim=-1)
+        out = torch.matmul(on_own.transpose(0, 1), own[1])
+        out += torch.bmm(on_trunk.flatten(1, 2), trunk[1]).view(Hkv, n, R, d).transpose(0, 1)
+        out += self._by_row(torch.matmul(self._by_group(on_branch.transpose(0, 1)), branch[1]), n, R)
         return out
 
     def advance(self, steps: int = 1) -> None:
@@ -263,11 +264,6 @@ class DecodeAttention:
         N, Hkv, _, x = groups.shape
         grid = groups.view(N, Hkv, self.places, R, x).transpose(1, 2).reshape(N * self.places, Hkv, R, x)
         return grid if self.dense else grid[self.place[:n].clamp(max=len(grid) - 1)]
-
-
-def _heads_first(rows: Tensor) -> Tensor:
-    """[n,Hkv,R,x] -> [Hkv,n*R,x]."""
-    return rows.transpose(0, 1).flatten(1, 2)
 
 
 def _fill_holes(alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
