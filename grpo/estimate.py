@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from grpo import onednn
 from grpo.config import Config
 from grpo.facts import Facts
 from grpo.logprobs import rows_per_chunk
@@ -174,7 +175,7 @@ def _copies(config: Config, facts: Facts) -> dict[str, float]:
 
 def _packed(config: Config, facts: Facts) -> float:
     """Bytes of float32 weights that the sampler packs on a CPU: linear layers where nothing is rounded, the head."""
-    if config.device == "cuda" or config.precision == "fp64" or not torch.backends.mkldnn.is_available():
+    if config.device == "cuda" or config.precision == "fp64" or not onednn.AVAILABLE:
         return 0
     linear = 0 if _half(config) else facts.sizes.rounded
     return 4 * (linear + facts.sizes.vocabulary * facts.sizes.width)

@@ -2,8 +2,9 @@
 
 Of what a layer keeps per token, nearly half can be had again for a few elementwise operations: what goes on inside a
 norm, what a norm gives out, and the product of an MLP's gate and its other half. On a CPU memory that is new costs as
-much as what is written there, so MLPs and the rotation of positions make do with few tensors. Left out: matrix
-products, which activation checkpointing computes again; anything under autocast, where transformers' forwards stay.
+much as what is written there, so MLPs and the rotation of positions make do with few tensors; products are those of
+`onednn.py`. Left out: matrix products made again in backward, which is activation checkpointing; anything under
+autocast, where transformers' forwards stay.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from grpo.attention import attention_interface
+from grpo.onednn import linear, multiply
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 ROTATED = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
@@ -73,7 +75,8 @@ def _is_rotated(module: nn.Module) -> bool:
     x, cos, sin = probe(module, module.q_proj.weight.dtype)
     inputs = {"hidden_states": x, "position_embeddings": (cos, sin), "attention_mask": None}
     with torch.no_grad():
-        return torch.allclose(module(**inputs)[0], _attention_forward(module, **inputs)[0], rtol=1e-4, atol=1e-5)
+        expected, ours = module(**inputs)[0], _attention_forward(module, **inputs)[0]
+    return bool((ours - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
 def _norm_forward(module: nn.Module, hidden: Tensor) -> Tensor:
@@ -137,8 +140,9 @@ def _gated_forward(module: nn.Module, x: Tensor) -> Tensor:
     """[..,D] -> [..,D]: down(silu(gate(x)) * up(x))."""
     if torch.is_grad_enabled():
         return _GatedMLP.apply(x, *(getattr(module, name).weight for name in GATED))
-    gate, up = module.gate_proj(x), module.up_proj(x)
-    return module.down_proj(F.silu(gate, inplace=True).mul_(up))
+    gate, up, down = (getattr(module, name).weight for name in GATED)
+    gate, up = multiply(x, gate), multiply(x, up)
+    return multiply(F.silu(gate, inplace=True).mul_(up), down)
 
 
 def _attention_forward(
@@ -152,7 +156,7 @@ def _attention_forward(
     """[1,S,D] -> [1,S,D]: as transformers writes it, but for the rotation of positions."""
     heads = []
     for name in "qkv":
-        x = getattr(module, f"{name}_proj")(hidden_states).unflatten(-1, (-1, module.head_dim))
+        x = linear(getattr(module, f"{name}_proj"), hidden_states).unflatten(-1, (-1, module.head_dim))
         norm = getattr(module, f"{name}_norm", None)
         heads.append((x if norm is None else norm(x)).transpose(1, 2))
     cos, sin = (x[:, None] for x in position_embeddings)
@@ -161,7 +165,7 @@ def _attention_forward(
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, module.layer_idx)
     out, _ = attention_interface(module, query, key, value, attention_mask, scaling=module.scaling, **options)
-    return module.o_proj(out.flatten(-2)), None
+    return linear(module.o_proj, out.flatten(-2)), None
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -219,9 +223,9 @@ class _GatedMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
-        gate, up = F.linear(x, gate_weight), F.linear(x, up_weight)
+        gate, up = multiply(x, gate_weight), multiply(x, up_weight)
         ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight)
-        return F.linear(F.silu(gate).mul_(up), down_weight)
+        return multiply(F.silu(gate).mul_(up), down_weight)
 
     @staticmethod
     @once_differentiable
@@ -231,8 +235,9 @@ class _GatedMLP(torch.autograd.Function):
         activated = F.silu(gate)
         gated = activated * up
         d_down = dy_rows.t() @ gated
-        d_gated = torch.mm(dy_rows, down_weight, out=gated)  # gated itself is used up
+        del gated  # so that its memory can be taken again
+        d_gated = multiply(dy_rows, down_weight.t())
         d_up = activated.mul_(d_gated)
         d_gate = torch.ops.aten.silu_backward(d_gated.mul_(up), gate, grad_input=d_gated)
-        dx = (d_gate @ gate_weight).addmm_(d_up, up_weight)
+        dx = multiply(d_up, up_weight.t(), added=multiply(d_gate, gate_weight.t()))
         return dx.view(x.shape), d_gate.t() @ x_rows, d_up.t() @ x_rows, d_down

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grpo import fused_logprobs
 from grpo.compiled import any_size
+from grpo.onednn import faster, multiply
 
 CHUNK = 128
 """Logits that exist at one time on a CPU, in whole vocabularies."""
@@ -80,7 +81,7 @@ class _LinearLogprobs(torch.autograd.Function):
         add = any_size(_add_tile) if compiled else _add_tile
         head, dtype = weight.to(product_dtype), torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropy, lse = (hidden.new_empty(len(hidden), dtype=dtype) for _ in range(3))
-        logits, spare = _room(hidden, len(weight), chunk, product_dtype)
+        logits, spare = _room(hidden, head, chunk)
         for rows, columns in _blocks(len(hidden), len(weight), chunk):
             inputs = hidden[rows].to(product_dtype)
             highest = torch.full_like(lse[rows], torch.finfo(dtype).min / 2)  # finite: -inf times no mass is NaN
@@ -103,7 +104,7 @@ class _LinearLogprobs(torch.autograd.Function):
         head = weight.to(product_dtype)
         d_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
         d_head = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        logits, spare = _room(hidden, len(weight), chunk, product_dtype)
+        logits, spare = _room(hidden, head, chunk)
         for rows, columns in _blocks(len(hidden), len(weight), chunk):
             inputs = hidden[rows].to(product_dtype)
             of_rows = [values[rows] for values in (lse, entropy, d_logprobs, d_entropy)]
@@ -112,7 +113,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 z, p = (_of_size(x, inputs, head[words]) for x in (logits, spare))
                 z = product(inputs, head[words].t(), z)
                 d_logits = gradient(z, p, place, inside, temperature, *of_rows).to(product_dtype)
-                _accumulate(d_hidden[rows], d_logits, head[words])
+                d_hidden[rows] += product(d_logits, head[words])
                 _accumulate(d_head[words], d_logits.t(), inputs)
         return d_hidden.to(hidden.dtype), d_head.to(weight.dtype), None, None, None, None, None
 
@@ -164,6 +165,8 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     `out` may be used for the result, and need not be.
     """
     with torch.autocast(a.device.type, enabled=False):
+        if a.dtype == b.dtype and faster(b):
+            return multiply(a, b.t())
         if a.dtype in (torch.float32, torch.float64):
             return torch.mm(a, b, out=out)
         if a.is_cuda:
@@ -201,16 +204,17 @@ def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, weight.dtype)
 
 
-def _room(hidden: Tensor, vocabulary: int, chunk: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """Two buffers for what exists of one tile; None on a GPU, whose allocator keeps what is freed.
+def _room(hidden: Tensor, head: Tensor, chunk: int) -> tuple[Tensor | None, Tensor | None]:
+    """Two buffers for what exists of one tile; None on a GPU, whose allocator keeps what is freed, and for a product
+    that takes no buffer.
 
     On a CPU, memory that is new to the process costs more than the products that are written to it.
     """
-    if hidden.is_cuda or dtype not in (torch.float32, torch.float64):
+    if hidden.is_cuda or head.dtype not in (torch.float32, torch.float64):
         return None, None
-    blocks = _blocks(len(hidden), vocabulary, chunk)
+    blocks = _blocks(len(hidden), len(head), chunk)
     size = max(((rows.stop - rows.start) * columns[0].stop for rows, columns in blocks), default=0)
-    return hidden.new_empty(size, dtype=dtype), hidden.new_empty(size, dtype=dtype)
+    return None if faster(head) else head.new_empty(size), head.new_empty(size)
 
 
 def _of_size(buffer: Tensor | None, inputs: Tensor, head: Tensor) -> Tensor | None:

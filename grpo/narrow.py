@@ -18,10 +18,8 @@ from torch.nn import functional as F
 
 from grpo.decoding import DecodeAttention
 from grpo.lean import is_gated, probe, rotated, rotates
+from grpo.onednn import multiply_packed, packable, packed
 from grpo.policy import Policy
-
-ONEDNN = torch.backends.mkldnn.is_available()
-"""Whether torch was built with the library that packs weights."""
 
 
 @torch.no_grad()
@@ -130,10 +128,10 @@ class Product:
     @torch.no_grad()
     def pack(self) -> None:
         """Multiply by a copy in the fastest layout, where there is one; what the weights become is not seen by it."""
-        if self.weights[0].device.type == "cpu" and self.weights[0].dtype == torch.float32 and ONEDNN:
+        if packable(self.weights[0]):
             whole = self.weights[0] if len(self.weights) == 1 else torch.cat(self.weights)
             bias = None if self.biases[0] is None else torch.cat(self.biases)
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(whole), bias
+            self.packed = packed(whole), bias
 
     def unpack(self) -> None:
         """Give the copy up: the weights themselves again."""
@@ -143,7 +141,7 @@ class Product:
         """[n,D] -> [n,E1 + E2 + ..]."""
         x = x.to(self.weights[0].dtype)
         if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, *self.packed, "none", [], "")
+            return multiply_packed(x, *self.packed)
         outs = list(map(F.linear, [x] * len(self.weights), self.weights, self.biases))
         return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
 

@@ -40,6 +40,7 @@ def full(hidden, weight, targets, temperature):
     return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
+@pytest.mark.usefixtures("weights_for_onednn")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 3.0])
 @pytest.mark.parametrize(("M", "chunk"), [(7, 256), (7, 7), (7, 3), (7, 1), (1, 256), (0, 256), (300, CHUNK)])

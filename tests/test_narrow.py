@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo import narrow
+from grpo import onednn
 from grpo.decoding import DecodeAttention
 from grpo.narrow import NarrowDecoder, Product, fits
 from grpo.policy import Policy, frozen_copy
@@ -128,7 +128,7 @@ def test_products_of_layers_that_read_the_same_are_theirs_packed_or_not(n, bias,
     product = Product([layer.weight for layer in layers], [layer.bias for layer in layers], own)
     torch.testing.assert_close(product(x), expected)
     product.pack()
-    assert (product.packed is not None) == narrow.ONEDNN
+    assert (product.packed is not None) == onednn.AVAILABLE
     torch.testing.assert_close(product(x), expected)
     torch.testing.assert_close(product(x.repeat(1, 2)[:, 5:]), expected)  # rows that do not lie side by side
 
@@ -141,7 +141,7 @@ def test_what_is_not_float32_is_not_packed(dtype):
     assert product(torch.ones(1, 3)).tolist() == [[3, 3]]
 
 
-@pytest.mark.skipif(not narrow.ONEDNN, reason="torch was built without oneDNN")
+@pytest.mark.skipif(not onednn.AVAILABLE, reason="torch was built without oneDNN")
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_packed_weights_compute_the_same_and_see_no_change_until_they_are_packed_again(family):

@@ -60,6 +60,7 @@ def gradients(module, loss):
 # ---- equal to the plain forward --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("weights_for_onednn")
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -198,6 +199,7 @@ def test_c22_dropout_is_off_in_train_mode(family, dropout, tmp_path):
     assert torch.equal(first, second) and torch.equal(first, evaluated)
 
 
+@pytest.mark.usefixtures("weights_for_onednn")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
 def test_c22_kl_is_exactly_zero_at_step_0(precision):
     policy = tiny_policy("qwen2", precision).train()
