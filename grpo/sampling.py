@@ -92,7 +92,9 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     mass = logits.new_empty(len(logits), -(-vocabulary // BLOCK) * BLOCK)
     mass[:, vocabulary:] = -torch.inf
     torch.sub(logits, highest, out=mass[:, :vocabulary])
-    mass = mass.div_(temperature or 1.0).exp_().unflatten(-1, (-1, BLOCK))
+    if temperature not in (0, 1):
+        mass.div_(temperature)
+    mass = mass.exp_().unflatten(-1, (-1, BLOCK))
     block_mass = mass.sum(-1).double()
     if temperature == 0:
         ids = logits.argmax(-1, keepdim=True).expand(rows, 1)
