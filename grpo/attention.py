@@ -10,7 +10,7 @@ Left out: sliding windows, logit soft-capping, attention sinks and biases on the
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -24,7 +24,7 @@ from grpo.tree import nodes
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 MAX_SCORES = 1 << 24
 """Attention scores of a part that exist at one time, per key head: parts are cut along their queries to stay below."""
-TRIANGLE = 512
+TRIANGLE = 256
 """Queries of a causal part at most: a long node is cut along its diagonal, and the parts above it are skipped."""
 
 
@@ -78,6 +78,8 @@ class Part:
     q_end: int
     k_start: int
     k_end: int
+    squares: int = 1
+    """Of a causal part: that many squares of the same size side by side, which see nothing of each other."""
 
     @property
     def causal(self) -> bool:
@@ -122,7 +124,21 @@ def plan_parts(position_ids: Tensor, subtree_end: Tensor, heads_per_key: int) ->
             squares.append(Part(q, stop, q, stop))
             dense += [Part(i, min(i + queries, stop), start, q) for i in range(q, stop, queries) if q > start]
         dense += [Part(q, min(q + queries, last), start, end) for q in range(end, last, queries)]
-    return squares + dense
+    return _side_by_side(squares, heads_per_key) + dense
+
+
+def _side_by_side(squares: list[Part], heads_per_key: int) -> list[Part]:
+    """Causal squares of the same size that lie side by side, as completions of the same length do, in one part."""
+    parts: list[Part] = []
+    for square in squares:
+        n, last = square.q_end - square.q_start, parts[-1] if parts else square
+        count = last.squares + 1
+        alike = last.q_end == square.q_start and last.q_end - last.q_start == last.squares * n
+        if alike and count * heads_per_key * n * n <= MAX_SCORES:
+            parts[-1] = replace(last, q_end=square.q_end, k_end=square.k_end, squares=count)
+        else:
+            parts.append(square)
+    return parts
 
 
 class _AttentionInParts(torch.autograd.Function):
@@ -137,19 +153,20 @@ class _AttentionInParts(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scaling: float, parts: list[Part]) -> Tensor:
         H, S, d = q.shape
         out = q.new_zeros(S, H, d).transpose(0, 1)  # so that the caller's [S,H,d] is no copy
-        lse = q.new_full((H, S), -torch.inf)
+        lse = q.new_full((H, S, 1), -torch.inf)
         by_key_head = [x.unflatten(0, (len(k), -1)) for x in (q, out, lse)]
         with torch.autocast(q.device.type, enabled=False):
             for part in parts:
                 rows, columns = slice(part.q_start, part.q_end), slice(part.k_start, part.k_end)
                 q_here, out_here, lse_here = (x[:, :, rows] for x in by_key_head)
-                part_out, part_lse = _part_forward(q_here, k[:, columns], v[:, columns], scaling, part.causal)
+                inputs = (_apart(x, part.squares) for x in (q_here, k[:, columns], v[:, columns]))
+                part_out, part_lse = _part_forward(*inputs, scaling, part.causal)
                 if part.causal:  # the first of its queries
-                    out_here.copy_(part_out), lse_here.copy_(part_lse)
+                    out_here.copy_(_together(part_out, part.squares)), lse_here.copy_(_together(part_lse, part.squares))
                     continue
                 merged = torch.logaddexp(lse_here, part_lse)
-                out_here *= torch.exp(lse_here - merged)[..., None]
-                out_here += part_out.mul_(torch.exp(part_lse - merged)[..., None])
+                out_here *= torch.exp(lse_here - merged)
+                out_here += part_out.mul_(torch.exp(part_lse - merged))
                 lse_here.copy_(merged)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scaling, ctx.parts = scaling, parts
@@ -163,12 +180,22 @@ class _AttentionInParts(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             for part in ctx.parts:
                 rows, columns = slice(part.q_start, part.q_end), slice(part.k_start, part.k_end)
-                q_here, *outputs, dq_here = (x[:, :, rows] for x in by_key_head)
-                inputs = q_here, k[:, columns], v[:, columns]
-                d_inputs = _part_backward(*inputs, *outputs, ctx.scaling, part.causal)
+                *of_queries, dq_here = (x[:, :, rows] for x in by_key_head)
+                inputs = of_queries[0], k[:, columns], v[:, columns], *of_queries[1:]
+                d_inputs = _part_backward(*(_apart(x, part.squares) for x in inputs), ctx.scaling, part.causal)
                 for total, d_input in zip((dq_here, dk[:, columns], dv[:, columns]), d_inputs, strict=True):
-                    total += d_input
+                    total += _together(d_input, part.squares)
         return dq, dk, dv, None, None
+
+
+def _apart(x: Tensor, squares: int) -> Tensor:
+    """[Hkv,..,squares*n,d] -> [squares*Hkv,..,n,d]: a square of its own each; a view where there is one."""
+    return x if squares == 1 else x.unflatten(-2, (squares, -1)).movedim(-3, 0).flatten(0, 1)
+
+
+def _together(x: Tensor, squares: int) -> Tensor:
+    """[squares*Hkv,..,n,d] -> [Hkv,..,squares*n,d]."""
+    return x if squares == 1 else x.unflatten(0, (squares, -1)).movedim(0, -3).flatten(-3, -2)
 
 
 def _fused(q: Tensor) -> bool:
@@ -198,12 +225,13 @@ def fused_part(
 
 
 def _part_forward(q: Tensor, k: Tensor, v: Tensor, scaling: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """q [B,R,n,d], k and v [B,m,d] that R query heads share -> out [B,R,n,d] and log-sum-exp of the scores [B,R,n]."""
+    """q [B,R,n,d], k and v [B,m,d] that R query heads share -> out [B,R,n,d], log-sum-exp of the scores [B,R,n,1]."""
     if _fused(q):
-        return fused_part(q, _per_query(q, k), _per_query(q, v), scaling, causal)
+        out, lse = fused_part(q, _per_query(q, k), _per_query(q, v), scaling, causal)
+        return out, lse[..., None]
     scores = _scores(q, k, scaling, causal)
-    lse = torch.logsumexp(scores, dim=-1)
-    weights = scores.sub_(lse[..., None]).exp_().flatten(1, 2)
+    lse = torch.logsumexp(scores, dim=-1, keepdim=True)
+    weights = scores.sub_(lse).exp_().flatten(1, 2)
     return torch.bmm(weights, v).view(q.shape), lse
 
 
@@ -213,9 +241,9 @@ def _part_backward(
     """The part's share of dq [B,R,n,d], dk and dv [B,m,d]; `out` and `lse` are those of the whole softmax."""
     if _fused(q):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        dq, dk, dv = flash(d_out, q, _per_query(q, k), _per_query(q, v), out, lse, 0.0, causal, scale=scaling)
+        dq, dk, dv = flash(d_out, q, _per_query(q, k), _per_query(q, v), out, lse[..., 0], 0.0, causal, scale=scaling)
         return dq, dk.sum(1), dv.sum(1)
-    weights = _scores(q, k, scaling, causal).sub_(lse[..., None]).exp_().flatten(1, 2)
+    weights = _scores(q, k, scaling, causal).sub_(lse).exp_().flatten(1, 2)
     flat_q, flat_d_out, weighted = (x.flatten(1, 2) for x in (q, d_out, d_out * out))
     d_scores = torch.bmm(flat_d_out, v.transpose(1, 2)).sub_(weighted.sum(-1, keepdim=True))
     d_scores.mul_(weights).mul_(scaling)

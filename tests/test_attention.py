@@ -18,6 +18,7 @@ TREES = {
     "one row": [[1, 2, 3]],
     "one token": [[1]],
     "siblings": [[1, 2, 3, 4], [1, 2, 5, 6, 7], [1, 2, 8]],
+    "siblings of one length": [[1, 2, 3, 4, 5], [1, 2, 6, 7, 8], [1, 2, 9, 9, 9], [2, 1, 1], [2, 2, 2], [2, 3]],
     "three levels": [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 6, 7, 8], [1, 2, 6, 9], [1, 5]],
     "a forest": [[1, 2, 3], [1, 4], [2, 2, 2], [3]],
     "a prefix and equal rows": [[1, 2], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 5]],
@@ -101,14 +102,26 @@ def test_parts_cover_the_mask_exactly_once_and_keep_their_size(rows, padding, ma
         parts = plan_parts(tree.position_ids, tree.subtree_end, heads_per_key)
     covered = torch.zeros(S, S, dtype=torch.int64)
     for part in parts:
-        queries, keys = part.q_end - part.q_start, part.k_end - part.k_start
+        queries, keys = ((end - start) // part.squares for start, end in of_part(part))
         assert part.k_end <= part.q_end  # no key that all of its queries would have to mask
-        assert queries == 1 or queries * keys * heads_per_key <= max_scores
+        assert queries == part.squares == 1 or part.squares * queries * keys * heads_per_key <= max_scores
         assert queries <= triangle or part.k_end <= part.q_start  # along the diagonal, in small steps
-        at_query = torch.arange(part.q_start, part.q_end)[:, None]
-        at_key = torch.arange(part.k_start, part.k_end)
-        covered[part.q_start : part.q_end, part.k_start : part.k_end] += at_key <= at_query
+        for i in range(part.squares):
+            at_query = torch.arange(part.q_start + i * queries, part.q_start + (i + 1) * queries)
+            at_key = torch.arange(part.k_start + i * keys, part.k_start + (i + 1) * keys)
+            covered[at_query[:, None], at_key] += at_key <= at_query[:, None]
     assert torch.equal(covered, mask_of(tree.subtree_end).long())
+
+
+def of_part(part):
+    return (part.q_start, part.q_end), (part.k_start, part.k_end)
+
+
+def test_squares_of_the_same_size_side_by_side_are_one_part():
+    tree = tree_of([[0, 1, 2], [0, 3, 4], [0, 5, 6], [0, 7, 8, 9], [1, 0, 1, 1], [1, 0, 2, 2]])
+    causal = [part for part in plan_parts(tree.position_ids, tree.subtree_end, R) if part.causal]
+    found = [(part.q_start, part.q_end, part.squares) for part in causal]
+    assert found == [(0, 1, 1), (1, 7, 3), (7, 10, 1), (10, 16, 3)]  # the last: a prompt of two tokens beside its own
 
 
 def test_large_scores_stay_finite():
