@@ -49,6 +49,8 @@ class Peers(Work):
     """Sequences of TRL's forward and backward pass; 0: the largest of 32, 16, 8, 4 that stays under trl_max_gb."""
     trl_max_gb: float = 22.0
     """Peak memory, in 1e9 bytes, under which a batch of TRL must stay to be chosen."""
+    trl_checkpointing: bool = False
+    """Gradient checkpointing of TRL, on by its own default: less memory, more time; ours does without."""
     out: str = "peers.json"
     """File of the results."""
 
@@ -110,7 +112,7 @@ def _measure_trl(asked: Peers, work: dict) -> dict:
     most = asked.trl_max_gb * 1e9
     for batch in batches(asked):
         left = max(1.0, deadline - time.monotonic())
-        arguments = {"work": work, "batch": batch}
+        arguments = {"work": work, "batch": batch, "checkpointing": asked.trl_checkpointing}
         bound = {} if asked.trl_batch else {"max_bytes": most}
         outcome = call(CONTESTANTS["trl"], arguments, limit=left, threads=asked.threads, **bound)
         if "error" not in outcome and not asked.trl_batch and outcome["peak_bytes"] > most:

@@ -25,8 +25,8 @@ from grpo.policy import model_directory
 from grpo.rollout import encode_prompts
 
 
-def trl(work: dict, batch: int) -> dict:
-    """Steps of TRL's GRPOTrainer, `batch` sequences to a forward and backward pass."""
+def trl(work: dict, batch: int, checkpointing: bool = False) -> dict:
+    """Steps of TRL's GRPOTrainer, `batch` sequences to a pass, with or without gradient checkpointing."""
     asked = Work(**work)
     try:
         from trl import GRPOConfig, GRPOTrainer
@@ -53,7 +53,7 @@ def trl(work: dict, batch: int) -> dict:
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant",
             max_grad_norm=1.0,
-            gradient_checkpointing=False,  # slower with it, and ours does without
+            gradient_checkpointing=checkpointing,
             model_init_kwargs={"dtype": "float32"},
             bf16=asked.dtype == "bf16",
             use_cpu=asked.device == "cpu",
@@ -71,7 +71,7 @@ def trl(work: dict, batch: int) -> dict:
         )
         steps, prompt_ids = _watch_trl(trainer, device)
         trainer.train()
-    return result(asked, steps, prompt_ids, device) | {"batch": batch, "gradient_checkpointing": False}
+    return result(asked, steps, prompt_ids, device) | {"batch": batch, "gradient_checkpointing": checkpointing}
 
 
 def _for_trl(name: str, problems: list[Problem]) -> Callable:

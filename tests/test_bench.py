@@ -49,10 +49,13 @@ def test_peers_side_by_side_and_one_that_can_not_run(model, tmp_path, monkeypatc
     assert "bench.absent" in capsys.readouterr().out
 
 
-def test_trl_takes_the_same_step(model, tmp_path):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trl_takes_the_same_step(checkpointing, model, tmp_path):
     pytest.importorskip("trl", reason="trl is in bench/requirements.txt alone")
-    code, written = run_peers(tmp_path, "--model", model, "--only", "trl")
+    options = "--model", model, "--only", "trl", "--trl-checkpointing", str(checkpointing)
+    code, written = run_peers(tmp_path, *options)
     trl = written["contestants"]["trl"]
+    assert trl["gradient_checkpointing"] == checkpointing
     assert code == 0 and trl["tokens_sampled"] == 12 and trl["batch"] == 4 and trl["tries"] == {}
     assert trl["step_s"] == pytest.approx(trl["rollout_s"] + trl["reward_s"] + trl["learn_s"])
     assert trl["ratio"] is None  # ours did not run
@@ -111,8 +114,10 @@ def test_rounds_are_run_in_turn_and_the_median_counts(tmp_path, monkeypatch, cap
 
 
 def test_another_error_of_trl_ends_the_search(monkeypatch):
-    monkeypatch.setattr(peers, "call", lambda *_, **__: {"error": "no"})
-    assert peers.measure("trl", peers.Peers(), {}, []) == {"error": "no", "tries": {}}
+    asked = []
+    monkeypatch.setattr(peers, "call", lambda _, arguments, **__: asked.append(arguments) or {"error": "no"})
+    assert peers.measure("trl", peers.Peers(trl_checkpointing=True), {}, []) == {"error": "no", "tries": {}}
+    assert asked == [{"work": {}, "batch": 32, "checkpointing": True}]
 
 
 @pytest.mark.parametrize(
