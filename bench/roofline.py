@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
 from bench.process import call, machine, versions
 from bench.work import Work, work_of
-from grpo import options
+from grpo import onednn, options
 from grpo.estimate import fastest, measured
 from grpo.facts import sizes
 from grpo.files import write_whole
@@ -134,12 +135,13 @@ def linear_shapes(model: nn.Module) -> dict[tuple[int, int], int]:
 
 
 def shape_speeds(model: nn.Module, rows: int, asked: Work) -> dict[tuple[int, int], float]:
-    """Operations per second of `rows` tokens times each matrix of the model, the fastest of several products."""
+    """Operations per second of `rows` tokens times each matrix of the model, the fastest of several."""
     speeds, dtype = {}, DTYPES[asked.dtype]
     for i, o in linear_shapes(model):
         tokens = torch.randn(rows, i, device=asked.device, dtype=dtype)
         weight = torch.randn(o, i, device=asked.device, dtype=dtype)
-        seconds = fastest(lambda tokens=tokens, weight=weight: tokens @ weight.t(), asked.device == "cuda")
+        ways = (partial(torch.matmul, tokens, weight.t()), partial(onednn.multiply, tokens, weight))
+        seconds = min(fastest(way, asked.device == "cuda") for way in ways)
         speeds[i, o] = 2 * rows * i * o / seconds
     return speeds
 
