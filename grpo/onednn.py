@@ -23,8 +23,8 @@ def packable(weight: Tensor) -> bool:
 
 
 def faster(weight: Tensor) -> bool:
-    """Whether oneDNN multiplies by it as it lies, since that is faster."""
-    return packable(weight) and weight.numel() >= LEAST
+    """Whether oneDNN multiplies by it as it lies, since that is faster. What is compiled stays as it is written."""
+    return packable(weight) and weight.numel() >= LEAST and not torch.compiler.is_compiling()
 
 
 def packed(weight: Tensor) -> Tensor:

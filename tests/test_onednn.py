@@ -53,6 +53,18 @@ def test_a_product_may_be_added_and_its_weight_transposed(least, monkeypatch):
     torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_compiled_is_left_to_the_compiler(monkeypatch):
+    """Inductor would fail on the operations of oneDNN; a backend that compiles nothing shows what it is given."""
+
+    def refused(*_):
+        raise AssertionError("an operation of oneDNN in a graph")
+
+    monkeypatch.setattr(onednn, "multiply_packed", refused)
+    one, x = layer(True), random(3, NARROW)
+    compiled = torch.compile(lambda x: linear(one, x), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), one(x))
+
+
 class Adapted(nn.Linear):
     """As adapters do it: a layer that computes more than its weight says."""
 
