@@ -33,7 +33,7 @@ def packed(weight: Tensor) -> Tensor:
 
 
 def multiply_packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[..,D], what `packed` made of [E,D], [E] -> [..,E]: x W^T + b."""
+    """[..,D], [E,D] or what `packed` made of it, [E] -> [..,E]: x W^T + b."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

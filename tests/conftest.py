@@ -10,8 +10,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from grpo import onednn  # noqa: E402
-
 # Triton decides when a kernel is defined. Without a GPU the kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -21,7 +19,7 @@ if not torch.cuda.is_available():
 def weights_for_onednn(request, monkeypatch):
     """Which weights of float32 oneDNN multiplies by on a CPU; those of tiny models are not large."""
     if request.param == "all":
-        monkeypatch.setattr(onednn, "LEAST", 0)
+        monkeypatch.setattr("grpo.onednn.LEAST", 0)
 
 
 @pytest.fixture(autouse=True)

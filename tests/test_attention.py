@@ -102,7 +102,7 @@ def test_parts_cover_the_mask_exactly_once_and_keep_their_size(rows, padding, ma
         parts = plan_parts(tree.position_ids, tree.subtree_end, heads_per_key)
     covered = torch.zeros(S, S, dtype=torch.int64)
     for part in parts:
-        queries, keys = ((end - start) // part.squares for start, end in of_part(part))
+        queries, keys = (part.q_end - part.q_start) // part.squares, (part.k_end - part.k_start) // part.squares
         assert part.k_end <= part.q_end  # no key that all of its queries would have to mask
         assert queries == part.squares == 1 or part.squares * queries * keys * heads_per_key <= max_scores
         assert queries <= triangle or part.k_end <= part.q_start  # along the diagonal, in small steps
@@ -111,10 +111,6 @@ def test_parts_cover_the_mask_exactly_once_and_keep_their_size(rows, padding, ma
             at_key = torch.arange(part.k_start + i * keys, part.k_start + (i + 1) * keys)
             covered[at_query[:, None], at_key] += at_key <= at_query[:, None]
     assert torch.equal(covered, mask_of(tree.subtree_end).long())
-
-
-def of_part(part):
-    return (part.q_start, part.q_end), (part.k_start, part.k_end)
 
 
 def test_squares_of_the_same_size_side_by_side_are_one_part():
