@@ -21,8 +21,9 @@ from grpo.compiled import compile_layers
 from grpo.config import Config, parse_args
 from grpo.facts import device_memory, peak_bytes
 from grpo.metrics import Sums
-from grpo.policy import frozen_copy, load_policy, load_shapes, model_directory, save_model
+from grpo.policy import load_policy, load_shapes, model_directory, save_model
 from grpo.protocol import is_done
+from grpo.reference import Reference
 from grpo.report import write_report
 from grpo.rollout import Collector, measure, write_transcripts
 from grpo.sampler import Sampler
@@ -48,13 +49,15 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
         precision=config.precision,
         activation_checkpointing=config.activation_checkpointing,
     )
-    reference = frozen_copy(policy) if config.kl_coef > 0 else None
+    reference = Reference(policy) if config.kl_coef > 0 else None
     if config.compile:
-        compile_layers(policy, reference)
+        compile_layers(policy, reference and reference.policy)
     learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer)
     with RewardRunner(config.rewards, config.reward_timeout) as rewards:
         collector = Collector(config, problems, sampler, rewards)
+        if reference:
+            reference.remember(collector.trunk_ids)  # exemplars, once for all steps
         evaluate.check(config, tokenizer)
         run.on_main(lambda: doctor.warn(config, policy.model, tokenizer, device))
         run.claim(directory, config, device)

@@ -18,11 +18,13 @@ from grpo import distributed, doctor, run
 from grpo.compiled import compile_layers
 from grpo.config import Config, from_yaml
 from grpo.estimate import measured
-from grpo.facts import device_memory, peak_bytes, shared_prefix
+from grpo.facts import device_memory, peak_bytes
 from grpo.metrics import Sums
-from grpo.policy import Policy, frozen_copy, load_policy
+from grpo.policy import Policy, load_policy
+from grpo.reference import Reference
 from grpo.rollout import Collector, draw_prompts
 from grpo.sampler import Sampler
+from grpo.tree import shared_prefix
 from grpo.update import Learner
 from rewards.runner import RewardRunner
 
@@ -74,8 +76,9 @@ def ours(work: dict) -> dict:
     """Steps of the project's own loop.
 
     Returns:
-        what `result` says, and `tokens_computed` of a step, `parameters_used`, `state_bytes`, the measured
-        `matrix_flops` of the device, `learn_mfu`, `sampler_gap_max` (nats) and how the work was cut.
+        what `result` says, and `tokens_computed` of a step, `tokens_remembered` by the reference of them,
+        `parameters_used`, `state_bytes`, the measured `matrix_flops` of the device, `learn_mfu`, `sampler_gap_max`
+        (nats) and how the work was cut.
     """
     asked = Work(**work)
     device = distributed.init(asked.device)
@@ -89,15 +92,16 @@ def ours(work: dict) -> dict:
         precision=config.precision,
         activation_checkpointing=config.activation_checkpointing,
     )
-    reference = frozen_copy(policy)
+    reference = Reference(policy)
     if config.compile:
-        compile_layers(policy, reference)
+        compile_layers(policy, reference.policy)
     learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer)
     sampler.is_eos[:] = False
     steps = []
     with RewardRunner(config.rewards, config.reward_timeout) as runner:
         collector = Collector(config, problems, sampler, runner)
+        reference.remember(collector.trunk_ids)
         for step in range(1, asked.warmup + asked.steps + 1):
             sums, clock = Sums(), run.Clock()
             sampler.refresh(policy)
@@ -117,9 +121,11 @@ def ours(work: dict) -> dict:
     computed = sum(step["tokens_computed"] for step in means["steps"]) / asked.steps
     used = parameters_used(policy)
     flops, _ = measured(device, config.precision)
-    useful = (6 + 2) * used * computed  # policy forward and backward, reference forward
+    remembered = len(reference.trunk_ids)
+    useful = used * (6 * computed + 2 * (computed - remembered))  # policy forward and backward, reference forward
     return means | {
         "tokens_computed": computed,
+        "tokens_remembered": remembered,
         "parameters_used": used,
         "state_bytes": state_bytes(learner, sampler),
         "matrix_flops": flops,

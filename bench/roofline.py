@@ -99,7 +99,8 @@ def measure(asked: Roofline, place: str) -> dict:
     speeds = shape_speeds(model, ROWS[asked.device], asked)
     _, bandwidth = measured(torch.device(asked.device), asked.dtype)
     flops = mean_speed(model, speeds)
-    floors = parts(asked, model, len(tokenizer), prompts(asked, tokenizer), step["tokens_computed"])
+    computed, remembered = step["tokens_computed"], step["tokens_remembered"]
+    floors = parts(asked, model, len(tokenizer), prompts(asked, tokenizer), computed, remembered)
     rows = [asdict(part) | {"floor_s": part.floor(flops, bandwidth)} for part in floors]
     phases = {}
     for phase in ("rollout", "learn"):
@@ -167,7 +168,9 @@ def query_width(model: nn.Module) -> int:
     )
 
 
-def parts(asked: Work, model: nn.Module, vocabulary: int, prompt_ids: list[list[int]], computed: float) -> list[Part]:
+def parts(
+    asked: Work, model: nn.Module, vocabulary: int, prompt_ids: list[list[int]], computed: float, remembered: int
+) -> list[Part]:
     """What a step has to do.
 
     Args:
@@ -176,6 +179,7 @@ def parts(asked: Work, model: nn.Module, vocabulary: int, prompt_ids: list[list[
         vocabulary: rows of the head that are used.
         prompt_ids: its prompts.
         computed: tokens of the tree that learning walks.
+        remembered: its first tokens that the reference need not compute.
     """
     size, width = sizes(model), DTYPES[asked.dtype].itemsize
     N, B, T = asked.prompts, asked.prompts * asked.group, asked.new_tokens
@@ -193,10 +197,11 @@ def parts(asked: Work, model: nn.Module, vocabulary: int, prompt_ids: list[list[
     prefill = 2 * (layers * stored + head * N) + per_key * keys_of_prompts
     decode = 2 * (layers + head) * B * (T - 1) + per_key * keys_of_decode
     forward = 2 * (layers * computed + head * B * T) + per_key * (keys_of_prompts + keys_of_decode + keys_of_last)
+    known = 2 * layers * remembered + per_key * remembered * (remembered + 1) // 2
     return [
         Part("rollout", "prefill", prefill, weights + cache * stored),
         Part("rollout", "decode", decode, weights * (T - 1) + cache * read),
-        Part("learn", "reference forward", forward, weights),
+        Part("learn", "reference forward", forward - known, weights),
         Part("learn", "policy forward", forward, weights),
         Part("learn", "policy backward", 2 * forward, 2 * weights),
         Part("learn", "optimiser", 0, 7 * 4 * size.parameters),  # reads weight, gradient, moments; writes all but one

@@ -14,12 +14,17 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from grpo.tree import nodes
+
+Pair = tuple[Tensor, Tensor]
+"""Keys and values of a layer."""
+KeysValues = list[Pair]
+"""Keys and values of every layer."""
 
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 MAX_SCORES = 1 << 24
@@ -36,7 +41,7 @@ class Attention(Protocol):
 
 
 def attention_interface(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -90,23 +95,38 @@ class Part:
 class TreeAttention:
     """Attention over all tokens of a packed tree, in parts. Built once per tree, used by every layer."""
 
-    def __init__(self, position_ids: Tensor, subtree_end: Tensor, heads_per_key: int):
+    def __init__(self, position_ids: Tensor, subtree_end: Tensor, heads_per_key: int, trunk: KeysValues | None = None):
         """Plan the parts.
 
         Args:
             position_ids: [S] depths of a packed tree.
             subtree_end: [S] its mask.
             heads_per_key: query heads that read one key head (grouped-query attention); sizes the parts.
+            trunk: keys and values [Hkv,t,d] of the first t tokens, where they are known: only the S - t others are
+                computed. Every row has to pass through these tokens.
         """
-        self.parts = plan_parts(position_ids, subtree_end, heads_per_key)
+        known = trunk[0][0].shape[1] if trunk else 0
+        self.trunk = trunk
+        self.parts = [p for p in plan_parts(position_ids, subtree_end, heads_per_key) if p.q_end > known]
+        self.unused = known - min((part.q_start for part in self.parts), default=known)
+        """Known tokens in a part that begins with them. It is computed whole, so that its shape does not change."""
 
     @torch.compiler.disable
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query [1,H,S,d], key and value [1,Hkv,S,d] -> [1,S,H,d]; differentiable in all three."""
+        """query [1,H,S-t,d], key and value [1,Hkv,S-t,d] -> [1,S-t,H,d]; differentiable in all three."""
         compute = torch.promote_types(query.dtype, torch.float32)
         q, k, v = (x[0].to(compute) for x in (query, key, value))
-        out = _AttentionInParts.apply(q, k, v, scaling, self.parts)
+        k, v = self._whole(layer, k, v)
+        q = nn.functional.pad(q, (0, 0, self.unused, 0)) if self.unused else q
+        out = _AttentionInParts.apply(q, k, v, scaling, self.parts)[:, self.unused :]
         return out.to(query.dtype).transpose(0, 1)[None]
+
+    def _whole(self, layer: int, k: Tensor, v: Tensor) -> Pair:
+        """Keys and values [Hkv,S-t,d] of a layer -> [Hkv,S,d]."""
+        if self.trunk is None:
+            return k, v
+        trunk_k, trunk_v = self.trunk[layer]
+        return torch.cat([trunk_k, k], 1), torch.cat([trunk_v, v], 1)
 
 
 def plan_parts(position_ids: Tensor, subtree_end: Tensor, heads_per_key: int) -> list[Part]:
@@ -142,7 +162,7 @@ def _side_by_side(squares: list[Part], heads_per_key: int) -> list[Part]:
 
 
 class _AttentionInParts(torch.autograd.Function):
-    """q [H,S,d], k and v [Hkv,S,d] -> out [H,S,d]; query heads `h * H / Hkv ...` read key head h.
+    """q [H,n,d] of the last n tokens, k and v [Hkv,S,d] -> out [H,n,d]; query heads `h * H / Hkv ...` read key head h.
 
     Forward merges the parts: with the log-sum-exp l of the scores of a part and its output o,
     `l = logaddexp(l1, l2)` and `o = exp(l1 - l) o1 + exp(l2 - l) o2`. Backward uses the merged l in each part, so that
@@ -151,13 +171,14 @@ class _AttentionInParts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scaling: float, parts: list[Part]) -> Tensor:
-        H, S, d = q.shape
-        out = q.new_zeros(S, H, d).transpose(0, 1)  # so that the caller's [S,H,d] is no copy
-        lse = q.new_full((H, S, 1), -torch.inf)
+        H, n, d = q.shape
+        out = q.new_zeros(n, H, d).transpose(0, 1)  # so that the caller's [n,H,d] is no copy
+        lse = q.new_full((H, n, 1), -torch.inf)
+        first = k.shape[1] - n
         by_key_head = [x.unflatten(0, (len(k), -1)) for x in (q, out, lse)]
         with torch.autocast(q.device.type, enabled=False):
             for part in parts:
-                rows, columns = slice(part.q_start, part.q_end), slice(part.k_start, part.k_end)
+                rows, columns = slice(part.q_start - first, part.q_end - first), slice(part.k_start, part.k_end)
                 q_here, out_here, lse_here = (x[:, :, rows] for x in by_key_head)
                 inputs = (_apart(x, part.squares) for x in (q_here, k[:, columns], v[:, columns]))
                 part_out, part_lse = _part_forward(*inputs, scaling, part.causal)
@@ -177,9 +198,10 @@ class _AttentionInParts(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         by_key_head = [x.unflatten(0, (len(k), -1)) for x in (q, d_out, out, lse, dq)]
+        first = k.shape[1] - q.shape[1]
         with torch.autocast(q.device.type, enabled=False):
             for part in ctx.parts:
-                rows, columns = slice(part.q_start, part.q_end), slice(part.k_start, part.k_end)
+                rows, columns = slice(part.q_start - first, part.q_end - first), slice(part.k_start, part.k_end)
                 *of_queries, dq_here = (x[:, :, rows] for x in by_key_head)
                 inputs = of_queries[0], k[:, columns], v[:, columns], *of_queries[1:]
                 d_inputs = _part_backward(*(_apart(x, part.squares) for x in inputs), ctx.scaling, part.causal)

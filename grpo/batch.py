@@ -55,6 +55,14 @@ class Batch:
         """G, from the shapes."""
         return len(self.completion_ids) // len(self.prompt_ids) if self.prompt_ids else 0
 
+    def completions(self) -> list[list[list[int]]]:
+        """The unpadded completions by prompt; a row ends with its last token under the mask."""
+        T, G = self.completion_ids.shape[1], self.group_size
+        columns = torch.arange(1, T + 1, device=self.completion_mask.device)
+        lengths = (self.completion_mask * columns).amax(1).tolist() if T else [0] * len(self.completion_ids)
+        rows = [ids[:length] for ids, length in zip(self.completion_ids.tolist(), lengths, strict=True)]
+        return [rows[i * G : (i + 1) * G] for i in range(len(self.prompt_ids))]
+
     def select(self, prompts: list[int]) -> "Batch":
         """The batch of these prompts (positions in `prompt_ids`) and all of their completions, in the given order."""
         G = self.group_size

@@ -10,41 +10,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grpo.attention import TreeAttention, fused_part
-
-Pair = tuple[Tensor, Tensor]
-"""Keys and values of a layer."""
-KeysValues = list[Pair]
-"""Keys and values of every layer."""
+from grpo.attention import KeysValues, Pair, TreeAttention, fused_part
 
 
 class PrefillAttention(TreeAttention):
     """Tree attention that keeps every layer's keys and values, in float32: the prompt side of a decode."""
 
     def __init__(self, position_ids: Tensor, subtree_end: Tensor, heads_per_key: int, trunk: KeysValues | None = None):
-        """Plan the parts.
-
-        Args:
-            position_ids, subtree_end, heads_per_key: of a whole tree, as for `TreeAttention`.
-            trunk: keys and values [Hkv,t,d] of its first t tokens, where they are known: only the others are computed.
-        """
-        super().__init__(position_ids, subtree_end, heads_per_key)
-        self.known = trunk
+        """Plan the parts; arguments as for `TreeAttention`."""
+        super().__init__(position_ids, subtree_end, heads_per_key, trunk)
         self.kept: KeysValues = []
         """[Hkv,S,d] per layer, of the whole tree."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def _whole(self, layer: int, k: Tensor, v: Tensor) -> Pair:
         assert layer == len(self.kept), "layers must run once each, in order"
-        compute = torch.promote_types(query.dtype, torch.float32)
-        key, value = key.to(compute), value.to(compute)
-        skipped = 0
-        if self.known is not None:
-            keys, values = (known[None] for known in self.known[layer])
-            skipped = keys.shape[2]
-            key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
-            query = torch.nn.functional.pad(query, (0, 0, skipped, 0))
-        self.kept.append((key[0], value[0]))
-        return super().attend(layer, query, key, value, scaling)[:, skipped:]
+        self.kept.append(super()._whole(layer, k, v))
+        return self.kept[-1]
 
 
 class DecodeAttention:

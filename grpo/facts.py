@@ -28,6 +28,7 @@ from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.probes import Disagreement, Grader, examine
 from grpo.rollout import encode_prompts, stop_strings
+from grpo.tree import shared_prefix
 from grpo.weighting import WEIGHTINGS
 
 NO_LIMIT = 1 << 40
@@ -169,13 +170,6 @@ def outline(
 def spread(items: Sequence, at_most: int) -> list:
     """At most so many of the items (0: all), evenly spread."""
     return list(items[:: max(1, -(-len(items) // at_most))] if at_most else items)
-
-
-def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all rows share: those that the first and the last in the order of a dictionary share."""
-    first, last = min(rows), max(rows)
-    pairs = enumerate(zip(first, last, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
 
 
 def sizes(model: nn.Module) -> Sizes:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from grpo import distributed
 from grpo.batch import Batch
-from grpo.policy import completions_of
 from grpo.tree import PackedTree, cut, pack, read_tokens, trie_size
 
 
@@ -38,7 +37,7 @@ def cut_rows(batch: Batch, rows: Tensor, max_tokens: int, device: torch.device) 
         max_tokens: of a micro-batch's tree; a longer sequence is a micro-batch alone.
         device: where the trees go.
     """
-    completions = [row for group in completions_of(batch) for row in group]
+    completions = [row for group in batch.completions() for row in group]
     kept = [row for row in rows.tolist() if completions[row]]
     prompts = {row: batch.prompt_ids[row // batch.group_size] for row in kept}
     made = []
@@ -56,7 +55,7 @@ def distinct_tokens(batch: Batch) -> int:
     What one forward over the whole step computes. Micro-batches and ranks compute again what they share: that is how
     the work is cut, and no metric of the step.
     """
-    groups = zip(batch.prompt_ids, completions_of(batch), strict=True)
+    groups = zip(batch.prompt_ids, batch.completions(), strict=True)
     rows = [read_tokens(prompt, row) for prompt, group in groups for row in group if row]
     everywhere = [row for rank in distributed.gather_objects(rows) for row in rank]
     return trie_size(everywhere) if distributed.is_main() else 0

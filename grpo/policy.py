@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from grpo import flex
-from grpo.attention import Attention, TreeAttention
+from grpo.attention import Attention, KeysValues, TreeAttention
 from grpo.batch import Batch
 from grpo.float64 import keep_float64
 from grpo.lean import keep_less, norms_made_again
@@ -100,12 +100,14 @@ class Policy(nn.Module):
             tree=tree,
         ).last_hidden_state[0]
 
-    def forward(self, tree: PackedTree, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(self, tree: PackedTree, temperature: float, trunk: KeysValues | None = None) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of every prediction of the tree.
 
         Args:
             tree: a packed token tree, on the policy's device.
             temperature: divides the logits.
+            trunk: keys and values [Hkv,t,d] per layer of the first t tokens, which then are not computed; they predict
+                nothing, and all rows begin with them. Not where layers are compiled.
 
         Returns:
             logprobs [M] and entropy [M], float32 (float64 under fp64).
@@ -114,9 +116,11 @@ class Policy(nn.Module):
             tree = tree.padded(flex.padded_size(len(tree.input_ids)))
             attention = flex.FlexAttention(tree.subtree_end, self.autocast_dtype)
         else:
-            attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads_per_key)
+            attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads_per_key, trunk)
+        known = trunk[0][0].shape[1] if trunk else 0
         with self.autocast(), nullcontext() if self.compiled or self.autocast_dtype else norms_made_again():
-            hidden = self._decode(tree.input_ids, tree.position_ids, attention).index_select(0, tree.source)
+            hidden = self._decode(tree.input_ids[known:], tree.position_ids[known:], attention)
+            hidden = hidden.index_select(0, tree.source - known)
             return linear_logprobs(hidden, self.head, tree.target, temperature, compiled=self.compiled)
 
 
@@ -131,18 +135,8 @@ def token_logprobs(policy: nn.Module, batch: Batch, temperature: float) -> tuple
     Returns:
         logprobs [B,T] and entropy [B,T], 0 where there is no token.
     """
-    tree = pack(batch.prompt_ids, completions_of(batch)).to(batch.completion_ids.device)
+    tree = pack(batch.prompt_ids, batch.completions()).to(batch.completion_ids.device)
     return scatter(tree, policy(tree, temperature), batch.completion_ids.shape)
-
-
-def completions_of(batch: Batch) -> list[list[list[int]]]:
-    """The unpadded completions by prompt; a row ends with its last token under the mask."""
-    T = batch.completion_ids.shape[1]
-    columns = torch.arange(1, T + 1, device=batch.completion_mask.device)
-    lengths = (batch.completion_mask * columns).amax(1).tolist() if T else [0] * len(batch.completion_ids)
-    rows = [ids[:length] for ids, length in zip(batch.completion_ids.tolist(), lengths, strict=True)]
-    G = batch.group_size
-    return [rows[i * G : (i + 1) * G] for i in range(len(batch.prompt_ids))]
 
 
 def scatter(tree: PackedTree, values: tuple[Tensor, ...], shape: torch.Size) -> tuple[Tensor, ...]:

@@ -24,6 +24,7 @@ from grpo.config import Config, lookup
 from grpo.files import write_whole
 from grpo.metrics import Sums
 from grpo.sampler import Sampler
+from grpo.tree import trunk_length
 from rewards.runner import RewardRunner
 
 
@@ -147,6 +148,8 @@ class Collector:
         self.prompt_ids = encode_prompts(
             problems, sampler.tokenizer, chat=config.chat, max_prompt_tokens=config.max_prompt_tokens
         )
+        self.trunk_ids = self.prompt_ids[0][: trunk_length(self.prompt_ids)]
+        """What all prompts of the run begin with."""
 
     def sample(self, step: int) -> Drawn:
         """Draw this rank's prompts of the step and complete them."""

@@ -9,7 +9,6 @@ softmax is the whole one).
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +17,7 @@ from grpo.batch import Completions
 from grpo.policy import Policy, eos_ids, frozen_copy
 from grpo.rows import Draw, Rows
 from grpo.stops import StopStrings
-from grpo.tree import common_prefix
+from grpo.tree import trunk_length
 
 CHECK_EVERY = {"cpu": 1, "cuda": 16}
 """Tokens between two looks at which rows have ended, by device: a look waits for a GPU. What a row draws too much is
@@ -125,7 +124,7 @@ class _Generation:
         """Until every row of every prompt has ended."""
         G = self.group_size
         room = max(1, min(max_rows // G, len(self.waiting)))
-        trunk = self._trunk()
+        trunk = trunk_length(self.prompt_ids)
         branch = max(map(len, self.prompt_ids)) - trunk
         self.rows.start(draw, self.prompt_ids[0][:trunk], room * G, room, branch, self.max_new_tokens)
         while self.waiting or self.alive:
@@ -139,11 +138,6 @@ class _Generation:
                 self.rows.decode(min(self.sampler.check_every, self.max_new_tokens - max(self.seen)))
             self._retire()
         self.rows.stop()
-
-    def _trunk(self) -> int:
-        """Tokens that all prompts begin with, less than the shortest has: every prompt has a branch."""
-        first, *others = (np.asarray(prompt) for prompt in self.prompt_ids)
-        return min([len(first) - 1] + [min(common_prefix(first, other), len(other) - 1) for other in others])
 
     def _retire(self) -> None:
         """Look at the tokens drawn since the last look; rows that ended leave, with what they drew up to their end."""

@@ -121,6 +121,17 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
+def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all of the sequences share."""
+    first = np.asarray(sequences[0])
+    return min(common_prefix(first, np.asarray(other)) for other in sequences)
+
+
+def trunk_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts share, such as few-shot exemplars, each of them having more than these."""
+    return min(shared_prefix(prompts), min(map(len, prompts)) - 1)
+
+
 def cut(sequences: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
     """Cut sequences into parts whose trees have at most `max_tokens` tokens each; a longer sequence is a part alone.
 

@@ -1,12 +1,11 @@
 """Decoding attention against the dense attention of each row, while rows leave."""
 
-import numpy as np
 import pytest
 import torch
 
 from grpo.attention import TreeAttention
 from grpo.decoding import DecodeAttention, PrefillAttention
-from grpo.tree import build_trie, common_prefix
+from grpo.tree import build_trie, trunk_length
 from tests.test_attention import EXACT, HKV, D, H, R, Sizes, dense, random_heads
 
 PROMPTS = {
@@ -38,8 +37,7 @@ class Decoding:
             assert torch.equal(out, expected)
             rows = [torch.from_numpy(path) for path in trie.paths for _ in range(group_size)]
             self.history.append([(key[0, :, path], value[0, :, path]) for path in rows])
-        first, *others = map(np.array, prompts)
-        trunk = min([len(first) - 1] + [min(common_prefix(first, other), len(other) - 1) for other in others])
+        trunk = trunk_length(prompts)
         room = [(k[:, :trunk].clone(), v[:, :trunk].clone()) for k, v in prefill.kept]
         sizes = {"max_rows": len(prompts) * group_size, "max_groups": len(prompts), "max_new_tokens": max_new_tokens}
         self.decode = DecodeAttention(room, max_branch=max(map(len, prompts)) - trunk, grain=grain, **sizes)

@@ -7,7 +7,7 @@ import torch
 
 from grpo import distributed
 from grpo.config import Config
-from grpo.facts import device_memory, gather, outline, peak_bytes, shared_prefix, shown_and_asked, sizes, spread
+from grpo.facts import device_memory, gather, outline, peak_bytes, shown_and_asked, sizes, spread
 from grpo.policy import load_shapes
 from tests.models import save_tiny, tiny_model
 from tests.test_probes import problem
@@ -97,12 +97,6 @@ def test_an_exemplar_that_is_asked():
     shot = {"question": "Two  and\ntwo?", "solution": "4", "answer": "4"}
     assert shown_and_asked([problem("4", question="Two and two?", shots=[shot])]) == ("Two and two?",)
     assert shown_and_asked([problem("4", question="Two and three?", shots=[shot])]) == ()
-
-
-def test_shared_prefix():
-    assert shared_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
-    assert shared_prefix([[7, 8]]) == 2
-    assert shared_prefix([[1], [2]]) == 0
 
 
 def test_free_memory_is_that_of_the_machine_or_of_the_gpu(monkeypatch):

@@ -109,10 +109,10 @@ def short_of_memory(rank: int = 1) -> None:
         return
     forward, learn, limits = Policy.forward, Learner.learn, [20]
 
-    def limited(self, tree, temperature):
+    def limited(self, tree, temperature, trunk=None):
         if torch.is_grad_enabled() and len(tree.input_ids) > limits[-1]:
             out_of_memory()
-        return forward(self, tree, temperature)
+        return forward(self, tree, temperature, trunk)
 
     def limiting(self, batch, step, sums):
         limits.append(20 if step == 1 else 10)

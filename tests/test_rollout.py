@@ -12,7 +12,7 @@ from data.problem import Problem
 from grpo.advantages import ADVANTAGES, combine
 from grpo.config import Config
 from grpo.metrics import Sums
-from grpo.policy import Policy, completions_of
+from grpo.policy import Policy
 from grpo.rollout import Collector, draw_prompts, encode_prompts, measure, render, stop_strings, write_transcripts
 from grpo.sampler import Sampler
 from rewards.runner import RewardRunner
@@ -233,7 +233,7 @@ def test_c19_what_was_sampled_is_what_is_learned_and_graded():
     assert asked == [problem.prompt for problem in drawn.problems]
     places = draw_prompts(5, 3, 0, 2)
     assert [problem.prompt for problem in drawn.problems] == [PROBLEMS[place].prompt for place in places]
-    rows = [row for group in completions_of(rollout.batch) for row in group]
+    rows = [row for group in rollout.batch.completions() for row in group]
     assert [len(row) for row in rows] == drawn.completions.completion_mask.sum(1).tolist()
 
 

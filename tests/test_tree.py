@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.tree import PackedTree, build_trie, common_prefix, cut, nodes, pack, trie_size
+from grpo.tree import PackedTree, build_trie, common_prefix, cut, nodes, pack, shared_prefix, trie_size, trunk_length
 
 repeatable = settings(deadline=None, max_examples=100, derandomize=True)
 
@@ -195,3 +195,18 @@ def test_to_moves_every_field():
 )
 def test_common_prefix(a, b, length):
     assert common_prefix(np.array(a, dtype=np.int64), np.array(b, dtype=np.int64)) == length
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared", "trunk"),
+    [
+        ([[1, 2, 3], [1, 2, 4, 5], [1, 2]], 2, 1),
+        ([[1, 2, 3], [1, 2, 4], [1, 2, 3, 4]], 2, 2),
+        ([[7, 8]], 2, 1),
+        ([[7, 8], [7, 8]], 2, 1),
+        ([[1], [2]], 0, 0),
+    ],
+)
+def test_every_prompt_has_a_token_after_the_trunk(prompts, shared, trunk):
+    assert shared_prefix(prompts) == shared and trunk_length(prompts) == trunk
+    assert trunk_length([np.array(prompt, dtype=np.int32) for prompt in prompts]) == trunk

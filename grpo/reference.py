@@ -1,0 +1,62 @@
+"""The frozen reference of the KL: log-probabilities under the policy that a run starts from.
+
+Its weights never change, and all prompts of a few-shot run begin with the same exemplars. Later tokens need nothing of
+these but keys and values, so they are computed once per run instead of once per pass: with 8 shots, a fifth of what a
+pass computes. The numbers are those of a whole pass, to the bit where a product's rows do not depend on how many there
+are, as with the libraries of x86 in float32. So it is done on a CPU alone: where matrices are rounded to bfloat16, or a
+GPU chooses kernels by shape, policy and reference would differ in the first step. Left out: compiled layers.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from grpo.attention import KeysValues
+from grpo.decoding import PrefillAttention
+from grpo.policy import Policy, frozen_copy
+from grpo.tree import PackedTree
+
+WORTH = 64
+"""Tokens from which on a trunk is remembered; with fewer there is little to gain."""
+
+
+class Reference(nn.Module):
+    """A frozen copy of a policy that remembers what all prompts begin with."""
+
+    def __init__(self, policy: Policy):
+        """Copy the policy as it is now."""
+        super().__init__()
+        self.policy = frozen_copy(policy)
+        self.trunk_ids = torch.empty(0, dtype=torch.long)
+        self.trunk: KeysValues | None = None
+
+    @torch.no_grad()
+    def remember(self, trunk_ids: Sequence[int]) -> None:
+        """Compute keys and values of a trunk once, for all passes over trees that begin with it.
+
+        The same trunk in the whole run: a resumed one then computes what it would have computed without the break.
+
+        Args:
+            trunk_ids: tokens that prompts begin with. If there are fewer than `WORTH`, nothing is remembered.
+        """
+        policy, t = self.policy, len(trunk_ids)
+        plain = policy.device.type == "cpu" and policy.autocast_dtype is None and not policy.compiled
+        if not plain or t < WORTH:
+            return
+        position_ids = torch.arange(t)
+        attention = PrefillAttention(position_ids, torch.full((t,), t), policy.heads_per_key)
+        self.trunk_ids = torch.tensor(list(trunk_ids), dtype=torch.long)
+        policy.hidden_states(self.trunk_ids, position_ids, attention)
+        self.trunk = [(key.contiguous(), value.contiguous()) for key, value in attention.kept]
+
+    def forward(self, tree: PackedTree, temperature: float) -> tuple[Tensor, Tensor]:
+        """As `Policy.forward`."""
+        return self.policy(tree, temperature, self.trunk if self._begins(tree) else None)
+
+    def _begins(self, tree: PackedTree) -> bool:
+        """Whether all rows of the tree begin with the trunk, and none of its tokens predicts."""
+        t, S = len(self.trunk_ids), len(tree.input_ids)
+        if self.trunk is None or t >= S or not torch.equal(tree.input_ids[:t], self.trunk_ids):
+            return False
+        return bool((tree.position_ids[t - 1] == t - 1) & (tree.subtree_end[t - 1] == S) & (tree.source >= t).all())
