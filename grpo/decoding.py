@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grpo.attention import KeysValues, Pair, TreeAttention, fused_part
+from grpo.attention import KeysValues, Pair, TreeAttention
+from grpo.parts import fused_part
 
 
 class PrefillAttention(TreeAttention):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo import attention, flex
+from grpo import attention, flex, parts
 from grpo import policy as policy_module
 from grpo.batch import Batch
 from grpo.float64 import keep_float64
@@ -300,7 +300,8 @@ def test_attention_that_differs_is_noticed(fault, monkeypatch):
         if fault == "blind to ancestors":
             return value[0].repeat_interleave(2, 0).transpose(0, 1)[None]
         if fault == "sees siblings":
-            self.parts = [attention.Part(0, query.shape[2], 0, query.shape[2])]
+            everything = parts.Rectangle(0, query.shape[2], 0, query.shape[2])
+            self.parts = self.parts._replace(rectangles=[everything])
         return attend(self, layer, query, key, value, torch.nan if fault == "NaN" else scaling)
 
     monkeypatch.setattr(attention.TreeAttention, "attend", wrong)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import FAMILIES, tiny_policy
 
-from grpo import attention, reference
+from grpo import parts, reference
 from grpo.compiled import compile_layers
 from grpo.reference import Reference
 from grpo.tree import pack
@@ -21,9 +21,9 @@ TREES = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Short trunks are worth it, and causal parts are so short that the trunk is cut."""
+    """Short trunks are worth it, and squares are so small that the trunk is cut."""
     monkeypatch.setattr(reference, "WORTH", 1)
-    monkeypatch.setattr(attention, "TRIANGLE", 3)
+    monkeypatch.setattr(parts, "SIDES", (1, 3))
 
 
 def remembering(policy, trunk=TRUNK):
@@ -56,7 +56,7 @@ def test_the_numbers_are_those_of_the_whole_tree(precision, family, case, monkey
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("length", range(1, 8))
 def test_a_trunk_of_any_length(length, fused, monkeypatch):
-    monkeypatch.setattr(attention, "_fused", lambda q: fused)
+    monkeypatch.setattr(parts, "_fused", lambda q: fused)
     policy, tree = tiny_policy(precision="fp64"), pack(*TREES["prompts share more"])
     with torch.no_grad():
         ours, whole = remembering(policy, TRUNK[:length])(tree, 1.0), policy(tree, 1.0)
@@ -67,6 +67,7 @@ NOT_THIS_TREE = {
     "another trunk": ([[*TRUNK[:-1], 8, 11]], [[[1, 2]]]),
     "rows that leave it": ([[*TRUNK, 11], [*TRUNK[:3], 7]], [[[1, 2]], [[3]]]),
     "its last token predicts": ([TRUNK], [[[1, 2], [3]]]),
+    "a forest that reads like it": ([TRUNK[:2], [*TRUNK[2:], 11]], [[[]], [[1, 2]]]),
     "shorter": ([TRUNK[:3]], [[[1]]]),
     "nothing": ([[0]], [[[]]]),
 }
