@@ -15,6 +15,7 @@ from grpo import onednn
 from grpo.config import Config
 from grpo.facts import Facts
 from grpo.logprobs import rows_per_chunk
+from grpo.reference import WORTH
 
 EFFICIENCY = 0.5
 """Share of the speed of one large matrix product that a whole model reaches."""
@@ -25,7 +26,7 @@ USED = 0.9
 LEAST_TOKENS, MOST_TOKENS = 256, 16384
 """Bounds of `budget`. The upper one leaves memory to others once matrix products are large; not measured on a GPU."""
 
-TOKEN_S, LAYER_S, PART_S = 4e-3, 1e-3, 5e-4
+TOKEN_S, LAYER_S, PART_S = 4e-3, 1e-3, 1e-4
 """Seconds that calls alone take, however small the model: one token of all rows, one layer of it, and, in learning, the
 attention of one completion in one layer of a pass. As seen on a CPU with a model of a million parameters."""
 
@@ -168,9 +169,16 @@ def _copies(config: Config, facts: Facts) -> dict[str, float]:
     return {
         "weights, gradient, two moments": 4 * whole * size.parameters,
         "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
-        "reference": copy if config.kl_coef > 0 else 0,
+        "reference": copy + _remembered(config, facts) if config.kl_coef > 0 else 0,
         "sampler's copy": copy + head if _half(config) else 0,
     }
+
+
+def _remembered(config: Config, facts: Facts) -> float:
+    """Bytes of keys and values that the reference holds of what all prompts begin with, as `reference.py` says."""
+    plain = config.device == "cpu" and not _half(config) and config.compile is not True
+    tokens = facts.shared_tokens if plain and facts.shared_tokens >= WORTH else 0
+    return 2 * facts.sizes.layers * facts.sizes.key_width * _whole(config) * tokens
 
 
 def _packed(config: Config, facts: Facts) -> float:

@@ -64,6 +64,16 @@ def test_exact_memory_is_four_floats_a_weight_and_the_copies():
     assert peak(parts) > exact(parts)
 
 
+def test_on_a_cpu_the_reference_holds_keys_and_values_of_what_is_common():
+    plain = config(**RECIPE, kl_coef=0.1, device="cpu", precision="fp32", compile=False)
+    held = 2 * SIZES.layers * SIZES.key_width * 4 * 80
+    assert memory(plain, KNOWN)["reference"] == 4 * 500_000_000 + held
+    for changes in ({"device": "cuda"}, {"compile": True}, {"kl_coef": 0.0}):
+        reference = memory(replace(plain, **changes), KNOWN)["reference"]
+        assert reference == (0 if "kl_coef" in changes else 4 * 500_000_000)
+    assert memory(plain, replace(KNOWN, shared_tokens=63))["reference"] == 4 * 500_000_000
+
+
 def test_several_processes_hold_the_sum_of_their_gradients_too():
     one, two = (memory(config(**RECIPE), replace(KNOWN, world_size=n)) for n in (1, 2))
     assert exact(two) - exact(one) == 4 * 500_000_000
