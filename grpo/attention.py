@@ -71,7 +71,14 @@ AttentionMaskInterface.register("tree", sdpa_mask)
 class TreeAttention:
     """Attention over all tokens of a packed tree, in parts. Built once per tree, used by every layer."""
 
-    def __init__(self, position_ids: Tensor, subtree_end: Tensor, heads_per_key: int, trunk: KeysValues | None = None):
+    def __init__(
+        self,
+        position_ids: Tensor,
+        subtree_end: Tensor,
+        heads_per_key: int,
+        trunk: KeysValues | None = None,
+        device: torch.device | None = None,
+    ):
         """Plan the parts.
 
         Args:
@@ -80,18 +87,20 @@ class TreeAttention:
             heads_per_key: query heads that read one key head (grouped-query attention); sizes the parts.
             trunk: keys and values [Hkv,t,d] of the first t tokens, where they are known: only the S - t others are
                 computed. Every row has to pass through these tokens.
+            device: where attention will be computed; None: where `position_ids` is.
         """
         known = trunk[0][0].shape[1] if trunk else 0
         self.trunk = trunk
-        self.parts = plan_parts(position_ids, subtree_end, heads_per_key, known)
+        self.parts = plan_parts(position_ids, subtree_end, heads_per_key, known, device)
         self.unused = known - self.parts.first
-        """Known tokens in a square that begins with them, which is computed whole: it is then that of a whole tree."""
+        """Known tokens in a square that begins with them; it is computed whole, as in a whole tree."""
 
     @torch.compiler.disable
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query [1,H,S-t,d], key and value [1,Hkv,S-t,d] -> [1,S-t,H,d]; differentiable in all three."""
         compute = torch.promote_types(query.dtype, torch.float32)
         q, k, v = (x[0].to(compute) for x in (query, key, value))
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # the fused kernel does not look
         k, v = self._whole(layer, k, v)
         q = nn.functional.pad(q, (0, 0, self.unused, 0)) if self.unused else q
         out = AttentionInParts.apply(q, k, v, scaling, self.parts)[:, self.unused :]

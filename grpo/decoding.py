@@ -17,9 +17,16 @@ from grpo.parts import fused_part
 class PrefillAttention(TreeAttention):
     """Tree attention that keeps every layer's keys and values, in float32: the prompt side of a decode."""
 
-    def __init__(self, position_ids: Tensor, subtree_end: Tensor, heads_per_key: int, trunk: KeysValues | None = None):
+    def __init__(
+        self,
+        position_ids: Tensor,
+        subtree_end: Tensor,
+        heads_per_key: int,
+        trunk: KeysValues | None = None,
+        device: torch.device | None = None,
+    ):
         """Plan the parts; arguments as for `TreeAttention`."""
-        super().__init__(position_ids, subtree_end, heads_per_key, trunk)
+        super().__init__(position_ids, subtree_end, heads_per_key, trunk, device)
         self.kept: KeysValues = []
         """[Hkv,S,d] per layer, of the whole tree."""
 

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from grpo.tree import nodes
 
 MAX_SCORES = 1 << 24
-"""Attention scores of a part that exist at one time, per key head: parts are cut to stay below."""
+"""Attention scores of a part, per key head: parts are cut to stay below. Without a fused kernel they exist at one time,
+in backward twice."""
 SIDES = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Sides of squares. A shorter run of tokens is filled up to the next one, so that what is computed of it does not
 depend on the others; a longer one is cut along its diagonal, and the rectangles above it are skipped."""
@@ -36,23 +38,26 @@ class Squares:
     What is repeated comes later than all of the run, so that nothing of the run sees it.
     """
 
-    def __init__(self, runs: Sequence[tuple[int, int]], side: int, first: int, device: torch.device):
-        """Lay out what is read.
+    def __init__(self, runs: Sequence[tuple[int, int]], side: int, first: int):
+        """Lay out what is read, on the host.
 
         Args:
             runs: n pairs (start, end) of the flat tree, none longer than `side`.
             side: L.
             first: flat index of the first query that is there; keys all are.
-            device: of queries and keys.
         """
-        start, end = torch.tensor(runs, device=device).unbind(1)
-        at = start[:, None] + torch.arange(side, device=device)
+        start, end = torch.tensor(runs).unbind(1)
+        at = start[:, None] + torch.arange(side)
         self.side = side
         self.real = at < end[:, None]
         """[n,L] bool: False for what is repeated."""
         self.keys = torch.minimum(at, end[:, None] - 1).flatten()
         self.queries = self.keys - first
         """[n*L] where they are, among all keys and among the queries that are there."""
+
+    def move(self, device: torch.device) -> None:
+        """To where queries and keys are."""
+        self.real, self.keys, self.queries = (x.to(device) for x in (self.real, self.keys, self.queries))
 
     def of_queries(self, x: Tensor, key_heads: int) -> Tensor:
         """[H,S,d] -> [n*Hkv,1,R*L,d]: the heads that read one key head one after another, as one of so many queries."""
@@ -89,7 +94,13 @@ class Parts(NamedTuple):
         return torch.cat(values).index_select(0, self.places).transpose(0, 1)
 
 
-def plan_parts(position_ids: Tensor, subtree_end: Tensor, heads_per_key: int, known: int = 0) -> Parts:
+def plan_parts(
+    position_ids: Tensor,
+    subtree_end: Tensor,
+    heads_per_key: int,
+    known: int = 0,
+    device: torch.device | None = None,
+) -> Parts:
     """Cut the mask of a packed tree.
 
     Args:
@@ -97,6 +108,7 @@ def plan_parts(position_ids: Tensor, subtree_end: Tensor, heads_per_key: int, kn
         subtree_end: [S] the mask.
         heads_per_key: query heads that read one key head (grouped-query attention); sizes the parts.
         known: tokens at the start that need no result, less than S. A square that begins with some of them is whole.
+        device: of queries and keys; None: that of `position_ids`.
     """
     runs, rectangles = [], []
     side = min(SIDES[-1], max(1, math.isqrt(MAX_SCORES // heads_per_key)))
@@ -113,10 +125,13 @@ def plan_parts(position_ids: Tensor, subtree_end: Tensor, heads_per_key: int, kn
     for size, alike in _by_side(runs, side).items():
         most = max(1, MAX_SCORES // (heads_per_key * size * size))
         batches = [alike[i : i + most] for i in range(0, len(alike), most)]
-        squares += [Squares(batch, size, first, position_ids.device) for batch in batches]
+        squares += [Squares(batch, size, first) for batch in batches]
     real = torch.cat([one.real.flatten() for one in squares]).nonzero()[:, 0]
     places = real[torch.cat([one.queries for one in squares])[real].argsort()]
-    return Parts(squares, [part for part in rectangles if part.q_end > known], first, places)
+    device = device or position_ids.device
+    for one in squares:
+        one.move(device)
+    return Parts(squares, [part for part in rectangles if part.q_end > known], first, places.to(device))
 
 
 def _by_side(runs: Sequence[tuple[int, int]], most: int) -> dict[int, list[tuple[int, int]]]:
@@ -160,6 +175,7 @@ class AttentionInParts(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_out: Tensor):
         q, k, v, out, lse = ctx.saved_tensors
         Hkv, parts, first, of_squares = len(k), ctx.parts, ctx.parts.first, []

@@ -2,9 +2,10 @@
 
 Its weights never change, and all prompts of a few-shot run begin with the same exemplars. Later tokens need nothing of
 these but keys and values, so they are computed once per run instead of once per pass: with 8 shots, a fifth of what a
-pass computes. The numbers are those of a whole pass, to the bit where a product's rows do not depend on how many there
-are, as with the libraries of x86 in float32. So it is done on a CPU alone: where matrices are rounded to bfloat16, or a
-GPU chooses kernels by shape, policy and reference would differ in the first step. Left out: compiled layers.
+pass computes. The numbers are those of a whole pass up to rounding, and to the bit where rows part at the end of the
+trunk and a product's rows do not depend on how many there are, as with the libraries of x86 in float32. So it is done
+on a CPU alone: where matrices are rounded to bfloat16, or a GPU chooses kernels by shape, policy and reference would
+differ by more in the first step. Left out: compiled layers.
 """
 
 from collections.abc import Sequence

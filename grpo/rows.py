@@ -172,7 +172,7 @@ class Rows:
         skipped = self.trunk_length if self.trunk_known else 0
         position_ids = torch.from_numpy(trie.position_ids)
         plan = position_ids, torch.from_numpy(trie.subtree_end), self.policy.heads_per_key
-        attention = PrefillAttention(*plan, self.attention.trunk if skipped else None)
+        attention = PrefillAttention(*plan, self.attention.trunk if skipped else None, device)
         last = torch.from_numpy(np.array([path[-1] for path in trie.paths])).to(device) - skipped
         with self.policy.autocast():
             input_ids = torch.from_numpy(trie.input_ids[skipped:]).to(device)

@@ -64,13 +64,13 @@ def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.AdamW:
 class Learner:
     """Makes the updates of a step. Built once per run; calls the policy only through `module`, as DDP requires."""
 
-    def __init__(self, config: Config, policy: Policy, reference: Policy | None):
+    def __init__(self, config: Config, policy: Policy, reference: nn.Module | None):
         """Wrap the policy and look the algorithm up.
 
         Args:
             config: the run's, `max_tokens_per_microbatch` resolved to a number.
             policy: learns.
-            reference: frozen; None without KL.
+            reference: frozen, called as a policy is (`reference.py`); None without KL.
 
         Raises:
             ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown.

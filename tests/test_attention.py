@@ -135,6 +135,37 @@ def test_squares_of_about_the_same_size_are_one_call_whatever_else_is_there(monk
     assert found == [{2: [1, 2, 1], 4: [3, 4]}, {2: [1, 2, 1], 4: [3, 4, 3], 6: [6]}]
 
 
+def test_parts_are_planned_for_the_device_of_the_queries():
+    """The tree of prompts is planned on the host, for a GPU too."""
+    tree = tree_of(TREES["siblings"])
+    here, there = (
+        TreeAttention(tree.position_ids, tree.subtree_end, R, device=device) for device in (None, torch.device("meta"))
+    )
+    for plan, device in ((here, "cpu"), (there, "meta")):
+        tensors = [plan.parts.places, *(x for one in plan.parts.squares for x in (one.keys, one.queries, one.real))]
+        assert {x.device.type for x in tensors} == {device}
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_heads_may_lie_in_any_order(place):
+    """The fused kernel reads on where it is handed numbers that do not lie side by side, and does not say so."""
+    tree = tree_of(TREES["three levels"])
+    inputs = random_heads(len(tree.input_ids))
+    expected = dense(*inputs, mask_of(tree.subtree_end), 0.7)
+    inputs[place] = inputs[place].detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+    ours = TreeAttention(tree.position_ids, tree.subtree_end, R).attend(0, *inputs, 0.7)
+    torch.testing.assert_close(ours, expected, **EXACT)
+
+
+def test_a_second_derivative_is_refused():
+    tree = tree_of(TREES["siblings"])
+    inputs = random_heads(len(tree.input_ids))
+    out = TreeAttention(tree.position_ids, tree.subtree_end, R).attend(0, *inputs, 0.7)
+    (gradient,) = torch.autograd.grad(out.square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("known", range(1, 6))
 def test_with_a_known_trunk_the_rest_is_that_of_the_whole_tree(known, fused, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from models import byte_tokenizer, tiny_policy
 from test_sampler import ENDS, RUN, count_tokens, make_sampler, rows_of
 
+from grpo import rows
 from grpo.sampler import Sampler
 
 TRUNK = list(range(30, 60))
@@ -47,6 +48,14 @@ def test_a_stop_string_cuts_exactly_although_looks_are_late():
     late = sampler.generate(PROMPTS, stop=["5", "a"], max_rows=9, **OPTIONS)
     assert_rows(late, rows_of(plain))
     assert late.texts == plain.texts and torch.equal(late.finished, plain.finished)
+
+
+def test_prompts_are_attended_to_where_the_policy_is(monkeypatch):
+    """Their tree is laid out on the host, where nothing of it may stay that a GPU has to read."""
+    sampler, asked, prefill = make_sampler(eos=ENDS), [], rows.PrefillAttention
+    monkeypatch.setattr(rows, "PrefillAttention", lambda *args: asked.append(args[-1]) or prefill(*args))
+    sampler.generate(PROMPTS, max_rows=6, **OPTIONS)
+    assert len(asked) > 1 and set(asked) == {sampler.policy.device}
 
 
 def test_the_trunk_is_computed_once_and_rows_in_flight_stay_within_their_bound():
