@@ -89,10 +89,11 @@ class TreeAttention:
                 computed. Every row has to pass through these tokens.
             device: where attention will be computed; None: where `position_ids` is.
         """
-        known = trunk[0][0].shape[1] if trunk else 0
         self.trunk = trunk
-        self.parts = plan_parts(position_ids, subtree_end, heads_per_key, known, device)
-        self.unused = known - self.parts.first
+        self.known = trunk[0][0].shape[1] if trunk else 0
+        """t."""
+        self.parts = plan_parts(position_ids, subtree_end, heads_per_key, self.known, device)
+        self.unused = self.known - self.parts.first
         """Known tokens in a square that begins with them; it is computed whole, as in a whole tree."""
 
     @torch.compiler.disable

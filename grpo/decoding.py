@@ -6,6 +6,7 @@ what is drawn, and when a row ends (`sampler.py`).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +18,9 @@ from grpo.parts import fused_part
 class PrefillAttention(TreeAttention):
     """Tree attention that keeps every layer's keys and values, in float32: the prompt side of a decode."""
 
-    def __init__(
-        self,
-        position_ids: Tensor,
-        subtree_end: Tensor,
-        heads_per_key: int,
-        trunk: KeysValues | None = None,
-        device: torch.device | None = None,
-    ):
+    def __init__(self, *arguments: Any):
         """Plan the parts; arguments as for `TreeAttention`."""
-        super().__init__(position_ids, subtree_end, heads_per_key, trunk, device)
+        super().__init__(*arguments)
         self.kept: KeysValues = []
         """[Hkv,S,d] per layer, of the whole tree."""
 

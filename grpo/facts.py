@@ -152,7 +152,7 @@ def outline(
 ) -> Facts:
     """The facts that decide whether a step fits: sizes of the model, prompts and memory; arguments as in `gather`."""
     seen = spread(train, at_most)
-    encoded = [row.tolist() for row in encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)]
+    encoded = encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)
     processes, (free, total) = distributed.world_size(), device_memory(device)
     return Facts(
         sizes=sizes(model),

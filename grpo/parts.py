@@ -61,13 +61,15 @@ class Squares:
 
     def of_queries(self, x: Tensor, key_heads: int) -> Tensor:
         """[H,S,d] -> [n*Hkv,1,R*L,d]: the heads that read one key head one after another, as one of so many queries."""
-        rows = x.transpose(0, 1).index_select(0, self.queries).unflatten(0, (-1, self.side))
-        return rows.transpose(1, 2).reshape(len(self.real) * key_heads, 1, -1, x.shape[-1])
+        return self._by_run(x, self.queries).reshape(len(self.real) * key_heads, 1, -1, x.shape[-1])
 
     def of_keys(self, x: Tensor) -> Tensor:
         """[Hkv,S,d] -> [n*Hkv,L,d]."""
-        rows = x.transpose(0, 1).index_select(0, self.keys).unflatten(0, (-1, self.side))
-        return rows.transpose(1, 2).flatten(0, 1)
+        return self._by_run(x, self.keys).flatten(0, 1)
+
+    def _by_run(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """[h,S,d] at tokens [n*L] -> [n,h,L,d]."""
+        return x.transpose(0, 1).index_select(0, tokens).unflatten(0, (-1, self.side)).transpose(1, 2)
 
     def bias(self, q: Tensor) -> Tensor:
         """What hides later keys from queries [..,R*L,d] -> [R*L,L]."""

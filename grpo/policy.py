@@ -114,10 +114,10 @@ class Policy(nn.Module):
         """
         if self.compiled and flex.usable(self.device, self.autocast_dtype, self.head_width):
             tree = tree.padded(flex.padded_size(len(tree.input_ids)))
-            attention = flex.FlexAttention(tree.subtree_end, self.autocast_dtype)
+            attention, known = flex.FlexAttention(tree.subtree_end, self.autocast_dtype), 0
         else:
             attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads_per_key, trunk)
-        known = trunk[0][0].shape[1] if trunk else 0
+            known = attention.known
         with self.autocast(), nullcontext() if self.compiled or self.autocast_dtype else norms_made_again():
             hidden = self._decode(tree.input_ids[known:], tree.position_ids[known:], attention)
             hidden = hidden.index_select(0, tree.source - known)
