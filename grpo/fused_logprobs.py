@@ -19,6 +19,8 @@ except ImportError:
 
 ROWS, WORDS, WIDTH = 64, 128, 64
 """A tile of logits is ROWS x WORDS; the hidden dimension is walked in steps of WIDTH."""
+WARPS = 8
+"""Warps of a program; with 4, compiled for an H100, a tile of bfloat16 does not fit into the registers."""
 
 
 def linear_logprobs(
@@ -55,7 +57,9 @@ class _FusedLogprobs(torch.autograd.Function):
         if M:
             grid = (triton.cdiv(M, ROWS),)
             outputs = logprobs, entropy, lse
-            _forward[grid](h, head, targets, *outputs, 1 / temperature, M, *head.shape, ROWS, WORDS, WIDTH)
+            _forward[grid](
+                h, head, targets, *outputs, 1 / temperature, M, *head.shape, ROWS, WORDS, WIDTH, num_warps=WARPS
+            )
         ctx.save_for_backward(hidden, weight, targets, entropy, lse)
         ctx.temperature, ctx.product_dtype = temperature, product_dtype
         return logprobs, entropy
@@ -69,8 +73,8 @@ class _FusedLogprobs(torch.autograd.Function):
         upstream = targets, entropy, lse, d_logprobs.contiguous(), d_entropy.contiguous()
         sizes = 1 / ctx.temperature, M, *head.shape, ROWS, WORDS, WIDTH
         if M:
-            _hidden_gradient[(triton.cdiv(M, ROWS),)](h, head, *upstream, d_hidden, *sizes)
-            _head_gradient[(triton.cdiv(V, WORDS),)](h, head, *upstream, d_head, *sizes)
+            _hidden_gradient[(triton.cdiv(M, ROWS),)](h, head, *upstream, d_hidden, *sizes, num_warps=WARPS)
+            _head_gradient[(triton.cdiv(V, WORDS),)](h, head, *upstream, d_head, *sizes, num_warps=WARPS)
         return d_hidden.to(hidden.dtype), d_head.to(weight.dtype), None, None, None
 
 

@@ -154,7 +154,7 @@ def test_captured_steps_draw_what_the_plain_ones_draw(precision):
     captured, plain = Sampler(policy, byte_tokenizer()), Sampler(policy, byte_tokenizer())
     plain.rows._replay = plain.rows._step
     for step in (1, 2):
-        options = OPTIONS | {"step": step, "max_new_tokens": 70}
+        options = OPTIONS | {"step": step, "max_new_tokens": 40}
         ours, theirs = (sampler.generate(PROMPTS, max_rows=12, **options) for sampler in (captured, plain))
         assert torch.equal(ours.completion_ids, theirs.completion_ids)
         torch.testing.assert_close(ours.sampling_logprobs, theirs.sampling_logprobs, rtol=1e-5, atol=1e-5)
