@@ -94,6 +94,11 @@ class DecodeAttention:
         rows, groups = up(len(self.of_row), len(self.lengths)), up(self.num_groups, len(self.branch_lengths))
         return rows, groups, self.places, up(self.longest + 1, self.own[0][0].shape[2])
 
+    @property
+    def key(self) -> tuple:
+        """What a captured step depends on."""
+        return *self.shape, self.dense
+
     def join(self, prefilled: KeysValues, tails: Sequence[Tensor], group_size: int) -> None:
         """Add the rows of further prompts behind those that are there.
 

@@ -94,14 +94,21 @@ class _Layer:
         """[n,D], cos and sin [n,1,d] -> [n,D]."""
         H, Hkv = self.heads
         heads = self.qkv(_norm(hidden, self.norms[0])).unflatten(1, (-1, self.head_width))
-        turning, value = heads.split([H + Hkv, Hkv], 1)
-        if self.head_norms[0] is not None:
-            turning = torch.cat(list(map(_norm, turning.split([H, Hkv], 1), self.head_norms)), 1)
+        turning, value = head_norms(self, heads).split([H + Hkv, Hkv], 1)
         query, key = rotated(turning, cos, sin).split([H, Hkv], 1)
         attended = attention.attend_rows(self.index, query, key, value, self.scaling)
         hidden = hidden + self.out(attended.flatten(1))
         gate, up = self.gate_up(_norm(hidden, self.norms[1])).chunk(2, -1)
         return hidden + self.down(F.silu(gate).mul_(up))
+
+
+def head_norms(layer: _Layer, heads: Tensor) -> Tensor:
+    """[n,H+2*Hkv,d]: queries and keys normalized one by one where the layer does so (Qwen3); values as they are."""
+    if layer.head_norms[0] is None:
+        return heads
+    H, Hkv = layer.heads
+    query, key, value = heads.split([H, Hkv, Hkv], 1)
+    return torch.cat([*map(_norm, (query, key), layer.head_norms), value], 1)
 
 
 def _product(linears: Sequence[nn.Linear], own: bool = False) -> "Product":

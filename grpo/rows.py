@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo import fused_decode
 from grpo.decoding import DecodeAttention, KeysValues, PrefillAttention
+from grpo.fused_decode import FusedDecodeAttention, FusedDecoder
 from grpo.logprobs import product
 from grpo.narrow import NarrowDecoder, Product, fits
 from grpo.policy import Policy
-from grpo.sampling import sample, streams, uniforms_at
+from grpo.sampling import block_masses, sample, streams, uniforms_at
 from grpo.tree import build_trie
 
 GRAIN = {"cpu": 1, "cuda": 32}
@@ -46,7 +48,10 @@ class Rows:
         """
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
-        self.decoder = NarrowDecoder(policy.model.base_model, own=own) if fits(policy) else None
+        known = fits(policy)
+        self.fused = known and fused_decode.usable(policy)
+        decoder = FusedDecoder if self.fused else NarrowDecoder
+        self.decoder = decoder(policy.model.base_model, own=own) if known else None
         self.head = Product([policy.head], [None])
         self.products = [self.head, *(self.decoder.products if self.decoder else ())]
         self.graphs: dict[tuple, Callable[[], None]] = {}
@@ -88,7 +93,8 @@ class Rows:
                 max_rows, max_groups, max_branch, max_new_tokens = map(max, wanted, (self.sizes or (0,) * 5)[1:])
                 sizes = (len(trunk), max_rows, max_groups, max_branch, max_new_tokens)
             self._forget()
-            self.attention = DecodeAttention(
+            attention = FusedDecodeAttention if self.fused else DecodeAttention
+            self.attention = attention(
                 self._room_for_trunk(),
                 max_rows=max_rows,
                 max_groups=max_groups,
@@ -188,7 +194,8 @@ class Rows:
         config = self.policy.model.config.get_text_config()
         key_heads = config.num_attention_heads // self.policy.heads_per_key
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        dtype = torch.promote_types(self.policy.head.dtype, torch.float32)
+        dtype = self.policy.autocast_dtype if self.fused else None
+        dtype = dtype or torch.promote_types(self.policy.head.dtype, torch.float32)
         room = lambda: torch.empty(key_heads, self.trunk_length, width, dtype=dtype, device=self.policy.device)  # noqa: E731
         return [(room(), room()) for _ in range(config.num_hidden_layers)]
 
@@ -202,7 +209,8 @@ class Rows:
     def _draw(self, logits: Tensor, rows: slice) -> None:
         """Draw the next token of these rows and write it down."""
         tokens = self.attention.lengths[rows]
-        ids, logprobs = sample(logits, uniforms_at(self.stream[rows], tokens), self.draw.temperature)
+        masses = fused_decode.block_masses if self.fused else block_masses
+        ids, logprobs = sample(logits, uniforms_at(self.stream[rows], tokens), self.draw.temperature, masses)
         at = torch.arange(rows.start, rows.stop, device=ids.device)
         tokens = tokens.clamp(max=self.ids.shape[1] - 1)
         self.newest[rows] = ids
@@ -223,11 +231,11 @@ class Rows:
         self._draw(logits, slice(0, n))
 
     def _replay(self) -> None:
-        """`_step` as a CUDA graph, captured once per shape."""
-        shape = (*self.attention.shape, self.attention.dense, self.draw.temperature)
-        if shape not in self.graphs:
-            self.graphs[shape] = self._capture()
-        self.graphs[shape]()
+        """`_step` as a CUDA graph, captured once per key."""
+        key = (*self.attention.key, self.draw.temperature)
+        if key not in self.graphs:
+            self.graphs[key] = self._capture()
+        self.graphs[key]()
 
     def _capture(self) -> Callable[[], None]:
         """Record `_step`. The runs that warm it up are undone: they write where the next token will be written."""

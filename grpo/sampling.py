@@ -6,6 +6,8 @@ numbers into tokens by inverse CDF. Left out on purpose: top-k, top-p and min-p,
 than the one that is learned. Nothing here reads a value back to the host: all of it can run inside a CUDA graph.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -68,8 +70,32 @@ def uniforms_at(stream: Tensor, token: int | Tensor) -> Tensor:
     return _shift_right(_hash(stream, token), 11).double() * 2.0**-53
 
 
+def block_masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """How likely each block of the vocabulary is.
+
+    Args:
+        logits: [B,V], float32 or float64.
+        temperature: divides them; 0 reads as 1.
+
+    Returns:
+        highest [B,1], the largest logit, and mass [B,ceil(V / BLOCK)] float64, the sums of
+        exp((logits - highest) / temperature) over each `BLOCK` of entries.
+    """
+    vocabulary = logits.shape[-1]
+    highest = logits.amax(-1, keepdim=True)
+    # One buffer, exponentiated in place: at this size, allocating costs more than computing.
+    mass = logits.new_empty(len(logits), -(-vocabulary // BLOCK) * BLOCK)
+    mass[:, vocabulary:] = -torch.inf
+    torch.sub(logits, highest, out=mass[:, :vocabulary])
+    if temperature not in (0, 1):
+        mass.div_(temperature)
+    return highest, mass.exp_().unflatten(-1, (-1, BLOCK)).sum(-1).double()
+
+
 @torch.no_grad()
-def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def sample(
+    logits: Tensor, uniforms: Tensor, temperature: float, masses: Callable[..., tuple[Tensor, Tensor]] = block_masses
+) -> tuple[Tensor, Tensor]:
     """One token per row: the first whose cumulative probability under softmax(logits / temperature) exceeds u.
 
     A float32 cumulative sum does not see tokens below 6e-8, together a noticeable share of a large vocabulary. Here the
@@ -80,6 +106,7 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
         logits: [B,V], or [1,V] to draw B times from one row; not changed. Half precision is read as float32.
         uniforms: [B] float64 in [0, 1).
         temperature: divides the logits; 0 = greedy, which ignores `uniforms` and reports logprobs at temperature 1.
+        masses: `block_masses`, or what computes the same.
 
     Returns:
         ids [B] int64, never of probability 0, and logprobs [B] = log_softmax(logits / temperature) at ids, float32
@@ -87,21 +114,15 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     rows, vocabulary = len(uniforms), logits.shape[-1]
-    highest = logits.amax(-1, keepdim=True)
-    # One buffer, exponentiated in place: at this size, allocating costs more than computing.
-    mass = logits.new_empty(len(logits), -(-vocabulary // BLOCK) * BLOCK)
-    mass[:, vocabulary:] = -torch.inf
-    torch.sub(logits, highest, out=mass[:, :vocabulary])
-    if temperature not in (0, 1):
-        mass.div_(temperature)
-    mass = mass.exp_().unflatten(-1, (-1, BLOCK))
-    block_mass = mass.sum(-1).double()
+    highest, block_mass = masses(logits, temperature)
     if temperature == 0:
         ids = logits.argmax(-1, keepdim=True).expand(rows, 1)
     else:
         block, rest = _invert(block_mass, uniforms[:, None])
-        entries = mass.expand(rows, -1, -1).gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1)
-        ids = block * BLOCK + _invert(entries.double(), rest)[0]
+        entries = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+        scores = logits.expand(rows, -1).gather(1, entries.clamp(max=vocabulary - 1)) - highest
+        mass = scores.div_(temperature).exp_().masked_fill_(entries >= vocabulary, 0)
+        ids = block * BLOCK + _invert(mass.double(), rest)[0]
     score = (logits.expand(rows, -1).gather(-1, ids) - highest) / (temperature or 1.0)
     return ids.squeeze(-1), (score - block_mass.sum(-1, keepdim=True).log().to(score.dtype)).squeeze(-1)
 

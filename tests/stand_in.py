@@ -9,13 +9,16 @@ memory, more than one device.
 
 import ctypes
 import importlib.util
+import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 CXX = "c++"
+os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 
 
 def _declare_device() -> None:
@@ -35,7 +38,7 @@ _declare_device()
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402  # makes a list of what is in torch.cuda: before that changes
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes  # noqa: E402
 
 aten = torch.ops.aten
 BETWEEN_DEVICES = {aten._to_copy.default, aten.copy_.default}
@@ -110,6 +113,17 @@ class OnDevice(torch.Tensor):
         raise RuntimeError(f"{operation} on a tensor of the device outside of `Device`")
 
 
+def _inner(x):
+    return x.inner if isinstance(x, OnDevice) else x
+
+
+def _written(operation, args, kwargs) -> list[torch.Tensor]:
+    """What an operation writes over."""
+    arguments = operation._schema.arguments
+    values = dict(zip((x.name for x in arguments), args, strict=False)) | kwargs
+    return tensors_in([values[x.name] for x in arguments if x.alias_info is not None and x.alias_info.is_write])
+
+
 class Device(TorchDispatchMode):
     """As long as it is entered, there is a device `cuda`."""
 
@@ -128,12 +142,12 @@ class Device(TorchDispatchMode):
         if not ours and target != "cuda":
             return operation(*args, **kwargs)
         self._refuse(operation, args, tensors, target)
-        inner_args, inner_kwargs = each(lambda x: x.inner if isinstance(x, OnDevice) else x, (args, kwargs))
+        inner_args, inner_kwargs = each(_inner, (args, kwargs))
         if target:
             inner_kwargs["device"] = "cpu"
         run = BY_HAND.get(operation, operation)
         if Device.graph:
-            Device.graph.protect(operation, inner_args, inner_kwargs)
+            Device.graph.protect(_written(operation, inner_args, inner_kwargs))
         out = run(*inner_args, **inner_kwargs)
         if Device.graph:
             Device.graph.operations.append((run, inner_args, inner_kwargs, out))
@@ -183,15 +197,11 @@ class Graph:
         self.operations: list[tuple] = []
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
-    def protect(self, operation, args, kwargs) -> None:
-        """Remember what an operation is about to write over."""
-        arguments = operation._schema.arguments
-        values = dict(zip((x.name for x in arguments), args, strict=False)) | kwargs
-        for argument in arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                for tensor in tensors_in(values[argument.name]):
-                    storage = tensor.untyped_storage()
-                    self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+    def protect(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Remember what is about to be written over."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
 
     def undo(self) -> None:
         """Capturing computes nothing."""
@@ -260,11 +270,41 @@ def _install() -> None:
     torch.__future__.set_swap_module_params_on_conversion(True)  # a module's parameters become others, tied ones too
 
 
+def _interpret_kernels() -> None:
+    """Have Triton's interpreter compute kernels on the tensors' inner ones, and in a graph again."""
+    from triton.runtime.interpreter import GridExecutor
+
+    interpret = GridExecutor.__call__
+
+    def run(executor, *args, **kwargs) -> None:
+        wide = each(
+            lambda x: x.float() if getattr(x, "dtype", None) == torch.bfloat16 else x, args
+        )  # it has no bfloat16
+        interpret(executor, *wide, **kwargs)
+        for argument, result in zip(tensors_in(args), tensors_in(wide), strict=True):
+            if argument is not result:
+                argument.copy_(result)
+
+    def launch(executor, *args, **kwargs) -> None:
+        if any(x.ndim and not isinstance(x, OnDevice) for x in tensors_in(args)):
+            raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+        inner = each(_inner, args)
+        if Device.graph:
+            Device.graph.protect(tensors_in(inner))
+            Device.graph.operations.append((partial(run, executor), inner, kwargs, None))
+        with _disable_current_modes():
+            run(executor, *inner, **kwargs)
+
+    GridExecutor.__call__ = launch
+
+
 _install()
+if importlib.util.find_spec("triton"):
+    _interpret_kernels()
 
 
 @pytest.fixture(autouse=True)
-def device():
-    """Every test runs where there is one."""
+def stand_in():
+    """Every test runs where there is a device."""
     with Device():
         yield

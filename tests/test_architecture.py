@@ -12,7 +12,7 @@ FLOORS = {  # a module imports from lower floors, and from those before it on it
     0: "files options config batch distributed",
     1: "advantages losses kl corrections weighting sampling",
     2: "tree compiled onednn flex parts attention decoding fused_logprobs logprobs float64 lean policy reference "
-    "narrow stops rows sampler checkpoint metrics",
+    "narrow fused_decode stops rows sampler checkpoint metrics",
     3: "headline curves statistics graders grading protocol probes rollout microbatch update evaluate facts estimate "
     "check_data check_algorithm doctor watch signals run sample pretrain report sweep",
 }

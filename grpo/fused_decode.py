@@ -1,0 +1,299 @@
+"""One token of every row on a GPU in ten kernels a layer: four matrix products, and six written here (Triton).
+
+A step of decoding is many small operations, and on a GPU each takes as long to start as to compute. So what lies between
+two products is one kernel: residual and norm; rotation of queries and keys, which go where they are kept; attention over
+the trunk, all rows together; attention over a row's branch and its own tokens, joined with the trunk's by log-sum-exp;
+the gate of the MLP. Keys and values are kept in the dtype of the products, which is what `flex.py` rounds them to;
+scores and sums are float32. Loops end where a row ends, so that one captured graph serves all lengths. The plain twins
+are `narrow.py` and `decoding.py`. Left out: prefill; float32, which the plain ones compute; tuning.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from grpo.compiled import can_compile
+from grpo.decoding import DecodeAttention
+from grpo.narrow import NarrowDecoder, head_norms
+from grpo.policy import Policy
+from grpo.sampling import BLOCK
+
+try:  # comes with torch where there is a GPU
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+KERNELS = True
+"""False: a GPU samples as `narrow.py` and `decoding.py` write it."""
+QUERIES, KEYS = 64, 64
+"""A tile of scores over the trunk; over a row's own tokens it has the queries of a key head alone, at least 16."""
+PROGRAMS = 264
+"""The trunk is cut into parts until so many programs attend to it: two for each processor of an H100."""
+COLUMNS = 1024
+"""Of the MLP, in one program."""
+BLOCKS = 8
+"""Blocks of the vocabulary in one program."""
+
+
+def usable(policy: Policy) -> bool:
+    """Whether a policy's steps are these kernels: half precision on a GPU where Triton can compile."""
+    return KERNELS and policy.device.type == "cuda" and policy.autocast_dtype is not None and can_compile()
+
+
+class FusedDecodeAttention(DecodeAttention):
+    """Attention of one new token per row: the same buffers, read by kernels that know where each row ends."""
+
+    @property
+    def key(self) -> tuple:
+        """What a captured step depends on: how many rows there are."""
+        return self.shape[:1]
+
+    def begin(self) -> None:
+        """Nothing: kernels read lengths themselves."""
+
+    def attend_heads(self, layer: int, heads: Tensor, cos: Tensor, sin: Tensor, scaling: float) -> Tensor:
+        """Of the newest tokens: rotate, keep key and value, attend.
+
+        Args:
+            layer: its index.
+            heads: [n,H+2*Hkv,d] queries, keys, values.
+            cos, sin: [n,d] of their positions, with equal halves.
+            scaling: of the scores.
+
+        Returns:
+            [n,H,d] in the dtype of the buffers.
+        """
+        (own_k, own_v), (branch_k, branch_v), (trunk_k, trunk_v) = (
+            self.own[layer],
+            self.branch[layer],
+            self.trunk[layer],
+        )
+        (n, _, d), (_, Hkv, own_width, _) = heads.shape, own_k.shape
+        H, t = heads.shape[1] - 2 * Hkv, self.trunk_length
+        R, width = H // Hkv, max(16, triton.next_power_of_2(d))
+        query, out = own_k.new_empty(n, H, d), own_k.new_empty(n, H, d)
+        tile = triton.next_power_of_2(H + 2 * Hkv), triton.next_power_of_2(d // 2)
+        _rotate[(n,)](heads, cos, sin, query, own_k, own_v, self.lengths, own_width, H, Hkv, d, *tile)
+
+        tiles = triton.cdiv(n * R, QUERIES)
+        parts = min(triton.cdiv(t, KEYS), triton.cdiv(PROGRAMS, tiles * Hkv))
+        size = triton.cdiv(triton.cdiv(t, max(1, parts)), KEYS) * KEYS
+        parts = triton.cdiv(t, max(1, size))
+        partial = query.new_empty(parts, n, H, d, dtype=torch.float32)
+        lse = partial.new_empty(parts, n, H)
+        if parts:
+            sizes = n, t, size, R, H, d, QUERIES, KEYS, width
+            _over_trunk[(tiles, Hkv, parts)](query, trunk_k, trunk_v, partial, lse, scaling, *sizes)
+        buffers = branch_k, branch_v, own_k, own_v, self.group, self.branch_lengths, self.lengths
+        sizes = n, parts, branch_k.shape[2], own_width, R, H, Hkv, d, max(16, triton.next_power_of_2(R)), KEYS, width
+        _over_rows[(n, Hkv)](query, partial, lse, out, *buffers, scaling, *sizes)
+        return out
+
+
+class FusedDecoder(NarrowDecoder):
+    """A decoder without its head, for `FusedDecodeAttention`."""
+
+    def __call__(self, input_ids: Tensor, position_ids: Tensor, attention: FusedDecodeAttention) -> Tensor:
+        """[n], [n] -> [n,D]: as `NarrowDecoder`, in the dtype of the products."""
+        hidden = self.decoder.embed_tokens(input_ids)
+        cos, sin = (x[0].contiguous() for x in self.decoder.rotary_emb(hidden[None], position_ids[None]))
+        dtype = self.layers[0].qkv.weights[0].dtype
+        following = [layer.norms[0] for layer in self.layers[1:]] + [self.decoder.norm]
+        normed = add_norm(hidden, None, self.layers[0].norms[0], dtype)
+        for layer, next_norm in zip(self.layers, following, strict=True):
+            heads = head_norms(layer, layer.qkv(normed).unflatten(1, (-1, layer.head_width)))
+            attended = attention.attend_heads(layer.index, heads, cos, sin, layer.scaling)
+            normed = add_norm(hidden, layer.out(attended.flatten(1)), layer.norms[1], dtype)
+            normed = add_norm(hidden, layer.down(gated(layer.gate_up(normed))), next_norm, dtype)
+        return normed
+
+
+def add_norm(hidden: Tensor, added: Tensor | None, norm: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The residual stream and its norm.
+
+    Args:
+        hidden: [n,D] float32, to which `added` is added in place.
+        added: [n,D], or None.
+        norm: its `weight` [D] and `variance_epsilon`.
+        dtype: of the result.
+
+    Returns:
+        [n,D] x / rms(x) * weight.
+    """
+    n, D = hidden.shape
+    normed = hidden.new_empty(n, D, dtype=dtype)
+    arguments = hidden, hidden if added is None else added, norm.weight, normed, norm.variance_epsilon
+    _add_norm[(n,)](*arguments, D, triton.next_power_of_2(D), added is not None)
+    return normed
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """[n,2F] -> [n,F]: silu of the first half, rounded, times the second."""
+    n, F = len(gate_up), gate_up.shape[1] // 2
+    out = gate_up.new_empty(n, F)
+    _gated[(n, triton.cdiv(F, COLUMNS))](gate_up, out, F, COLUMNS)
+    return out
+
+
+def block_masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """As `sampling.block_masses`, from one look at the logits: each block by its own largest one, then all together."""
+    rows, vocabulary = logits.shape
+    blocks = triton.cdiv(vocabulary, BLOCK)
+    highest, mass = logits.new_empty(rows, blocks), logits.new_empty(rows, blocks)
+    scale = temperature or 1.0
+    _block_masses[(rows, triton.cdiv(blocks, BLOCKS))](logits, highest, mass, scale, vocabulary, blocks, BLOCKS, BLOCK)
+    top = highest.amax(-1, keepdim=True)
+    return top, mass.double().mul_(((highest - top) / scale).double().exp_())
+
+
+if triton is not None:
+
+    @triton.jit
+    def _block_masses(logits, highest, mass, scale, V, blocks, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
+        """BLOCKS blocks of one row."""
+        row = tl.program_id(0).to(tl.int64)
+        block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
+        word = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+        x = tl.load(logits + row * V + word, mask=word < V, other=float("-inf"))
+        m = tl.max(x, axis=1)
+        finite = tl.where(m == float("-inf"), 0.0, m)
+        tl.store(highest + row * blocks + block, m, mask=block < blocks)
+        total = tl.sum(tl.exp((x - finite[:, None]) / scale), axis=1)
+        tl.store(mass + row * blocks + block, total, mask=block < blocks)
+
+    @triton.jit
+    def _add_norm(hidden, added, weight, normed, eps, D, WIDTH: tl.constexpr, ADD: tl.constexpr):
+        """Of one row."""
+        column = tl.arange(0, WIDTH)
+        inside = column < D
+        at = tl.program_id(0).to(tl.int64) * D + column
+        x = tl.load(hidden + at, mask=inside, other=0.0)
+        if ADD:
+            x += tl.load(added + at, mask=inside, other=0.0).to(tl.float32)
+            tl.store(hidden + at, x, mask=inside)
+        y = x * tl.rsqrt(tl.sum(x * x, axis=0) / D + eps) * tl.load(weight + column, mask=inside, other=0.0)
+        tl.store(normed + at, y.to(normed.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def _gated(gate_up, out, F, COLUMNS: tl.constexpr):
+        """COLUMNS of one row."""
+        row = tl.program_id(0).to(tl.int64)
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        inside = column < F
+        gate = tl.load(gate_up + row * 2 * F + column, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(gate_up + row * 2 * F + F + column, mask=inside, other=0.0).to(tl.float32)
+        activated = (gate / (1 + tl.exp(-gate))).to(out.dtype.element_ty).to(tl.float32)
+        tl.store(out + row * F + column, (activated * up).to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def _rotate(
+        heads, cos, sin, query, own_k, own_v, lengths, own_width, H, Hkv, d, HEADS: tl.constexpr, HALF: tl.constexpr
+    ):
+        """Of one row: queries and keys turned, keys and values stored behind those of its earlier tokens."""
+        row = tl.program_id(0).to(tl.int64)
+        head = tl.arange(0, HEADS)[:, None]
+        column = tl.arange(0, HALF)[None, :]
+        half = d // 2
+        inside = (head < H + 2 * Hkv) & (column < half)
+        at = heads + (row * (H + 2 * Hkv) + head) * d + column
+        x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
+        angle = row * d + column
+        in_row = column < half
+        turned_x = x * tl.load(cos + angle, mask=in_row, other=0.0) - y * tl.load(sin + angle, mask=in_row, other=0.0)
+        angle += half
+        turned_y = y * tl.load(cos + angle, mask=in_row, other=0.0) + x * tl.load(sin + angle, mask=in_row, other=0.0)
+        turns = head < H + Hkv
+        x = tl.where(turns, turned_x, x).to(query.dtype.element_ty)
+        y = tl.where(turns, turned_y, y).to(query.dtype.element_ty)
+        at = query + (row * H + head) * d + column
+        tl.store(at, x, mask=inside & (head < H))
+        tl.store(at + half, y, mask=inside & (head < H))
+        token = tl.minimum(tl.load(lengths + row), own_width - 1)
+        at = own_k + ((row * Hkv + head - H) * own_width + token) * d + column
+        tl.store(at, x, mask=inside & (head >= H) & turns)
+        tl.store(at + half, y, mask=inside & (head >= H) & turns)
+        at = own_v + ((row * Hkv + head - H - Hkv) * own_width + token) * d + column
+        tl.store(at, x, mask=inside & (head >= H + Hkv))
+        tl.store(at + half, y, mask=inside & (head >= H + Hkv))
+
+    @triton.jit
+    def _over_keys(q, keys, values, start, stop, scale, d, m, l, out, KEYS: tl.constexpr, WIDTH: tl.constexpr):
+        """Attention of q [M,WIDTH] over tokens start..stop, joined with what was seen before.
+
+        m: largest score, l: sum of exp(score - m), out: sum of exp(score - m) * value.
+        """
+        column = tl.arange(0, WIDTH)[None, :]
+        for first in range(start, stop, KEYS):
+            token = first + tl.arange(0, KEYS)
+            at = token[:, None] * d + column
+            inside = (token < stop)[:, None] & (column < d)
+            k = tl.load(keys + at, mask=inside, other=0.0)
+            v = tl.load(values + at, mask=inside, other=0.0)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+            scores = tl.where((token < stop)[None, :], scores, float("-inf"))
+            larger = tl.maximum(m, tl.max(scores, axis=1))
+            shrink = tl.exp(m - larger)
+            weights = tl.exp(scores - larger[:, None])
+            l = l * shrink + tl.sum(weights, axis=1)
+            out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
+            m = larger
+        return m, l, out
+
+    @triton.jit
+    def _over_trunk(
+        query, keys, values, partial, lse, scale, n, t, size, R, H, d,
+        QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+    ):  # fmt: skip
+        """QUERIES of one key head, of any rows, over one part of the trunk."""
+        i = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+        kv, part = tl.program_id(1), tl.program_id(2)
+        column = tl.arange(0, WIDTH)[None, :]
+        at = (i // R).to(tl.int64) * H + kv * R + i % R
+        real = i < n * R
+        inside = real[:, None] & (column < d)
+        q = tl.load(query + at[:, None] * d + column, mask=inside, other=0.0)
+        m = tl.full((QUERIES,), -1e38, dtype=tl.float32)
+        l = tl.zeros((QUERIES,), dtype=tl.float32)
+        out = tl.zeros((QUERIES, WIDTH), dtype=tl.float32)
+        of_head = kv.to(tl.int64) * t * d
+        start, stop = part * size, tl.minimum(part * size + size, t)
+        m, l, out = _over_keys(q, keys + of_head, values + of_head, start, stop, scale, d, m, l, out, KEYS, WIDTH)
+        at += part * n * H
+        tl.store(partial + at[:, None] * d + column, out / l[:, None], mask=inside)
+        tl.store(lse + at, m + tl.log(l), mask=real)
+
+    @triton.jit
+    def _over_rows(
+        query, partial, lse, result, branch_k, branch_v, own_k, own_v, group, branch_lengths, lengths, scale,
+        n, parts, branch_width, own_width, R, H, Hkv, d,
+        QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+    ):  # fmt: skip
+        """The queries of one row and key head: what the trunk gave, over the branch, over the row's own tokens."""
+        row, kv = tl.program_id(0).to(tl.int64), tl.program_id(1)
+        i = tl.arange(0, QUERIES)
+        column = tl.arange(0, WIDTH)[None, :]
+        at = row * H + kv * R + i
+        inside = (i < R)[:, None] & (column < d)
+        q = tl.load(query + at[:, None] * d + column, mask=inside, other=0.0)
+        m = tl.full((QUERIES,), -1e38, dtype=tl.float32)
+        l = tl.zeros((QUERIES,), dtype=tl.float32)
+        out = tl.zeros((QUERIES, WIDTH), dtype=tl.float32)
+        for part in range(parts):
+            place = at + part * n * H
+            score = tl.load(lse + place, mask=i < R, other=0.0)
+            larger = tl.maximum(m, score)
+            shrink, weight = tl.exp(m - larger), tl.exp(score - larger)
+            value = tl.load(partial + place[:, None] * d + column, mask=inside, other=0.0)
+            out = out * shrink[:, None] + value * weight[:, None]
+            l = l * shrink + weight
+            m = larger
+        prompt = tl.load(group + row)
+        at_k = (prompt * Hkv + kv) * branch_width * d
+        stop = tl.load(branch_lengths + prompt)
+        m, l, out = _over_keys(q, branch_k + at_k, branch_v + at_k, 0, stop, scale, d, m, l, out, KEYS, WIDTH)
+        at_k = (row * Hkv + kv) * own_width * d
+        stop = tl.minimum(tl.load(lengths + row) + 1, own_width)
+        m, l, out = _over_keys(q, own_k + at_k, own_v + at_k, 0, stop, scale, d, m, l, out, KEYS, WIDTH)
+        out = (out / l[:, None]).to(result.dtype.element_ty)
+        tl.store(result + at[:, None] * d + column, out, mask=inside)
