@@ -1,11 +1,11 @@
 """One token of every row on a GPU in ten kernels a layer: four matrix products, and six written here (Triton).
 
-A step of decoding is many small operations, and on a GPU each takes as long to start as to compute. So what lies between
-two products is one kernel: residual and norm; rotation of queries and keys, which go where they are kept; attention over
-the trunk, all rows together; attention over a row's branch and its own tokens, joined with the trunk's by log-sum-exp;
-the gate of the MLP. Keys and values are kept in the dtype of the products, which is what `flex.py` rounds them to;
-scores and sums are float32. Loops end where a row ends, so that one captured graph serves all lengths. The plain twins
-are `narrow.py` and `decoding.py`. Left out: prefill; float32, which the plain ones compute; tuning.
+A step of decoding is many small operations, and on a GPU each takes as long to start as to compute. So what lies
+between two products is one kernel: residual and norm; rotation of queries and keys, which go where they are kept;
+attention over the trunk, all rows together; attention over a row's branch and its own tokens, joined with the trunk's
+by log-sum-exp; the gate of the MLP. Keys and values are kept in the dtype of the products, which is what `flex.py`
+rounds them to; scores and sums are float32. Loops end where a row ends, so that one captured graph serves all lengths.
+The plain twins are `narrow.py` and `decoding.py`. Left out: prefill; float32, which the plain ones compute; tuning.
 """
 
 import torch

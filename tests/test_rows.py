@@ -159,7 +159,7 @@ def test_captured_steps_draw_what_the_plain_ones_draw(precision):
         assert torch.equal(ours.completion_ids, theirs.completion_ids)
         torch.testing.assert_close(ours.sampling_logprobs, theirs.sampling_logprobs, rtol=1e-5, atol=1e-5)
         captured_shapes = len(captured.rows.graphs)
-        assert captured_shapes > 1
+        assert captured_shapes > (0 if captured.rows.fused else 1)
         with torch.no_grad():
             policy.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
             policy.head.mul_(1.1)

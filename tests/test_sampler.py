@@ -52,7 +52,7 @@ def follow(monkeypatch):
             pairs = zip(stream.tolist(), token.tolist(), strict=True)
             return torch.tensor([script[divmod(s, 1000)][t] for s, t in pairs], dtype=torch.float64)
 
-        def sample(logits, u, temperature):
+        def sample(logits, u, temperature, masses):
             assert len(logits) == len(u)
             return u.long(), -u
 
