@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from grpo import onednn
+from grpo import fused_decode, onednn
 from grpo.config import Config
 from grpo.facts import Facts
 from grpo.logprobs import rows_per_chunk
@@ -117,7 +117,8 @@ def cache(config: Config, facts: Facts, branch: float, *, validating: bool = Fal
     """
     size, (prompts, rows) = facts.sizes, room(config, facts, validating=validating)
     held = facts.shared_tokens + prompts * branch + rows * config.max_new_tokens
-    return 2 * size.layers * size.key_width * _whole(config) * held
+    number = _compute(config) if fused_decode.usable(config.device, _half(config)) else _whole(config)
+    return 2 * size.layers * size.key_width * number * held
 
 
 def room(config: Config, facts: Facts, *, validating: bool = False) -> tuple[int, int]:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from grpo.compiled import can_compile
 from grpo.decoding import DecodeAttention
 from grpo.narrow import NarrowDecoder, head_norms
-from grpo.policy import Policy
 from grpo.sampling import BLOCK
 
 try:  # comes with torch where there is a GPU
@@ -35,9 +34,9 @@ BLOCKS = 8
 """Blocks of the vocabulary in one program."""
 
 
-def usable(policy: Policy) -> bool:
-    """Whether a policy's steps are these kernels: half precision on a GPU where Triton can compile."""
-    return KERNELS and policy.device.type == "cuda" and policy.autocast_dtype is not None and can_compile()
+def usable(device: str, half: bool) -> bool:
+    """Whether steps are these kernels: in half precision, on a GPU where Triton can compile."""
+    return KERNELS and device == "cuda" and half and can_compile()
 
 
 class FusedDecodeAttention(DecodeAttention):

@@ -49,7 +49,7 @@ class Rows:
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
         known = fits(policy)
-        self.fused = known and fused_decode.usable(policy)
+        self.fused = known and fused_decode.usable(policy.device.type, policy.autocast_dtype is not None)
         decoder = FusedDecoder if self.fused else NarrowDecoder
         self.decoder = decoder(policy.model.base_model, own=own) if known else None
         self.head = Product([policy.head], [None])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from grpo import fused_decode
 from grpo.decoding import DecodeAttention
 from grpo.estimate import (
     LEAST_TOKENS,
@@ -33,6 +34,11 @@ from tests.models import byte_tokenizer, tiny_policy
 # 40 prompts of 100 tokens, 80 of them common, 4 prompts x 8 completions of 50 tokens
 RECIPE = {"prompts_per_step": 4, "group_size": 8, "max_new_tokens": 60, "max_tokens_per_microbatch": 1000}
 KNOWN = facts(prompt_tokens=(100,) * 40, shared_tokens=80, solution_tokens=(50,) * 10)
+
+
+@pytest.fixture(autouse=True)
+def without_triton(monkeypatch):
+    monkeypatch.setattr(fused_decode, "can_compile", lambda: False)
 
 
 def test_tokens_of_a_step():
@@ -88,9 +94,12 @@ def test_what_a_step_surely_takes():
     assert sampling == cache(config(**RECIPE), known, 10)  # the shortest prompt has 10 tokens of its own
 
 
-@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 4), ("fp64", 8)])
-def test_the_cache_is_the_trunk_once_a_branch_per_prompt_and_own_tokens_per_row(precision, size):
+@pytest.mark.parametrize(
+    ("precision", "kernels", "size"), [("fp32", True, 4), ("bf16", False, 4), ("bf16", True, 2), ("fp64", True, 8)]
+)
+def test_the_cache_is_the_trunk_once_a_branch_per_prompt_and_own_tokens_per_row(precision, kernels, size, monkeypatch):
     """4 prompts of 80 common and 20 own tokens, 8 rows each of up to 60 tokens, 24 layers, keys 128 wide."""
+    monkeypatch.setattr(fused_decode, "can_compile", lambda: kernels)
     recipe = config(**RECIPE, precision=precision)
     assert cache(recipe, KNOWN, 20) == 2 * 24 * 128 * size * (80 + 4 * 20 + 32 * 60)
     assert cache(recipe, replace(KNOWN, world_size=3), 20) == 2 * 24 * 128 * size * (80 + 2 * 20 + 16 * 60)

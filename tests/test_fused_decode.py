@@ -120,7 +120,7 @@ def test_a_decoder_is_the_plain_one(device, family):
 def test_rows_are_those_of_the_plain_sampler(monkeypatch):
     plain = make_sampler(eos=ENDS, precision="fp32")
     expected = one_at_a_time(plain)
-    monkeypatch.setattr(fused_decode, "usable", lambda policy: True)
+    monkeypatch.setattr(fused_decode, "usable", lambda *_: True)
     fused = make_sampler(eos=ENDS, precision="fp32")
     fused.rows.grain, fused.check_every = 4, 3
     assert isinstance(fused.rows.decoder, FusedDecoder)
