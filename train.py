@@ -53,7 +53,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
     if config.compile:
         compile_layers(policy, reference and reference.policy)
     learner = Learner(config, policy, reference)
-    sampler = Sampler(policy, tokenizer)
+    sampler = Sampler(policy, tokenizer, kernels=config.compile)
     with RewardRunner(config.rewards, config.reward_timeout) as rewards:
         collector = Collector(config, problems, sampler, rewards)
         if reference:

@@ -96,7 +96,7 @@ def ours(work: dict) -> dict:
     if config.compile:
         compile_layers(policy, reference.policy)
     learner = Learner(config, policy, reference)
-    sampler = Sampler(policy, tokenizer)
+    sampler = Sampler(policy, tokenizer, kernels=config.compile)
     sampler.is_eos[:] = False
     steps = []
     with RewardRunner(config.rewards, config.reward_timeout) as runner:

@@ -18,14 +18,23 @@ from grpo.parts import fused_part
 class PrefillAttention(TreeAttention):
     """Tree attention that keeps every layer's keys and values, in float32: the prompt side of a decode."""
 
-    def __init__(self, *arguments: Any):
-        """Plan the parts; arguments as for `TreeAttention`."""
+    def __init__(self, *arguments: Any, rounded_to: torch.dtype | None = None):
+        """Plan the parts.
+
+        Args:
+            arguments: as for `TreeAttention`.
+            rounded_to: what decoding keeps them in, if that is less: prompts that join later read them rounded, so
+                those that come with the trunk do too.
+        """
         super().__init__(*arguments)
+        self.rounded_to = rounded_to
         self.kept: KeysValues = []
         """[Hkv,S,d] per layer, of the whole tree."""
 
     def _whole(self, layer: int, k: Tensor, v: Tensor) -> Pair:
         assert layer == len(self.kept), "layers must run once each, in order"
+        if self.rounded_to is not None:
+            k, v = (x.to(self.rounded_to).to(x.dtype) for x in (k, v))
         self.kept.append(super()._whole(layer, k, v))
         return self.kept[-1]
 

@@ -7,7 +7,7 @@ can be off by a factor of two or three. Left out: attention itself, whose share 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -117,7 +117,8 @@ def cache(config: Config, facts: Facts, branch: float, *, validating: bool = Fal
     """
     size, (prompts, rows) = facts.sizes, room(config, facts, validating=validating)
     held = facts.shared_tokens + prompts * branch + rows * config.max_new_tokens
-    number = _compute(config) if fused_decode.usable(config.device, _half(config)) else _whole(config)
+    fused = config.compile and fused_decode.usable(config.device, _half(config))
+    number = _compute(config) if fused else _whole(config)
     return 2 * size.layers * size.key_width * number * held
 
 
@@ -151,12 +152,13 @@ def kept(config: Config, facts: Facts) -> float:
 def budget(config: Config, facts: Facts) -> int:
     """What `max_tokens_per_microbatch: auto` means on a GPU with `facts.free_bytes` before anything is loaded.
 
-    The sampler's keys, values and graphs are counted beside learning: their buffers stay, those of validation too.
+    The sampler's keys, values and graphs are counted beside learning: their buffers stay, those of validation too. All
+    are counted as the plain steps keep them, since not every model has the kernels, which keep less.
     """
     longest = facts.prompt_tokens[-1] - facts.shared_tokens
     _, rows = room(config, facts, validating=True)
     graphs = 2 * _whole(config) * rows * facts.sizes.vocabulary  # logits and their exponentials
-    sampler = cache(config, facts, longest, validating=True) + graphs
+    sampler = cache(replace(config, compile=False), facts, longest, validating=True) + graphs
     taken = sum(_copies(config, facts).values()) + sampler + _fixed(config, facts)
     fitting = int((USED * facts.free_bytes - taken) / kept(config, facts))
     return min(max(fitting // LEAST_TOKENS * LEAST_TOKENS, LEAST_TOKENS), MOST_TOKENS)

@@ -24,6 +24,8 @@ except ImportError:
 
 KERNELS = True
 """False: a GPU samples as `narrow.py` and `decoding.py` write it."""
+WIDEST = 128
+"""The widest head whose tiles fit into the shared memory of all GPUs from Ampere on."""
 QUERIES, KEYS = 64, 64
 """A tile of scores over the trunk; over a row's own tokens it has the queries of a key head alone, at least 16."""
 PROGRAMS = 264
@@ -36,7 +38,7 @@ BLOCKS = 8
 
 def usable(device: str, half: bool) -> bool:
     """Whether steps are these kernels: in half precision, on a GPU where Triton can compile."""
-    return KERNELS and device == "cuda" and half and can_compile()
+    return KERNELS and triton is not None and device == "cuda" and half and can_compile()
 
 
 class FusedDecodeAttention(DecodeAttention):
@@ -142,7 +144,7 @@ def block_masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     scale = temperature or 1.0
     _block_masses[(rows, triton.cdiv(blocks, BLOCKS))](logits, highest, mass, scale, vocabulary, blocks, BLOCKS, BLOCK)
     top = highest.amax(-1, keepdim=True)
-    return top, mass.double().mul_(((highest - top) / scale).double().exp_())
+    return top, mass.mul_(((highest - top) / scale).exp_()).double()  # in float32, as `sample` looks into a block
 
 
 if triton is not None:

@@ -39,17 +39,19 @@ class Draw:
 class Rows:
     """The device side of sampling. Built once per run; `start` makes room, or takes what is there if it fits."""
 
-    def __init__(self, policy: Policy, *, own: bool = False):
+    def __init__(self, policy: Policy, *, own: bool = False, kernels: bool = True):
         """Take the policy, which is read at every step, so that weights copied into it in place are seen.
 
         Args:
             policy: samples.
             own: nobody else holds it.
+            kernels: steps may be those of `fused_decode.py`.
         """
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
         known = fits(policy)
-        self.fused = known and fused_decode.usable(policy.device.type, policy.autocast_dtype is not None)
+        usable = fused_decode.usable(policy.device.type, policy.autocast_dtype is not None)
+        self.fused = kernels and known and usable and policy.head_width <= fused_decode.WIDEST
         decoder = FusedDecoder if self.fused else NarrowDecoder
         self.decoder = decoder(policy.model.base_model, own=own) if known else None
         self.head = Product([policy.head], [None])
@@ -178,7 +180,9 @@ class Rows:
         skipped = self.trunk_length if self.trunk_known else 0
         position_ids = torch.from_numpy(trie.position_ids)
         plan = position_ids, torch.from_numpy(trie.subtree_end), self.policy.heads_per_key
-        attention = PrefillAttention(*plan, self.attention.trunk if skipped else None, device)
+        rounded_to = self.policy.autocast_dtype if self.fused else None
+        trunk = self.attention.trunk if skipped else None
+        attention = PrefillAttention(*plan, trunk, device, rounded_to=rounded_to)
         last = torch.from_numpy(np.array([path[-1] for path in trie.paths])).to(device) - skipped
         with self.policy.autocast():
             input_ids = torch.from_numpy(trie.input_ids[skipped:]).to(device)

@@ -27,7 +27,7 @@ cut off, exactly."""
 class Sampler:
     """Draws completions from a policy. Built once per run; `refresh` brings in the policy's new weights."""
 
-    def __init__(self, model: Policy | PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, model: Policy | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, kernels: bool = True):
         """Wrap a policy, or a causal language model of transformers.
 
         Where weights and compute dtype are the same (CPU), the policy's own weights are read; under autocast the
@@ -36,6 +36,8 @@ class Sampler:
         Args:
             model: what to sample from.
             tokenizer: its tokenizer, for EOS, stop strings and texts.
+            kernels: on a GPU in half precision steps may be kernels, which round keys and values as compiled learning
+                does. False where the same policy learns without being compiled.
         """
         policy = model if isinstance(model, Policy) else Policy(model, tokenizer)
         self.policy = policy if policy.autocast_dtype is None else frozen_copy(policy)
@@ -43,7 +45,7 @@ class Sampler:
         self.is_eos = torch.zeros(policy.vocab_size, dtype=torch.bool)
         self.is_eos[[i for i in eos_ids(policy.model, tokenizer) if i < policy.vocab_size]] = True
         self.check_every = CHECK_EVERY[policy.device.type]
-        self.rows = Rows(self.policy, own=self.policy is not policy)
+        self.rows = Rows(self.policy, own=self.policy is not policy, kernels=kernels)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
 
     @torch.no_grad()

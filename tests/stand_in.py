@@ -187,7 +187,24 @@ def _product(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.
     return a.to(out_dtype) @ b.to(out_dtype)
 
 
-BY_HAND = {aten.mm.dtype: _product, aten.bmm.dtype: _product}
+def _unwritten(operation):
+    """New memory, full of what must not be read."""
+
+    def empty(*args, **kwargs) -> torch.Tensor:
+        out = operation(*args, **kwargs)
+        return out.fill_(torch.nan) if out.is_floating_point() else out
+
+    return empty
+
+
+EMPTY = (
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+)
+BY_HAND = {aten.mm.dtype: _product, aten.bmm.dtype: _product} | {name: _unwritten(name) for name in EMPTY}
 
 
 class Graph:
@@ -289,6 +306,7 @@ def _interpret_kernels() -> None:
         if any(x.ndim and not isinstance(x, OnDevice) for x in tensors_in(args)):
             raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
         inner = each(_inner, args)
+        assert all(x.is_contiguous() for x in tensors_in(inner)), "kernels here know sizes, and no strides"
         if Device.graph:
             Device.graph.protect(tensors_in(inner))
             Device.graph.operations.append((partial(run, executor), inner, kwargs, None))

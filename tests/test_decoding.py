@@ -1,5 +1,6 @@
 """Decoding attention against the dense attention of each row, while rows leave."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,3 +137,20 @@ def test_layers_run_once_each_and_in_order():
     prefill = PrefillAttention(torch.from_numpy(trie.position_ids), torch.from_numpy(trie.subtree_end), R)
     with pytest.raises(AssertionError, match="in order"):
         prefill.attend(1, *random_heads(2), 1.0)
+
+
+def test_prompts_that_join_later_read_what_the_first_ones_read():
+    """Where decoding keeps keys and values in less than they are computed in, all prompts see them rounded."""
+    prompts, rounded_to = PROMPTS["a trunk"], torch.bfloat16
+    trie, later = build_trie(prompts), build_trie([prompts[0], prompts[2]])
+    plans = [(torch.from_numpy(x.position_ids), torch.from_numpy(x.subtree_end), R) for x in (trie, later)]
+    inputs = [x.detach() for x in random_heads(len(trie.position_ids))]
+    whole = PrefillAttention(*plans[0], rounded_to=rounded_to)
+    expected = whole.attend(0, *inputs, 0.7)[0]
+    assert all(x.equal(x.to(rounded_to).to(x.dtype)) for x in whole.kept[0])
+
+    places = torch.from_numpy(np.concatenate([trie.paths[0], trie.paths[2][2:]]))
+    trunk = [tuple(x[:, :2].to(rounded_to) for x in whole.kept[0])]
+    joining = PrefillAttention(*plans[1], trunk, rounded_to=rounded_to)
+    ours = joining.attend(0, *(x[:, :, places[2:]] for x in inputs), 0.7)[0]
+    torch.testing.assert_close(ours, expected[places[2:]], **EXACT)

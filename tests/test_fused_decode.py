@@ -15,7 +15,7 @@ from grpo.decoding import DecodeAttention  # noqa: E402
 from grpo.fused_decode import FusedDecodeAttention, FusedDecoder, add_norm, gated  # noqa: E402
 from grpo.lean import rotated  # noqa: E402
 from grpo.narrow import NarrowDecoder  # noqa: E402
-from grpo.sampling import block_masses  # noqa: E402
+from grpo.sampling import BLOCK, block_masses, sample  # noqa: E402
 
 DEVICES = [
     "cpu" if not torch.cuda.is_available() else pytest.param("cpu", marks=pytest.mark.skip("the interpreter is off")),
@@ -104,6 +104,14 @@ def test_blocks_of_the_vocabulary_weigh_what_they_weigh(device, temperature, voc
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_a_block_weighs_nothing_where_none_of_its_words_does(device):
+    logits = torch.full((1, 3 * BLOCK), -torch.inf, device=device)
+    logits[0, 1:BLOCK], logits[0, 700] = -200.0, 0.0
+    ids, logprobs = sample(logits, torch.zeros(1, dtype=torch.float64, device=device), 1.0, fused_decode.block_masses)
+    assert (ids.tolist(), logprobs.tolist()) == ([700], [0.0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_a_decoder_is_the_plain_one(device, family):
     policy = tiny_policy(family).to(device)
@@ -114,6 +122,20 @@ def test_a_decoder_is_the_plain_one(device, family):
         expected = NarrowDecoder(policy.model.base_model)(ids, 9 * ids, plain)
         ours = FusedDecoder(policy.model.base_model)(ids, 9 * ids, fused)
     torch.testing.assert_close(ours, expected, **NEAR)
+
+
+@pytest.mark.parametrize(
+    ("device", "half", "compiles", "expected"),
+    [
+        ("cuda", True, True, True),
+        ("cpu", True, True, False),
+        ("cuda", False, True, False),
+        ("cuda", True, False, False),
+    ],
+)
+def test_kernels_are_for_half_precision_on_a_gpu(device, half, compiles, expected, monkeypatch):
+    monkeypatch.setattr(fused_decode, "can_compile", lambda: compiles)
+    assert fused_decode.usable(device, half) is expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off")

@@ -53,7 +53,9 @@ def test_a_stop_string_cuts_exactly_although_looks_are_late():
 def test_prompts_are_attended_to_where_the_policy_is(monkeypatch):
     """Their tree is laid out on the host, where nothing of it may stay that a GPU has to read."""
     sampler, asked, prefill = make_sampler(eos=ENDS), [], rows.PrefillAttention
-    monkeypatch.setattr(rows, "PrefillAttention", lambda *args: asked.append(args[-1]) or prefill(*args))
+    monkeypatch.setattr(
+        rows, "PrefillAttention", lambda *args, **kept: asked.append(args[-1]) or prefill(*args, **kept)
+    )
     sampler.generate(PROMPTS, max_rows=6, **OPTIONS)
     assert len(asked) > 1 and set(asked) == {sampler.policy.device}
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 FILES = ["check_stand_in.py", "test_gpu.py", "test_rows.py", "test_sampling.py"]
+FILES += ["test_fused_decode.py"] if find_spec("triton") else []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: they run on it")
