@@ -64,11 +64,9 @@ class FusedDecodeAttention(DecodeAttention):
         Returns:
             [n,H,d] in the dtype of the buffers.
         """
-        (own_k, own_v), (branch_k, branch_v), (trunk_k, trunk_v) = (
-            self.own[layer],
-            self.branch[layer],
-            self.trunk[layer],
-        )
+        own_k, own_v = self.own[layer]
+        branch_k, branch_v = self.branch[layer]
+        trunk_k, trunk_v = self.trunk[layer]
         (n, _, d), (_, Hkv, own_width, _) = heads.shape, own_k.shape
         H, t = heads.shape[1] - 2 * Hkv, self.trunk_length
         R, width = H // Hkv, max(16, triton.next_power_of_2(d))

@@ -17,7 +17,6 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-CXX = "c++"
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 
 
@@ -28,7 +27,7 @@ def _declare_device() -> None:
         library = Path(directory) / "stand_in.so"
         paths = [f"-I{torch_path}/include", f"-L{torch_path}/lib", f"-Wl,-rpath,{torch_path}/lib"]
         source = str(Path(__file__).with_suffix(".cpp"))
-        command = [CXX, "-std=c++20", "-shared", "-fPIC", source, "-o", str(library), *paths, "-lc10", "-ltorch_cpu"]
+        command = ["c++", "-std=c++20", "-shared", "-fPIC", source, "-o", str(library), *paths, "-lc10", "-ltorch_cpu"]
         subprocess.run(command, check=True)
         ctypes.CDLL(str(library))
 
@@ -170,12 +169,9 @@ class Device(TorchDispatchMode):
             if any(all(x is not index for index in indices) for x in of_host):
                 raise RuntimeError(f"{operation}: expected all tensors to be on the same device")
         waits = bool(of_host) or operation in READING
-        waits |= operation in BETWEEN_DEVICES and len({isinstance(x, OnDevice) for x in tensors}) == 2
-        waits |= (
-            operation is aten._to_copy.default
-            and target is not None
-            and (target == "cuda") != bool([x for x in tensors if isinstance(x, OnDevice)])
-        )
+        places = {"cuda" if isinstance(x, OnDevice) else "cpu" for x in tensors}
+        if operation in BETWEEN_DEVICES:
+            waits |= len(places | {target} - {None}) == 2
         waits |= operation in INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
         if waits and (Device.waiting_is_an_error or Device.graph):
             raise RuntimeError(f"{operation} waits for the device")
@@ -293,10 +289,11 @@ def _interpret_kernels() -> None:
 
     interpret = GridExecutor.__call__
 
+    def widened(x):  # it has no bfloat16
+        return x.float() if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16 else x
+
     def run(executor, *args, **kwargs) -> None:
-        wide = each(
-            lambda x: x.float() if getattr(x, "dtype", None) == torch.bfloat16 else x, args
-        )  # it has no bfloat16
+        wide = each(widened, args)
         interpret(executor, *wide, **kwargs)
         for argument, result in zip(tensors_in(args), tensors_in(wide), strict=True):
             if argument is not result:
