@@ -52,6 +52,8 @@ class Rows:
         known = fits(policy)
         usable = fused_decode.usable(policy.device.type, policy.autocast_dtype is not None)
         self.fused = kernels and known and usable and policy.head_width <= fused_decode.WIDEST
+        self.rounded_to = policy.autocast_dtype if self.fused else None
+        """What keys and values are kept in, if not in float32 or wider."""
         decoder = FusedDecoder if self.fused else NarrowDecoder
         self.decoder = decoder(policy.model.base_model, own=own) if known else None
         self.head = Product([policy.head], [None])
@@ -180,9 +182,8 @@ class Rows:
         skipped = self.trunk_length if self.trunk_known else 0
         position_ids = torch.from_numpy(trie.position_ids)
         plan = position_ids, torch.from_numpy(trie.subtree_end), self.policy.heads_per_key
-        rounded_to = self.policy.autocast_dtype if self.fused else None
         trunk = self.attention.trunk if skipped else None
-        attention = PrefillAttention(*plan, trunk, device, rounded_to=rounded_to)
+        attention = PrefillAttention(*plan, trunk, device, rounded_to=self.rounded_to)
         last = torch.from_numpy(np.array([path[-1] for path in trie.paths])).to(device) - skipped
         with self.policy.autocast():
             input_ids = torch.from_numpy(trie.input_ids[skipped:]).to(device)
@@ -198,8 +199,7 @@ class Rows:
         config = self.policy.model.config.get_text_config()
         key_heads = config.num_attention_heads // self.policy.heads_per_key
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        dtype = self.policy.autocast_dtype if self.fused else None
-        dtype = dtype or torch.promote_types(self.policy.head.dtype, torch.float32)
+        dtype = self.rounded_to or torch.promote_types(self.policy.head.dtype, torch.float32)
         room = lambda: torch.empty(key_heads, self.trunk_length, width, dtype=dtype, device=self.policy.device)  # noqa: E731
         return [(room(), room()) for _ in range(config.num_hidden_layers)]
 
