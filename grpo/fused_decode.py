@@ -217,6 +217,12 @@ if triton is not None:
         tl.store(at + half, y, mask=inside & (head >= H + Hkv))
 
     @triton.jit
+    def _nothing_seen(QUERIES: tl.constexpr, WIDTH: tl.constexpr):
+        """m, l and out of `_over_keys` before the first key."""
+        m = tl.full((QUERIES,), -1e38, dtype=tl.float32)
+        return m, tl.zeros((QUERIES,), dtype=tl.float32), tl.zeros((QUERIES, WIDTH), dtype=tl.float32)
+
+    @triton.jit
     def _over_keys(q, keys, values, start, stop, scale, d, m, l, out, KEYS: tl.constexpr, WIDTH: tl.constexpr):
         """Attention of q [M,WIDTH] over tokens start..stop, joined with what was seen before.
 
@@ -252,9 +258,7 @@ if triton is not None:
         real = i < n * R
         inside = real[:, None] & (column < d)
         q = tl.load(query + at[:, None] * d + column, mask=inside, other=0.0)
-        m = tl.full((QUERIES,), -1e38, dtype=tl.float32)
-        l = tl.zeros((QUERIES,), dtype=tl.float32)
-        out = tl.zeros((QUERIES, WIDTH), dtype=tl.float32)
+        m, l, out = _nothing_seen(QUERIES, WIDTH)
         of_head = kv.to(tl.int64) * t * d
         start, stop = part * size, tl.minimum(part * size + size, t)
         m, l, out = _over_keys(q, keys + of_head, values + of_head, start, stop, scale, d, m, l, out, KEYS, WIDTH)
@@ -275,9 +279,7 @@ if triton is not None:
         at = row * H + kv * R + i
         inside = (i < R)[:, None] & (column < d)
         q = tl.load(query + at[:, None] * d + column, mask=inside, other=0.0)
-        m = tl.full((QUERIES,), -1e38, dtype=tl.float32)
-        l = tl.zeros((QUERIES,), dtype=tl.float32)
-        out = tl.zeros((QUERIES, WIDTH), dtype=tl.float32)
+        m, l, out = _nothing_seen(QUERIES, WIDTH)
         for part in range(parts):
             place = at + part * n * H
             score = tl.load(lse + place, mask=i < R, other=0.0)

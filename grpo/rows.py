@@ -198,9 +198,9 @@ class Rows:
         """Keys and values of so many tokens, not yet filled."""
         config = self.policy.model.config.get_text_config()
         key_heads = config.num_attention_heads // self.policy.heads_per_key
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         dtype = self.rounded_to or torch.promote_types(self.policy.head.dtype, torch.float32)
-        room = lambda: torch.empty(key_heads, self.trunk_length, width, dtype=dtype, device=self.policy.device)  # noqa: E731
+        shape = key_heads, self.trunk_length, self.policy.head_width
+        room = lambda: torch.empty(shape, dtype=dtype, device=self.policy.device)  # noqa: E731
         return [(room(), room()) for _ in range(config.num_hidden_layers)]
 
     def _logits(self, hidden: Tensor) -> Tensor:
