@@ -71,7 +71,11 @@ def trl(work: dict, batch: int, checkpointing: bool = False) -> dict:
         )
         steps, prompt_ids = _watch_trl(trainer, device)
         trainer.train()
-    return result(asked, steps, prompt_ids, device) | {"batch": batch, "gradient_checkpointing": checkpointing}
+    held = {
+        "batch": trainer.args.per_device_train_batch_size,
+        "gradient_checkpointing": trainer.model.is_gradient_checkpointing,
+    }
+    return result(asked, steps, prompt_ids, device) | held
 
 
 def _for_trl(name: str, problems: list[Problem]) -> Callable:

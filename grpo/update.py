@@ -1,8 +1,8 @@
 """Learning from a step's rollouts: epochs, minibatches, micro-batches, one optimiser step per minibatch.
 
 The loss of any micro-batch is `(token_weights * per_token_loss).sum()` with weights made once per update from counts
-over all ranks, so gradients add up to the same number however the rows are cut or spread. What a variant computes is in
-`losses.py`, `kl.py`, `weighting.py`, `corrections.py`; here is only who sees which rows when.
+over all ranks, so gradients add up to the same number however the rows are cut or spread. What is computed of a token
+is in `objective.py`, and its weight in `weighting.py`; here is only who sees which rows when.
 
 When memory runs out, rows are cut smaller and the pass is made again. So no rank waits for another inside a pass: each
 gathers gradients alone, all agree that nobody failed, and only then does DDP add the gradients up. Left out: sharding.
@@ -29,6 +29,7 @@ from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
 from grpo.microbatch import Microbatch, cut_rows, distinct_tokens, empty
+from grpo.objective import objective
 from grpo.policy import Policy, scatter
 from grpo.weighting import WEIGHTINGS, count
 
@@ -47,8 +48,8 @@ def learning_rate(config: Config, step: int) -> float:
 def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.AdamW:
     """AdamW over float32 masters; matrices decay, vectors (norms, biases) do not.
 
-    Its moments are made here and not in the first update: what is held for the whole run lies below what comes and
-    goes, the first step is as large as the others, and where they do not fit nothing has been sampled in vain.
+    Its moments are allocated here and not in the first update, so that they do not lie scattered among what comes and
+    goes, the first step peaks like the others, and a lack of memory shows before anything is sampled.
     """
     matrices = [p for p in policy.parameters() if p.ndim >= 2]
     vectors = [p for p in policy.parameters() if p.ndim < 2]
@@ -78,10 +79,15 @@ class Learner:
         self.config, self.reference = config, reference
         loss = lookup(LOSSES, config.loss, "loss")
         constants = [p.name for p in signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        self.loss = partial(loss, **{name: getattr(config, name) for name in constants if hasattr(config, name)})
+        correction = lookup(CORRECTIONS, config.sampler_correction, "sampler_correction")
+        self.objective = partial(
+            objective,
+            loss=partial(loss, **{name: getattr(config, name) for name in constants if hasattr(config, name)}),
+            correction=partial(correction, cap=config.correction_cap),
+            kl=lookup(KL, config.kl, "kl"),
+            kl_coef=config.kl_coef,
+        )
         self.weighting = lookup(WEIGHTINGS, config.weighting, "weighting")
-        self.kl = lookup(KL, config.kl, "kl")
-        self.correction = lookup(CORRECTIONS, config.sampler_correction, "sampler_correction")
         self.max_tokens = config.max_tokens_per_microbatch
         """Budget of a micro-batch; halved for good whenever memory runs out."""
         self.policy = policy
@@ -105,7 +111,7 @@ class Learner:
             sums: the step's metrics; the learning part is added.
 
         Returns:
-            False if an update was left out because its gradient was not finite.
+            False if an update was left out because its gradient was not finite; a back-off of fp16's scaler is none.
 
         Raises:
             ValueError: a single sequence needs more memory than there is.
@@ -129,6 +135,93 @@ class Learner:
                 finite &= self._update(batch, rows, parts, ref_logprobs, sums, first_epoch=epoch == 0)
         return finite
 
+    def _update(
+        self,
+        batch: Batch,
+        rows: Tensor,
+        microbatches: list[Microbatch],
+        ref_logprobs: Tensor | None,
+        sums: Sums,
+        *,
+        first_epoch: bool,
+    ) -> bool:
+        """One optimiser step on these rows of all ranks; returns as `learn`."""
+        mask = batch.completion_mask[rows.to(batch.completion_mask.device)]
+        num_tokens, num_sequences = distributed.all_sum(torch.tensor(count(mask))).tolist()
+        if num_tokens == 0:
+            return True
+        weigh = partial(
+            self.weighting,
+            num_tokens=num_tokens,
+            num_sequences=num_sequences,
+            max_new_tokens=self.config.max_new_tokens,
+        )
+
+        def descend(micro: Microbatch, attempt: Sums) -> None:
+            with self.module.no_sync() if self.module is not self.policy else nullcontext():
+                loss = self._loss(batch, micro, ref_logprobs, weigh, attempt, first_epoch)
+                # DDP averages gradients over ranks; the weights already count over all of them.
+                self.scaler.scale(loss * distributed.world_size()).backward()
+
+        sums.merge(self._within_memory(batch, rows, microbatches, Sums, descend))
+        self._sum_over_ranks()
+        sums.add("optim/loss", 0, int(distributed.is_main()))
+        return self._step(sums)
+
+    def _loss(
+        self,
+        batch: Batch,
+        micro: Microbatch,
+        ref_logprobs: Tensor | None,
+        weigh: Callable[[Tensor], Tensor],
+        sums: Sums,
+        first_epoch: bool,
+    ) -> Tensor:
+        """The micro-batch's share of the loss of the update; its share of the metrics goes to `sums`."""
+        rows = micro.rows.to(self.policy.device)
+        mask, advantages = batch.completion_mask[rows], batch.advantages[rows]
+        logprobs, entropy = scatter(micro.tree, self.module(micro.tree, self.config.temperature), mask.shape)
+        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[rows]
+        sampling_logprobs = batch.sampling_logprobs[rows]
+        reference = None if ref_logprobs is None else ref_logprobs[rows]
+
+        found = self.objective(logprobs, old_logprobs, sampling_logprobs, reference, advantages, mask)
+        loss = (weigh(mask) * found.per_token_loss).sum()
+
+        def of_tokens(values: Tensor) -> Tensor:  # 0 elsewhere; selecting with the mask would wait for the GPU
+            return values.detach().where(mask, 0)
+
+        tokens = mask.sum()
+        sums.add("optim/loss", loss.detach(), 0)  # weight 0: `_update` counts each update once
+        sums.add("policy/entropy", of_tokens(entropy).sum(), tokens)
+        sums.add("policy/ratio_mean", of_tokens(torch.exp(logprobs.detach() - old_logprobs)).sum(), tokens)
+        sums.add("policy/clip_fraction", of_tokens(found.clipped).sum(), tokens)
+        if found.kl is not None:
+            sums.add("policy/kl", of_tokens(found.kl).sum(), tokens)
+        if first_epoch:
+            gap = of_tokens((old_logprobs - sampling_logprobs).abs())
+            sums.add("policy/sampler_gap_mean", gap.sum(), tokens)
+            if gap.numel():
+                sums.maximum("policy/sampler_gap_max", gap.max())
+        return loss
+
+    def _step(self, sums: Sums) -> bool:
+        """Clip the gradient and step the optimiser, unless the gradient is not finite; returns as `learn`."""
+        self.scaler.unscale_(self.optimizer)
+        max_norm = self.config.max_grad_norm or torch.inf
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm)
+        finite = bool(norm.isfinite())
+        if finite:
+            sums.add("optim/grad_norm", norm, 1)
+        backed_off = not finite and self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if finite or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        left_out = not finite and not backed_off
+        sums.add("optim/skipped", int(left_out and distributed.is_main()))
+        return not left_out
+
     def _minibatches(self, batch: Batch, step: int, epoch: int) -> list[Tensor]:
         """This rank's rows of every update of an epoch: whole groups, in an order drawn from (seed, step, epoch)."""
         config = self.config
@@ -146,6 +239,19 @@ class Learner:
     def _microbatches(self, batch: Batch, rows: Tensor) -> list[Microbatch]:
         """Cut rows by the present budget. A collective call."""
         return cut_rows(batch, rows, self.max_tokens, self.policy.device)
+
+    @torch.no_grad()
+    def _frozen_logprobs(self, policy: nn.Module, batch: Batch, microbatches: list[Microbatch]) -> Tensor:
+        """[B,T] log-probabilities of all rows under a policy, without gradient; 0 where there is no token."""
+        device, shape = self.policy.device, batch.completion_ids.shape
+
+        def fill(micro: Microbatch, logprobs: Tensor) -> None:
+            tree = micro.tree
+            values, _ = policy(tree, self.config.temperature)
+            logprobs[micro.rows.to(device)[tree.row], tree.column] = values
+
+        zeros = partial(torch.zeros, shape, device=device, dtype=torch.get_default_dtype())
+        return self._within_memory(batch, torch.arange(len(batch.completion_ids)), microbatches, zeros, fill)
 
     def _within_memory(
         self,
@@ -187,112 +293,8 @@ class Learner:
             self.max_tokens //= 2
             microbatches[:] = self._microbatches(batch, rows)
 
-    @torch.no_grad()
-    def _frozen_logprobs(self, policy: nn.Module, batch: Batch, microbatches: list[Microbatch]) -> Tensor:
-        """[B,T] log-probabilities of all rows under a policy, without gradient; 0 where there is no token."""
-        device, shape = self.policy.device, batch.completion_ids.shape
-
-        def fill(micro: Microbatch, logprobs: Tensor) -> None:
-            tree = micro.tree
-            values, _ = policy(tree, self.config.temperature)
-            logprobs[micro.rows.to(device)[tree.row], tree.column] = values
-
-        zeros = partial(torch.zeros, shape, device=device, dtype=torch.get_default_dtype())
-        return self._within_memory(batch, torch.arange(len(batch.completion_ids)), microbatches, zeros, fill)
-
-    def _update(
-        self,
-        batch: Batch,
-        rows: Tensor,
-        microbatches: list[Microbatch],
-        ref_logprobs: Tensor | None,
-        sums: Sums,
-        *,
-        first_epoch: bool,
-    ) -> bool:
-        """One optimiser step on these rows of all ranks; False if its gradient was not finite."""
-        mask = batch.completion_mask[rows.to(batch.completion_mask.device)]
-        num_tokens, num_sequences = distributed.all_sum(torch.tensor(count(mask))).tolist()
-        if num_tokens == 0:
-            return True
-        weigh = partial(
-            self.weighting,
-            num_tokens=num_tokens,
-            num_sequences=num_sequences,
-            max_new_tokens=self.config.max_new_tokens,
-        )
-
-        def descend(micro: Microbatch, attempt: Sums) -> None:
-            with self.module.no_sync() if self.module is not self.policy else nullcontext():
-                loss = self._loss(batch, micro, ref_logprobs, weigh, attempt, first_epoch)
-                # DDP averages gradients over ranks; the weights already count over all of them.
-                self.scaler.scale(loss * distributed.world_size()).backward()
-
-        sums.merge(self._within_memory(batch, rows, microbatches, Sums, descend))
-        self._sum_over_ranks()
-        sums.add("optim/loss", 0, int(distributed.is_main()))
-        return self._step(sums)
-
     def _sum_over_ranks(self) -> None:
         """Have DDP add up what all ranks have gathered, in the backward pass of an empty micro-batch, which adds 0."""
         if self.module is not self.policy:
             logprobs, _ = self.module(empty(self.policy.device).tree, self.config.temperature)
             logprobs.sum().backward()
-
-    def _loss(
-        self,
-        batch: Batch,
-        micro: Microbatch,
-        ref_logprobs: Tensor | None,
-        weigh: Callable[[Tensor], Tensor],
-        sums: Sums,
-        first_epoch: bool,
-    ) -> Tensor:
-        """The micro-batch's share of the loss of the update; its share of the metrics goes to `sums`."""
-        config, rows = self.config, micro.rows.to(self.policy.device)
-        mask, advantages = batch.completion_mask[rows], batch.advantages[rows]
-        logprobs, entropy = scatter(micro.tree, self.module(micro.tree, config.temperature), mask.shape)
-        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[rows]
-        sampling_logprobs = batch.sampling_logprobs[rows]
-
-        surrogate, clipped = self.loss(logprobs, old_logprobs, advantages, mask)
-        per_token_loss = surrogate * self.correction(old_logprobs, sampling_logprobs, cap=config.correction_cap)
-        kl = None
-        if ref_logprobs is not None:
-            kl = self.kl(logprobs, ref_logprobs[rows])
-            per_token_loss = per_token_loss + config.kl_coef * kl
-        loss = (weigh(mask) * per_token_loss).sum()
-
-        def of_tokens(values: Tensor) -> Tensor:  # 0 elsewhere; selecting with the mask would wait for the GPU
-            return values.detach().where(mask, 0)
-
-        tokens = mask.sum()
-        sums.add("optim/loss", loss.detach(), 0)
-        sums.add("policy/entropy", of_tokens(entropy).sum(), tokens)
-        sums.add("policy/ratio_mean", of_tokens(torch.exp(logprobs.detach() - old_logprobs)).sum(), tokens)
-        sums.add("policy/clip_fraction", of_tokens(clipped).sum(), tokens)
-        if kl is not None:
-            sums.add("policy/kl", of_tokens(kl).sum(), tokens)
-        if first_epoch:
-            gap = of_tokens((old_logprobs - sampling_logprobs).abs())
-            sums.add("policy/sampler_gap_mean", gap.sum(), tokens)
-            if gap.numel():
-                sums.maximum("policy/sampler_gap_max", gap.max())
-        return loss
-
-    def _step(self, sums: Sums) -> bool:
-        """Clip the gradient and step the optimiser, unless the gradient is not finite."""
-        self.scaler.unscale_(self.optimizer)
-        max_norm = self.config.max_grad_norm or torch.inf
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm)
-        finite = bool(norm.isfinite())
-        if finite:
-            sums.add("optim/grad_norm", norm, 1)
-        backed_off = not finite and self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        if finite or self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        left_out = not finite and not backed_off
-        sums.add("optim/skipped", int(left_out and distributed.is_main()))
-        return not left_out

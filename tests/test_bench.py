@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench import models, ours, peers, roofline, scaling, stopping
 from bench.process import call
@@ -25,15 +25,25 @@ def model(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module")
+def brief(tmp_path_factory):
+    """A model that would end its completions with their first token: whoever lets EOS end one is found out."""
+    path = save_tiny(tmp_path_factory.mktemp("brief"))
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model.lm_head.weight.data[model.config.eos_token_id] *= 30
+    model.save_pretrained(path)
+    return path
+
+
 def run_peers(tmp_path, *flags):
     out = tmp_path / "peers.json"
     code = peers.main([*TINY, "--out", str(out), *flags])
     return code, json.loads(out.read_text())
 
 
-def test_peers_side_by_side_and_one_that_can_not_run(model, tmp_path, monkeypatch, capsys):
+def test_peers_side_by_side_and_one_that_can_not_run(brief, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(peers.CONTESTANTS, "hf_continuous", "bench.absent:it")
-    code, written = run_peers(tmp_path, "--model", model, "--only", "hf_continuous", "ours", "hf_generate")
+    code, written = run_peers(tmp_path, "--model", brief, "--only", "hf_continuous", "ours", "hf_generate")
     assert code == 0 and written["machine"]["cores"] and written["versions"]["torch"]
     assert written["settings"]["shots"] == 1 and written["settings"]["warmup"] == 1
     assert written["settings"]["trunk_tokens"] > 100 and written["settings"]["threads"] == 1  # bytes of one exemplar
@@ -50,14 +60,15 @@ def test_peers_side_by_side_and_one_that_can_not_run(model, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_trl_takes_the_same_step(checkpointing, model, tmp_path):
+def test_trl_takes_the_same_step(checkpointing, brief, tmp_path):
     pytest.importorskip("trl", reason="trl is in bench/requirements.txt alone")
-    options = "--model", model, "--only", "trl", "--trl-checkpointing", str(checkpointing)
+    options = "--model", brief, "--only", "trl", "--trl-checkpointing", str(checkpointing)
     code, written = run_peers(tmp_path, *options)
     trl = written["contestants"]["trl"]
     assert trl["gradient_checkpointing"] == checkpointing
     assert code == 0 and trl["tokens_sampled"] == 12 and trl["batch"] == 4 and trl["tries"] == {}
     assert trl["step_s"] == pytest.approx(trl["rollout_s"] + trl["reward_s"] + trl["learn_s"])
+    assert min(trl["rollout_s"], trl["reward_s"], trl["learn_s"]) > 0
     assert trl["ratio"] is None  # ours did not run
 
 

@@ -169,16 +169,16 @@ def test_c21_the_gap_to_the_sampler_is_measured_on_the_sampled_tokens():
     assert metrics["policy/sampler_gap_max"] == pytest.approx(0.75, rel=1e-9)
 
 
-def spy_on_loss(made: Learner) -> list[tuple[float, float]]:
-    """Grows by (smallest, largest) ratio of each call of the loss."""
-    seen, loss = [], made.loss
+def spy_on_objective(made: Learner) -> list[tuple[float, float]]:
+    """Grows by (smallest, largest) ratio of each call of the objective."""
+    seen, objective = [], made.objective
 
-    def spied(logprobs, old_logprobs, advantages, mask):
-        ratio = (logprobs - old_logprobs).detach().exp()[mask]
+    def spied(logprobs, old_logprobs, *others):
+        ratio = (logprobs - old_logprobs).detach().exp()[others[-1]]
         seen.append((ratio.min().item(), ratio.max().item()))
-        return loss(logprobs, old_logprobs, advantages, mask)
+        return objective(logprobs, old_logprobs, *others)
 
-    made.loss = spied
+    made.objective = spied
     return seen
 
 
@@ -188,7 +188,7 @@ def test_c40_old_logprobs_are_recomputed_before_the_first_of_several_updates(min
     batch.old_logprobs = torch.full(batch.completion_mask.shape, -99.0)  # whatever stood there
     forwards = calls(policy)
     made = learner(policy, minibatch_size=minibatch_size, num_epochs=num_epochs, learning_rate=0.05)
-    ratios = spy_on_loss(made)
+    ratios = spy_on_objective(made)
     made.learn(batch, 1, Sums())
     assert len(ratios) == updates
     assert ratios[0] == pytest.approx((1.0, 1.0), abs=1e-12)
@@ -201,7 +201,7 @@ def test_one_update_leaves_given_old_logprobs_alone():
     policy, batch = tiny_policy(precision="fp64"), experience()
     batch.old_logprobs = plain(policy, batch)[0].detach() - math.log(2) * batch.completion_mask
     made = learner(policy)
-    ratios = spy_on_loss(made)
+    ratios = spy_on_objective(made)
     made.learn(batch, 1, Sums())
     assert ratios == [pytest.approx((2.0, 2.0), rel=1e-9)]
 

@@ -1,6 +1,7 @@
 """Token weights: their sums, and that no cut of an update changes its loss or gradient, whatever the loss."""
 
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
+from grpo.objective import objective
 from grpo.weighting import WEIGHTINGS, constant_length, count, sequence_mean, token_mean
 
 every_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS.keys())
@@ -121,11 +123,20 @@ def update(loss, weighting, parts, **kind):
         cut = [x[rows, :width] for x in (features, old, reference, sampled, mask)]
         feature, part_old, part_reference, part_sampled, part_mask = cut
         logprobs = -torch.nn.functional.softplus(feature @ theta)
-        surrogate = loss(logprobs, part_old, advantages[rows], part_mask, clip_low=0.2, clip_high=0.3).per_token_loss
-        surrogate = surrogate * CORRECTIONS[kind.get("correction", "none")](part_old, part_sampled, cap=1.2)
-        per_token_loss = surrogate + 0.04 * KL[kind.get("kl", "k3")](logprobs, part_reference)
+        found = objective(
+            logprobs,
+            part_old,
+            part_sampled,
+            part_reference,
+            advantages[rows],
+            part_mask,
+            loss=partial(loss, clip_low=0.2, clip_high=0.3),
+            correction=partial(CORRECTIONS[kind.get("correction", "none")], cap=1.2),
+            kl=KL[kind.get("kl", "k3")],
+            kl_coef=0.04,
+        )
         weights = weighting(part_mask, num_tokens=num_tokens, num_sequences=num_sequences, max_new_tokens=T)
-        part_loss = (weights * per_token_loss).sum()
+        part_loss = (weights * found.per_token_loss).sum()
         part_loss.backward()  # accumulates
         total += part_loss.item()
     return total, theta.grad

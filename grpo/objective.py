@@ -1,0 +1,62 @@
+"""The objective of a token, put together: what is learned from the reward, and what the reference holds against it.
+
+    per_token_loss = correction * surrogate + kl_coef * KL
+
+Its parts are handed in as functions, of `losses.py`, `corrections.py` and `kl.py`, which a run picks by name. Left out:
+the weights with which tokens are added up (`weighting.py`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Objective(NamedTuple):
+    """What the update adds up, and what it logs."""
+
+    per_token_loss: Tensor
+    """[B,T], minimised; 0 where masked out."""
+    clipped: Tensor
+    """[B,T] bool, of the surrogate."""
+    kl: Tensor | None
+    """[B,T] in nats, without `kl_coef`; None without a reference."""
+
+
+def objective(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    ref_logprobs: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    loss: Callable,
+    correction: Callable[[Tensor, Tensor], Tensor],
+    kl: Callable[[Tensor, Tensor], Tensor],
+    kl_coef: float,
+) -> Objective:
+    """c_t surrogate_t + kl_coef KL_t: GRPO with its KL in the loss, https://arxiv.org/abs/2402.03300 eq. 3.
+
+    The correction multiplies the surrogate alone: the KL is of the policy, whoever drew the tokens.
+
+    Args:
+        logprobs: [B,T], with gradient; these and the next three in nats, 0 where there is no token.
+        old_logprobs: [B,T], of the policy at the time of the rollout.
+        sampling_logprobs: [B,T], as the sampler saw them.
+        ref_logprobs: [B,T], of the frozen reference; None: there is none, no penalty.
+        advantages: [B] or [B,T]. mask: [B,T] bool, True = learned from.
+        loss: of `losses.py`, its constants bound.
+        correction: of `corrections.py`, its cap bound.
+        kl: of `kl.py`.
+        kl_coef: weight of the KL, per nat.
+
+    Returns:
+        unreduced values, to be weighted and summed.
+    """
+    surrogate, clipped = loss(logprobs, old_logprobs, advantages, mask)
+    corrected = correction(old_logprobs, sampling_logprobs) * surrogate
+    if ref_logprobs is None:
+        return Objective(corrected, clipped, None)
+    penalty = kl(logprobs, ref_logprobs)
+    return Objective(corrected + kl_coef * penalty, clipped, penalty)

@@ -1,0 +1,53 @@
+"""The objective: its three parts meet as the formula says, in numbers worked out by hand."""
+
+import math
+from functools import partial
+
+import torch
+
+from grpo.corrections import mask as masked
+from grpo.corrections import none, truncate
+from grpo.kl import k1, k2
+from grpo.losses import grpo, reinforce
+from grpo.objective import objective
+
+# One row of three tokens, the last one not learned from; ratios to the old policy 2, 1/2; of old to sampler 4, 1/2.
+OLD = torch.tensor([[-1.0, -2.0, 0.0]])
+LOGPROBS = OLD + torch.tensor([[math.log(2), -math.log(2), 0.0]])
+SAMPLING = OLD - torch.tensor([[math.log(4), -math.log(2), 0.0]])
+REFERENCE = LOGPROBS - torch.tensor([[0.5, -2.0, 0.0]])
+MASK = torch.tensor([[True, True, False]])
+CLIPPED = partial(grpo, clip_low=0.2, clip_high=0.2)
+ADVANTAGE = torch.tensor([3.0])
+
+
+def test_surrogate_correction_and_kl_are_put_together_as_by_hand():
+    """Surrogates -min(2, 1.2) 3 = -3.6 and -min(0.5, 0.8) 3 = -1.5; factors min(4, 3), 0.5; k2 0.125 and 2."""
+    parts = {"loss": CLIPPED, "correction": partial(truncate, cap=3.0), "kl": k2, "kl_coef": 0.1}
+    found = objective(LOGPROBS, OLD, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts)
+    torch.testing.assert_close(found.per_token_loss, torch.tensor([[-10.8 + 0.0125, -0.75 + 0.2, 0.0]]))
+    torch.testing.assert_close(found.kl, torch.tensor([[0.125, 2.0, 0.0]]))
+    assert found.clipped.tolist() == [[True, False, False]]
+
+
+def test_a_token_that_the_correction_masks_still_pays_its_kl():
+    parts = {"loss": CLIPPED, "correction": partial(masked, cap=3.0), "kl": k1, "kl_coef": 0.1}
+    found = objective(LOGPROBS, OLD, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts)
+    torch.testing.assert_close(found.per_token_loss, torch.tensor([[0.05, -0.75 - 0.2, 0.0]]))
+
+
+def test_without_a_reference_there_is_no_kl():
+    parts = {"loss": CLIPPED, "correction": partial(none, cap=3.0), "kl": k2, "kl_coef": 0.1}
+    found = objective(LOGPROBS, OLD, SAMPLING, None, ADVANTAGE, MASK, **parts)
+    torch.testing.assert_close(found.per_token_loss, torch.tensor([[-3.6, -1.5, 0.0]]))
+    assert found.kl is None
+
+
+def test_the_gradient_is_that_of_both_terms_and_stops_at_the_correction():
+    """d/dlp of -A c lp + 0.1 d^2 / 2 = -3 c + 0.1 d, with c = (4, 0.5) and d = (0.5, -2); the old policy gets none."""
+    logprobs, old = LOGPROBS.clone().requires_grad_(), OLD.clone().requires_grad_()
+    loss = partial(reinforce, clip_low=0.2, clip_high=0.2)
+    parts = {"loss": loss, "correction": partial(truncate, cap=9.0), "kl": k2, "kl_coef": 0.1}
+    objective(logprobs, old, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts).per_token_loss.sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-11.95, -1.7, 0.0]]))
+    assert old.grad is None
