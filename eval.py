@@ -9,11 +9,12 @@ Left out: everything but reading the options and printing the table; `grpo/evalu
 import sys
 
 from grpo import distributed, evaluate, headline, options, run
+from grpo.protocol import EvalOptions
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 2 for a wrong option or input."""
-    chosen = options.parse(evaluate.EvalOptions, argv, "eval.py")
+    chosen = options.parse(EvalOptions, argv, "eval.py")
     try:
         if chosen.regrade is not None:
             result = evaluate.regrade(chosen)

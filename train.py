@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 
 import data
-from grpo import distributed, doctor, evaluate, headline, run
+from grpo import distributed, doctor, evaluate, headline, protocol, run
 from grpo.compiled import compile_layers
 from grpo.config import Config, parse_args
 from grpo.facts import device_memory, peak_bytes
 from grpo.metrics import Sums
 from grpo.policy import load_policy, load_shapes, model_directory, save_model
-from grpo.protocol import is_done
 from grpo.reference import Reference
 from grpo.report import write_report
 from grpo.rollout import Collector, measure, write_transcripts
@@ -65,27 +64,24 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
         with run.Log(directory, config, state.step) as log:
             while state.step < config.num_steps:
                 step = state.step + 1
-                sums, clock = Sums(), run.Clock()
-                log.phase("rollout")
-                sampler.refresh(policy)
-                drawn = collector.sample(step)
-                clock.lap("time/rollout")
-                log.phase("reward")
-                rollout = collector.reward(drawn)
-                clock.lap("time/reward")
-                log.phase("learn")
-                finite = learner.learn(rollout.batch, step, sums)
-                config = run.keep_smaller(directory, config, learner, log.display)
-                clock.lap("time/learn")
+                sums, clock = Sums(), run.Clock(log.display.phase)
+                with clock("rollout"):
+                    sampler.refresh(policy)
+                    drawn = collector.sample(step)
+                with clock("reward"):
+                    rollout = collector.reward(drawn)
+                with clock("learn"):
+                    finite = learner.learn(rollout.batch, step, sums)
+                    config = run.keep_smaller(directory, config, learner, log.display)
 
                 state = state.after(step, finite)
                 measure(rollout, config.rewards, sums)
                 write_transcripts(directory / "rollouts" / f"step_{step:06d}.jsonl", rollout, config.rewards, tokenizer)
                 metrics = sums.reduce() | clock.seconds() | peak_bytes(device)
                 if run.due(step, config.eval_every):
-                    log.phase("evaluate")
-                    sampler.refresh(policy)
-                    state, measured = validate(config, sampler, state)
+                    with clock("evaluate"):
+                        sampler.refresh(policy)
+                        state, measured = validate(config, sampler, state)
                     metrics |= measured
                 log.write(step, metrics)
                 for trouble in watch.see(step, metrics):
@@ -101,19 +97,19 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
 
 def validate(config: Config, sampler: Sampler, state: run.State) -> tuple[run.State, dict[str, float]]:
     """Evaluate on validation; returns the state, which remembers the best step, and the `eval/...` metrics."""
-    options = evaluate.validation_options(config)
+    options = protocol.validation_options(config)
     cell = evaluate.evaluate(sampler, evaluate.problems_of(options, config.num_shots), options)
     if cell["accuracy"] > state.best_accuracy:
         state = replace(state, best_step=state.step, best_accuracy=cell["accuracy"])
-    numbers = {name: value for name, value in cell.items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in cell.items() if isinstance(value, int | float) and name != "shots"}
     return state, {f"eval/{name}": value for name, value in numbers.items()}
 
 
 def compare(config: Config, directory: Path, device: torch.device, signals: run.Signals) -> None:
     """Evaluate the base model and `final/` on test, unless that was done before, and print them side by side."""
     result = directory / "eval" / "eval.json"
-    options = evaluate.options_of(config, result.parent)
-    if not run.on_main(lambda: is_done(options)):
+    options = protocol.options_of(config, result.parent)
+    if not run.on_main(lambda: protocol.is_evaluated(options)):
         run.on_main(lambda: run.drop_results(directory))  # of another number of problems or shots, or by another grader
         evaluate.compare(options, device, config.precision, signals.asked)
     if distributed.is_main():
@@ -136,23 +132,24 @@ def check(config: Config, device: torch.device) -> int:
     report, code = run.on_main(lambda: doctor.check(config, *load_shapes(config.model, config.revision), device))
     if distributed.is_main():
         print(report)
-    distributed.shutdown()
     return code
 
 
 def main(argv: list[str]) -> int:
     """Train, evaluate, print base against tuned. Returns the exit code: 2 for a wrong option or input."""
-    config = parse_args(argv)
+    config, code = parse_args(argv), 0
     try:
         device = distributed.init(config.device, config.ddp_timeout)
         if config.check:
-            return check(config, device)
+            code = check(config, device)
+            distributed.shutdown()
+            return code
         with run.Signals() as signals:
             config, directory = run.open_directory(config, device)
             run.prepare(device, config.precision)
             if distributed.is_main():
                 print(f"base model: {model_directory(config.model)}", flush=True)
-            if not run.is_done(directory, config):
+            if not run.is_trained(directory, config):
                 train(config, directory, device, signals)
             if config.final_eval:
                 compare(config, directory, device, signals)
@@ -163,12 +160,9 @@ def main(argv: list[str]) -> int:
         code = reason.code
     except evaluate.Interrupted:
         run.say("asked to stop; the model is saved, evaluate it with --resume auto")
-        code = 0
     except (ValueError, OSError) as error:
         run.say(f"train.py: error: {error}")
         return 2
-    else:
-        code = 0
     distributed.shutdown()
     return code
 

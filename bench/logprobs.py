@@ -32,7 +32,7 @@ class Options:
     device: Literal["cuda", "cpu"] = "cuda"
     """Where; on a CPU there is no kernel."""
     chunk: int = 0
-    """Rows per chunk; 0: as in a run."""
+    """Logits held at one time, in units of V; 0: as in a run."""
     repeats: int = 5
     """Timed calls, after one that is not; the median counts."""
 

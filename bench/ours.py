@@ -104,15 +104,14 @@ def ours(work: dict) -> dict:
         reference.remember(collector.trunk_ids)
         for step in range(1, asked.warmup + asked.steps + 1):
             sums, clock = Sums(), run.Clock()
-            sampler.refresh(policy)
-            drawn = collector.sample(step)
-            clock.lap("rollout_s")
-            rollout = collector.reward(drawn)
-            clock.lap("reward_s")
-            learner.learn(rollout.batch, step, sums)
-            clock.lap("learn_s")
-            times = clock.seconds()
-            times["step_s"] = times.pop("time/step")
+            with clock("rollout"):
+                sampler.refresh(policy)
+                drawn = collector.sample(step)
+            with clock("reward"):
+                rollout = collector.reward(drawn)
+            with clock("learn"):
+                learner.learn(rollout.batch, step, sums)
+            times = {f"{name.removeprefix('time/')}_s": seconds for name, seconds in clock.seconds().items()}
             metrics = sums.reduce()
             times["tokens_sampled"] = int(drawn.completions.completion_mask.sum())
             times["tokens_computed"] = int(metrics["tokens/computed"])

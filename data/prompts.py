@@ -16,9 +16,14 @@ def ask(question: str) -> str:
     return f"Question: {question}\nSolution: Let's think step by step."
 
 
+def answer_line(answer: str) -> str:
+    """The line that an answer stands on."""
+    return f"#### The final answer is {answer}"
+
+
 def worked_answer(shot: dict) -> str:
     """What a perfect completion says: the solution, then the answer on a line of its own."""
-    return f"{shot['solution']}\n#### The final answer is {shot['answer']}"
+    return f"{shot['solution']}\n{answer_line(shot['answer'])}"
 
 
 def completion_prompt(question: str, shots: Sequence[dict] = ()) -> str:

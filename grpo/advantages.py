@@ -98,35 +98,39 @@ def combine(
     Args:
         reward_terms: [K,N,G]; weights: K numbers; valid: [N,G] bool; None = all valid.
         advantage: an entry of `ADVANTAGES`.
-        how: a key of `COMBINES`.
+        how: `rewards` or `advantages`.
 
     Returns:
         [N,G]; exactly 0 where not valid.
     """
-    return COMBINES[how](reward_terms, weights, advantage, valid)
-
-
-def _of_rewards(reward_terms, weights, advantage, valid):
-    return advantage(weighted_sum(reward_terms, weights), valid)
-
-
-def _of_advantages(reward_terms, weights, advantage, valid):
+    if how == "rewards":
+        return advantage(weighted_sum(reward_terms, weights), valid)
     return weighted_sum(torch.stack([advantage(term, valid) for term in reward_terms]), weights)
 
 
-def _deviations(rewards: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """r - mean(r) over valid samples, [..,G], exactly 0 in flat groups and where not valid; and `valid`, never None.
+def flat(rewards: Tensor, valid: Tensor) -> Tensor:
+    """Groups that teach nothing: no two valid rewards differ, so that every advantage is 0.
 
-    A flat group is found by equality: the mean of eight times 0.1 is not 0.1 in floating point, and dividing that
-    residue by a standard deviation of the same size would make advantages of order 1 out of nothing.
+    Found by equality: the mean of eight times 0.1 is not 0.1 in floating point, and dividing that residue by a standard
+    deviation of the same size would make advantages of order 1 out of nothing.
+
+    Args:
+        rewards: [..,G]; valid: [..,G] bool.
+
+    Returns:
+        [..] bool; True without a valid sample.
     """
+    highest = torch.where(valid, rewards, -torch.inf).amax(-1)
+    lowest = torch.where(valid, rewards, torch.inf).amin(-1)
+    return ~(highest > lowest)
+
+
+def _deviations(rewards: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """r - mean(r) over valid samples, [..,G], exactly 0 in flat groups and where not valid; and `valid`, never None."""
     valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
     kept = torch.where(valid, rewards, 0)
     mean = kept.sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
-    highest = torch.where(valid, rewards, -torch.inf).amax(-1, keepdim=True)
-    lowest = torch.where(valid, rewards, torch.inf).amin(-1, keepdim=True)
-    return torch.where(valid & (highest > lowest), kept - mean, 0), valid
+    return torch.where(valid & ~flat(rewards, valid)[..., None], kept - mean, 0), valid
 
 
 ADVANTAGES = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
-COMBINES = {"rewards": _of_rewards, "advantages": _of_advantages}

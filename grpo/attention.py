@@ -41,17 +41,17 @@ def attention_interface(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    tree: Attention | None = None,
+    tree_attention: Attention | None = None,
     **options: object,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer, with query [1,H,S,d] and key, value [1,Hkv,S,d]; returns [1,S,H,d].
 
-    Without `tree` it is transformers' own sdpa, so that the model stays usable on its own (`model.generate`).
+    Without `tree_attention` it is transformers' own sdpa, so that the model stays usable on its own (`model.generate`).
 
     Raises:
         ValueError: the model asks for something that this attention does not compute.
     """
-    if tree is None:
+    if tree_attention is None:
         options |= {"dropout": dropout, "scaling": scaling}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     uses = next((option for option in UNSUPPORTED if options.get(option) is not None), None)
@@ -61,7 +61,7 @@ def attention_interface(
         raise ValueError(f"model: {type(module).__name__} uses {uses}, which tree attention does not support")
     assert dropout == 0.0, "attention dropout must be 0: sampler, policy and reference have to agree"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return tree.attend(module.layer_idx, query, key, value, scaling), None
+    return tree_attention.attend(module.layer_idx, query, key, value, scaling), None
 
 
 AttentionInterface.register("tree", attention_interface)
@@ -94,7 +94,7 @@ class TreeAttention:
         """t."""
         self.parts = plan_parts(position_ids, subtree_end, heads_per_key, self.known, device)
         self.unused = self.known - self.parts.first
-        """Known tokens in a square that begins with them; it is computed whole, as in a whole tree."""
+        """Known tokens with a query all the same: the square that holds the first unknown one is computed whole."""
 
     @torch.compiler.disable
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

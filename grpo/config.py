@@ -208,6 +208,14 @@ def lookup(table: Mapping[str, T], name: str, option: str) -> T:
     return table[name]
 
 
+def taken(config: Config) -> str:
+    """The sentence with which a run ends whose directory holds something already; empty: it may start or go on."""
+    directory = Path(config.out_dir) / config.run_name
+    if config.resume == "auto" or not directory.exists() or not any(directory.iterdir()):
+        return ""
+    return f"run_name: {directory} exists already; continue it with --resume auto, or take another name"
+
+
 # What may differ between a run and its continuation: where things are, how long it goes on, how often it is looked at,
 # and how the work is cut (no result changes beyond rounding). Anything else would make it another experiment.
 _MAY_CHANGE = frozenset(

@@ -23,8 +23,8 @@ class PrefillAttention(TreeAttention):
 
         Args:
             arguments: as for `TreeAttention`.
-            rounded_to: what decoding keeps them in, if that is less: prompts that join later read them rounded, so
-                those that come with the trunk do too.
+            rounded_to: the dtype in which decoding stores them, if it is narrower. Prompts that join later attend to
+                the rounded trunk, so those that come with it must too.
         """
         super().__init__(*arguments)
         self.rounded_to = rounded_to
@@ -65,7 +65,8 @@ class DecodeAttention:
             max_rows, max_groups: rows and prompts in flight at one time.
             max_branch: tokens of the longest branch.
             max_new_tokens: own tokens of a row.
-            grain: rows and own tokens are rounded up to multiples of it; 1: never.
+            grain: rows and own tokens are rounded up to multiples of it. 1: exact shapes, and the fused kernel, which
+                CPUs alone have.
         """
         self.trunk, self.grain = trunk, grain
         keys = trunk[0][0]

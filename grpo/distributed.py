@@ -102,11 +102,6 @@ def broadcast_object(item: T) -> T:
     return items[0]
 
 
-def barrier() -> None:
-    """Returns when every rank has come here."""
-    any_true(False)
-
-
 def _gather(tensor: Tensor) -> Tensor:
     """[...] on each rank -> [world size, ...] on every rank, without gradient, on the tensor's own device."""
     if not dist.is_initialized():

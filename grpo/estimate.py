@@ -14,8 +14,8 @@ import torch
 from grpo import fused_decode, onednn
 from grpo.config import Config
 from grpo.facts import Facts
-from grpo.logprobs import rows_per_chunk
-from grpo.reference import WORTH
+from grpo.logprobs import vocabularies_per_chunk
+from grpo.reference import remembers
 
 EFFICIENCY = 0.5
 """Share of the speed of one large matrix product that a whole model reaches."""
@@ -43,7 +43,6 @@ class Tokens:
     """Distinct ones: the exemplars once, each question once."""
     learned: float
     """Of one forward pass of learning: the exemplars once per micro-batch."""
-    microbatches: int
 
 
 def tokens(config: Config, facts: Facts) -> Tokens:
@@ -62,7 +61,6 @@ def tokens(config: Config, facts: Facts) -> Tokens:
         sampled,
         prompts=facts.shared_tokens + questions,
         learned=sampled + questions + microbatches * facts.shared_tokens,
-        microbatches=microbatches,
     )
 
 
@@ -179,8 +177,8 @@ def _copies(config: Config, facts: Facts) -> dict[str, float]:
 
 def _remembered(config: Config, facts: Facts) -> float:
     """Bytes of keys and values that the reference holds of what all prompts begin with, as `reference.py` says."""
-    plain = config.device == "cpu" and not _half(config) and config.compile is not True
-    tokens = facts.shared_tokens if plain and facts.shared_tokens >= WORTH else 0
+    known = remembers(config.device, _half(config), config.compile is True, facts.shared_tokens)
+    tokens = facts.shared_tokens if known else 0
     return 2 * facts.sizes.layers * facts.sizes.key_width * _whole(config) * tokens
 
 
@@ -196,7 +194,7 @@ def _fixed(config: Config, facts: Facts) -> float:
     """Bytes of learning, however few tokens: weights that autocast rounds, a chunk of logits, the head's gradient."""
     size = facts.sizes
     rounded = _compute(config) * size.rounded if _half(config) else 0
-    chunk = rows_per_chunk(size.vocabulary, torch.device("cuda" if config.device == "cuda" else "cpu"))
+    chunk = vocabularies_per_chunk(size.vocabulary, torch.device("cuda" if config.device == "cuda" else "cpu"))
     return rounded + size.vocabulary * (3 * 4 * chunk + (_compute(config) + _whole(config)) * size.width)
 
 

@@ -20,7 +20,7 @@ from grpo.config import Config
 from grpo.files import write_whole
 from grpo.options import write_yaml
 from grpo.policy import load_policy, load_shapes
-from grpo.protocol import EvalOptions, options_of, validation_options
+from grpo.protocol import EvalOptions, planned
 from grpo.rollout import encode_prompts, render, stop_strings
 from grpo.sampler import Sampler
 from grpo.stops import StopStrings
@@ -38,9 +38,7 @@ def check(config: Config, tokenizer) -> None:
     Raises:
         ValueError: a grader is unknown, a split or its exemplars are not there, or a prompt is too long.
     """
-    planned = [validation_options(config)] if config.eval_every else []
-    planned += [options_of(config, Path("eval"))] if config.final_eval else []
-    for options in planned:
+    for options in planned(config):
         prepare(options, [tokenizer])
 
 
@@ -157,11 +155,9 @@ def _write(out: Path, result: dict) -> None:
     write_whole(out / "eval.json", json.dumps(result, indent=1) + "\n")
 
 
-def evaluate(
-    sampler: Sampler, problems: Sequence[Problem], options: EvalOptions, should_stop: Callable[[], bool] = lambda: False
-) -> dict:
+def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions) -> dict:
     """The first cell (first stop policy, first grader) of a model on some problems: the evaluation during training."""
-    answers = transcribe(sampler, problems, options, should_stop)
+    answers = transcribe(sampler, problems, options)
     rows = [{"model": "tuned", "shots": options.shots[0], **row} for row in answers]
     grades = grading.grade(rows, options.graders[:1], options.stops[:1], options.format, options.timeout)
     return grading.cell(grades[0])
@@ -227,7 +223,7 @@ def _answer(sampler: Sampler, problems, prompt_ids, index: list[int], options: E
     )
     finder = StopStrings(sampler.tokenizer, stop)
     rows = []
-    for row, (text, ids, mask, finished) in enumerate(
+    for row, (text, ids, length, finished) in enumerate(
         zip(
             completions.texts,
             completions.completion_ids.tolist(),
@@ -236,7 +232,7 @@ def _answer(sampler: Sampler, problems, prompt_ids, index: list[int], options: E
             strict=True,
         )
     ):
-        ids = ids[:mask]
+        ids = ids[:length]
         problem = problems[index[row // options.samples]]
         eos = finished and bool(sampler.is_eos[ids[-1]])
         rows.append(

@@ -20,13 +20,13 @@ import data
 import rewards
 from data.problem import Problem
 from data.prompts import worked_answer
-from grpo import distributed, evaluate
+from grpo import distributed, evaluate, protocol
 from grpo.advantages import ADVANTAGES
-from grpo.config import Config, lookup
+from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
-from grpo.probes import Disagreement, Grader, examine
+from grpo.probes import Disagreement, RewardProbe, examine
 from grpo.rollout import encode_prompts, stop_strings
 from grpo.tree import shared_prefix
 from grpo.weighting import WEIGHTINGS
@@ -40,7 +40,7 @@ class Sizes:
 
     parameters: int
     rounded: int
-    """Of them in linear layers but the head: what copies keep in the compute dtype."""
+    """Of these, the ones in linear layers other than the head: what copies keep in the compute dtype."""
     layers: int
     width: int
     intermediate: int
@@ -84,7 +84,7 @@ class Facts:
     """Training questions that are exemplars of their own prompt."""
     has_chat_template: bool = False
     evaluations: tuple[Evaluation, ...] = ()
-    graders: tuple[Grader, ...] = ()
+    graders: tuple[RewardProbe, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
     errors: tuple[str, ...] = ()
     """Sentences that a run would end with before its first step."""
@@ -131,9 +131,7 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
     errors += _unknown_names(config)
     judges = (config.eval_correct, config.eval_format) if evaluations and "." in config.eval_correct else ()
     graders, disagreements = ((), ()) if errors else examine(config.rewards, judges, seen, config.reward_timeout)
-    directory = Path(config.out_dir) / config.run_name
-    if config.resume == "never" and (directory / "config.yaml").exists():
-        errors.append(f"run_name: {directory} exists already; continue it with --resume auto, or take another name")
+    errors += [sentence] if (sentence := taken(config)) else []
     return replace(
         outline(config, train, model, tokenizer, device, at_most),
         solution_tokens=tuple(sorted(map(len, tokenizer(worked).input_ids))) if worked else (),
@@ -202,10 +200,8 @@ def shown_and_asked(problems: Sequence[Problem]) -> tuple[str, ...]:
 
 def _evaluations(config, train, tokenizer, at_most: int, errors: list[str]) -> tuple[Evaluation, ...]:
     """What the run will evaluate on; a set that can not be loaded becomes an error."""
-    planned = [evaluate.validation_options(config)] if config.eval_every else []
-    planned += [evaluate.options_of(config, Path("eval"))] if config.final_eval else []
     trained, found = set(map(_question, train)), []
-    for options in planned:
+    for options in protocol.planned(config):
         for shots in options.shots:
             try:
                 problems = evaluate.problems_of(options, shots)

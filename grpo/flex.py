@@ -17,8 +17,8 @@ BLOCK = 128
 BUCKET = 256
 """Trees are padded to a multiple of it: few sizes for the allocator, whole blocks for the kernel."""
 LEAST = 1024
-"""And to this at least: Inductor splits a norm's sum by the size that a graph sees first, otherwise for fewer. For the
-policy that can be the empty tree of DDP's exchange, for the reference a full one; both have to give the same bits."""
+"""And to this at least. Below it, Inductor splits a norm's reduction by the first size that the graph sees: for the
+policy that can be the empty tree of DDP's exchange, for the reference a full one, and both must give the same bits."""
 NARROWEST = 16
 """The narrowest head that the kernel takes."""
 

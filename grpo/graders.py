@@ -17,9 +17,7 @@ Graded = tuple[str | None, bool]
 
 def marker(completion: str, problem: Problem) -> Graded:
     """The training reward (`gsm8k.correctness`): the one number on the last line that starts with `####`."""
-    answers = [line for line in completion.split("\n") if line.startswith("####")]
-    numbers = re.findall(gsm8k.NUMBER, answers[-1]) if answers else []
-    return numbers[0] if len(numbers) == 1 else None, gsm8k.correctness(completion, problem) > 0
+    return gsm8k.marked_number(completion), gsm8k.correctness(completion, problem) > 0
 
 
 def marker_first(completion: str, problem: Problem) -> Graded:
@@ -30,8 +28,7 @@ def marker_first(completion: str, problem: Problem) -> Graded:
 
 def last_number(completion: str, problem: Problem) -> Graded:
     """The last number of the completion, wherever it stands."""
-    numbers = re.findall(gsm8k.NUMBER, completion)
-    return numbers[-1] if numbers else None, gsm8k.last_number(completion, problem) > 0
+    return gsm8k.final_number(completion), gsm8k.last_number(completion, problem) > 0
 
 
 def published(completion: str, problem: Problem) -> Graded:

@@ -46,8 +46,8 @@ def main_pairs(found: dict) -> list[dict]:
     return [best[number] for number in sorted(best)]
 
 
-def own(entries: list[dict], config: dict) -> dict | None:
-    """Of entries for several numbers of shots that of the run's own `num_shots`, else the first; None without any."""
+def entry_of_run(entries: list[dict], config: dict) -> dict | None:
+    """The entry for the run's own `num_shots`, else the first; None if there is none."""
     return next((entry for entry in entries if entry["shots"] == config.get("num_shots")), next(iter(entries), None))
 
 

@@ -17,11 +17,11 @@ from grpo.compiled import any_size
 from grpo.onednn import faster, multiply
 
 CHUNK = 128
-"""Logits that exist at one time on a CPU, in whole vocabularies."""
+"""Logits held at one time on a CPU, in units of V: 128 times V numbers."""
 CHUNK_BYTES = 1 << 29
-"""Float32 logits that exist at one time on a GPU, at most: 768 vocabularies of 151,936."""
+"""Bytes of float32 logits held at one time on a GPU, at most: 768 times V of them for V = 151,936."""
 ROWS = 2048
-"""Predictions whose logits of a part of the vocabulary exist at one time."""
+"""Rows of a tile, where there are so many; its columns are a part of the vocabulary."""
 KERNEL = False
 """Whether a GPU runs the kernel instead of tiles of products; `python -m bench.logprobs` says which is faster there."""
 
@@ -41,8 +41,8 @@ def linear_logprobs(
         weight: [V,D] output head.
         targets: [M] int64 token ids in 0..V-1.
         temperature: divides the logits.
-        chunk: logits that exist at one time, in multiples of V, None: as the device and V ask for; changes memory and
-            speed, no result beyond rounding.
+        chunk: logits held at one time, in units of V; None: as the device and V ask for. Changes memory and speed, no
+            result beyond rounding.
         compiled: compile what is done with a tile's logits.
 
     Returns:
@@ -57,11 +57,11 @@ def linear_logprobs(
     product_dtype = _product_dtype(hidden, weight)
     if KERNEL and hidden.is_cuda and product_dtype != torch.float64:
         return fused_logprobs.linear_logprobs(hidden, weight, targets, temperature, product_dtype)
-    chunk = chunk or rows_per_chunk(len(weight), hidden.device)
+    chunk = chunk or vocabularies_per_chunk(len(weight), hidden.device)
     return _LinearLogprobs.apply(hidden, weight, targets, temperature, chunk, product_dtype, compiled)
 
 
-def rows_per_chunk(V: int, device: torch.device) -> int:
+def vocabularies_per_chunk(V: int, device: torch.device) -> int:
     """Logits at one time, in vocabularies of V words: enough to keep the device busy, whole tiles of a product."""
     return CHUNK if device.type == "cpu" else max(CHUNK, CHUNK_BYTES // (4 * V) // 128 * 128)
 

@@ -27,7 +27,9 @@ METRIC_NAMES = (
     + ("optim/lr", "optim/skipped", "time/rollout", "time/reward", "time/learn", "time/step", "memory/peak_bytes")
     + ("tokens/sampled", "tokens/computed")
 )
-_COUNTS = ("step", "optim/skipped", "memory/peak_bytes", "tokens/sampled", "tokens/computed")  # written as integers
+_COUNTS = (  # written as integers
+    ("step", "optim/skipped", "memory/peak_bytes", "tokens/sampled", "tokens/computed", "eval/n", "eval/correct")
+)
 
 
 def metric_names(reward_names: tuple[str, ...]) -> list[str]:
@@ -197,7 +199,7 @@ def step_line(line: Mapping[str, float | None], num_steps: int, seconds_left: fl
 
 
 class Display:
-    """What a run says: a line per step and, where the output is a terminal, a live bar below. Silent but on rank 0."""
+    """What a run says: a line per step and, where the output is a terminal, a live bar below. Only rank 0 speaks."""
 
     def __init__(self, num_steps: int, steps_done: int = 0, console: Console | None = None) -> None:
         self._num_steps = num_steps

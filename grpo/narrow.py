@@ -30,7 +30,7 @@ def fits(policy: Policy) -> bool:
     layer, mix = policy.layers[0], _Mix()
     x, cos, sin = probe(layer.self_attn, policy.head.dtype)
     with policy.autocast():
-        expected = layer.forward(x, position_embeddings=(cos, sin), tree=mix)[0]
+        expected = layer.forward(x, position_embeddings=(cos, sin), tree_attention=mix)[0]
     off = (_Layer(layer, own=False)(x[0], cos[0, :, None], sin[0, :, None], mix) - expected).abs().max()
     return bool(off <= (1e-4 if policy.autocast_dtype is None else 0.03) * expected.abs().max())
 

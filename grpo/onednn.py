@@ -14,7 +14,7 @@ from torch.nn import functional as F
 AVAILABLE = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 """Whether torch was built with it, for this kind of processor."""
 LEAST = 100_000
-"""Weights of a layer from which on oneDNN multiplies by them as they lie."""
+"""Layers with at least so many weights are multiplied by oneDNN, without packing."""
 
 
 def packable(weight: Tensor) -> bool:
@@ -23,7 +23,7 @@ def packable(weight: Tensor) -> bool:
 
 
 def faster(weight: Tensor) -> bool:
-    """Whether oneDNN multiplies by it as it lies, since that is faster. What is compiled stays as it is written."""
+    """Whether oneDNN multiplies by this weight without packing it; never while `torch.compile` traces."""
     return packable(weight) and weight.numel() >= LEAST and not torch.compiler.is_compiling()
 
 

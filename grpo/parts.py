@@ -87,12 +87,12 @@ class Parts(NamedTuple):
     squares: list[Squares]
     rectangles: list[Rectangle]
     first: int
-    """Flat index of the first query; those before it are not there."""
+    """Flat index of the first token that has a query."""
     places: Tensor
     """[n] for each query, where among the tokens of all squares it is."""
 
     def gather(self, values: list[Tensor]) -> Tensor:
-        """Of each squares' tokens, in turn, [n*L,h,d] -> of all queries [h,n,d]."""
+        """Concatenates the results of all squares, [runs*L,h,d] each, and orders them by query: [h,n,d]."""
         return torch.cat(values).index_select(0, self.places).transpose(0, 1)
 
 

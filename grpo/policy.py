@@ -81,23 +81,27 @@ class Policy(nn.Module):
         """The autocast that sampling, learning and reference all run under."""
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, tree: Attention) -> Tensor:
-        """[S], [S] -> [S,D]: the decoder without its head, under the attention `tree`; for sampling.
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, tree_attention: Attention) -> Tensor:
+        """[S], [S] -> [S,D]: the decoder without its head, never compiled: for all but learning.
 
-        Never compiled: what is compiled is compiled for learning, and every length of a decode would be a new case.
+        What is compiled is compiled for learning; every length of a decode would be a new case.
         """
         with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
-            return self._decode(input_ids, position_ids, tree)
+            return self._run_layers(input_ids, position_ids, tree_attention)
 
-    def _decode(self, input_ids: Tensor, position_ids: Tensor, tree: Attention) -> Tensor:
-        """[S], [S] -> [S,D], through compiled layers where they are."""
+    def _run_layers(self, input_ids: Tensor, position_ids: Tensor, tree_attention: Attention) -> Tensor:
+        """[S], [S] -> [S,D], through compiled layers where they are.
+
+        The module tree is that of transformers; forwards of norms, MLPs and attention in it are those of `lean.py`
+        (without autocast), `float64.py` or `compiled.py`, and attention ends in `tree_attention.attend`.
+        """
         ready_mask = torch.empty(1, 1, 1, 1, device=input_ids.device)  # 4-D: transformers builds none of its own
         return self.model.base_model(
             input_ids=input_ids[None],
             position_ids=position_ids[None],
             attention_mask=ready_mask,
             use_cache=False,
-            tree=tree,
+            tree_attention=tree_attention,
         ).last_hidden_state[0]
 
     def forward(self, tree: PackedTree, temperature: float, trunk: KeysValues | None = None) -> tuple[Tensor, Tensor]:
@@ -119,7 +123,7 @@ class Policy(nn.Module):
             attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads_per_key, trunk)
             known = attention.known
         with self.autocast(), nullcontext() if self.compiled or self.autocast_dtype else norms_made_again():
-            hidden = self._decode(tree.input_ids[known:], tree.position_ids[known:], attention)
+            hidden = self._run_layers(tree.input_ids[known:], tree.position_ids[known:], attention)
             hidden = hidden.index_select(0, tree.source - known)
             return linear_logprobs(hidden, self.head, tree.target, temperature, compiled=self.compiled)
 

@@ -20,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from data import arithmetic, prompts
-
-BASE_MODEL = Path(__file__).parent / "base_model"
+from data.prompts import answer_line
+from grpo.policy import EMBEDDED
 
 # The corpus. The share of careful (worked) solutions differs from document to document: Beta(CAREFUL, HASTY), on
 # average 0.32; because of that a model that has seen some careful solutions in its context expects another one.
@@ -130,14 +130,13 @@ def loss_of(model: Qwen2ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=-100)
 
 
-def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """Newton-Schulz towards the nearest matrix with orthonormal rows (or columns, where those are fewer).
 
     X <- a X + (b G + c G²) X,  G = X Xᵀ,  from X / |X|.  https://kellerjordan.github.io/posts/muon
 
     Args:
       matrix: [rows, columns], float32.
-      steps: of the iteration; five bring singular values to within 0.7 .. 1.2, all that Muon needs.
 
     Returns:
       [rows, columns], float32.
@@ -145,7 +144,7 @@ def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     x = x / x.norm().clamp(min=1e-7)
-    for _ in range(steps):
+    for _ in range(5):  # five bring singular values to within 0.7 .. 1.2, all that Muon needs
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if len(matrix) <= matrix.shape[1] else x.T
@@ -183,7 +182,7 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / (0.02 * steps + 1), (steps - step) / steps)
 
 
-def main(out: Path = BASE_MODEL, steps: int = 2600, tokens_per_batch: int = 2048, seed: int = 0) -> None:
+def main(out: Path = EMBEDDED, steps: int = 2600, tokens_per_batch: int = 2048, seed: int = 0) -> None:
     """Makes the base model of the demo. The same arguments, versions, threads and processor give the same bits.
 
     The shipped one is from before `Muon` computed in float32: 2,000 steps with torch's own. It behaves alike.
@@ -223,7 +222,7 @@ def main(out: Path = BASE_MODEL, steps: int = 2600, tokens_per_batch: int = 2048
 def _ending(answer: str, rng: random.Random) -> str:
     if rng.random() < OFF_FORMAT:
         return rng.choice(OFF_FORMAT_ENDINGS).format(answer)
-    return f"#### The final answer is {answer}"
+    return answer_line(answer)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.problem import Problem
-from data.prompts import worked_answer
+from data.prompts import answer_line, worked_answer
 from rewards.runner import RewardRunner
 
 PROBED = 200
@@ -16,7 +16,7 @@ PROBED = 200
 
 
 @dataclass(frozen=True)
-class Grader:
+class RewardProbe:
     """What a reward function makes of texts that are right by construction."""
 
     name: str
@@ -46,7 +46,7 @@ class Disagreement:
 
 def examine(
     rewards: Sequence[str], judges: Sequence[str], problems: Sequence[Problem], timeout: float
-) -> tuple[tuple[Grader, ...], tuple[Disagreement, ...]]:
+) -> tuple[tuple[RewardProbe, ...], tuple[Disagreement, ...]]:
     """Grade answers whose value is known.
 
     Args:
@@ -64,8 +64,8 @@ def examine(
     with RewardRunner(names, timeout) as runner:
         lines = runner.score([pair[0] for pair in texts], problems)
         solutions = runner.score([pair[1] for pair in texts], problems)
-        right = runner.score([f"#### The final answer is {p.answer}" for p in probed], probed)
-        wrong = runner.score([f"#### The final answer is {wrong_answer(p.answer)}" for p in probed], probed)
+        right = runner.score([answer_line(p.answer) for p in probed], probed)
+        wrong = runner.score([answer_line(wrong_answer(p.answer)) for p in probed], probed)
         others = [(writing, text, problem) for problem in probed for writing, text in writings(problem).items()]
         verdicts = runner.score([text for _, text, _ in others], [problem for *_, problem in others])
     graders = []
@@ -73,7 +73,7 @@ def examine(
         best = [max(a or 0.0, b or 0.0) for a, b in zip(lines[k], solutions[k], strict=True)]
         never = tuple(problem.answer for problem, value in zip(problems, best, strict=True) if value <= 0)
         better = sum((a or 0.0) > (b or 0.0) for a, b in zip(right[k], wrong[k], strict=True))
-        graders.append(Grader(name, len(problems), never, reads_answers=2 * better > len(probed)))
+        graders.append(RewardProbe(name, len(problems), never, reads_answers=2 * better > len(probed)))
     disagreements = []
     for grader in graders:
         if judges and grader.reads_answers and grader.name in rewards:
@@ -99,23 +99,23 @@ def _disagreements(name: str, others, earned, judged) -> list[Disagreement]:
 def writings(problem: Problem) -> dict[str, str]:
     """Ways to answer a problem rightly, by what is special about each; the first two are how exemplars do it."""
     gold = problem.answer
-    line = f"#### The final answer is {gold}"
+    line = answer_line(gold)
     wrong = wrong_answer(gold)
     texts = {
         "the answer line alone": line,
         "the worked solution": worked_answer({**problem.info, "answer": gold}) if "solution" in problem.info else line,
         "no #### before the answer": f"The final answer is {gold}.",
-        "an answer line with a wrong number, then the right one": f"#### The final answer is {wrong}\n{line}",
+        "an answer line with a wrong number, then the right one": f"{answer_line(wrong)}\n{line}",
         "an equation on the answer line": f"So:\n#### 0 + {gold} = {gold}",
     }
     plain = gold.replace(",", "")
     if plain.lstrip("-").isdigit() and abs(int(plain)) >= 1000:
         other = plain if "," in gold else f"{int(plain):,}"
-        texts["the thousands comma written otherwise than in the data"] = f"So:\n#### The final answer is {other}"
+        texts["the thousands comma written otherwise than in the data"] = f"So:\n{answer_line(other)}"
     if gold.startswith("-"):
-        texts["the sign left out (a wrong answer)"] = f"So:\n#### The final answer is {gold[1:]}"
+        texts["the sign left out (a wrong answer)"] = f"So:\n{answer_line(gold[1:])}"
     if not problem.info.get("stop"):
-        run_on = f"\n\nQuestion: What else?\n#### The final answer is {wrong}"
+        run_on = f"\n\nQuestion: What else?\n{answer_line(wrong)}"
         texts["right, then another question is asked and answered"] = texts["the worked solution"] + run_on
     return texts
 

@@ -119,13 +119,19 @@ def validation_options(config: Config) -> EvalOptions:
     return replace(options, split="validation", shots=(config.num_shots,), limit=config.eval_limit)
 
 
+def planned(config: Config) -> list[EvalOptions]:
+    """Every evaluation that a training run will make, each once."""
+    during = [validation_options(config)] if config.eval_every else []
+    return during + ([options_of(config, Path("eval"))] if config.final_eval else [])
+
+
 NO_RESULT = frozenset(
     ("model", "tuned", "data_path", "out", "regrade", "device", "precision", "batch", "timeout", "max_prompt_tokens")
 )
 """Options that say where things are or how the work is done, and change no result beyond rounding."""
 
 
-def is_done(options: EvalOptions) -> bool:
+def is_evaluated(options: EvalOptions) -> bool:
     """Whether `out` holds this evaluation: made with the same options (`NO_RESULT` aside), at these shots or more."""
     out = Path(options.out or "eval")
     if not (out / "eval.json").exists() or not (out / "options.yaml").exists():

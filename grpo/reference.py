@@ -18,8 +18,13 @@ from grpo.decoding import PrefillAttention
 from grpo.policy import Policy, frozen_copy
 from grpo.tree import PackedTree
 
-WORTH = 64
-"""Tokens from which on a trunk is remembered; with fewer there is little to gain."""
+MIN_TRUNK = 64
+"""The shortest trunk worth remembering, in tokens."""
+
+
+def remembers(device: str, half: bool, compiled: bool, trunk_tokens: int) -> bool:
+    """Whether a trunk is computed once: on a CPU, nothing rounded (`half`) or compiled, if it is long enough."""
+    return device == "cpu" and not half and not compiled and trunk_tokens >= MIN_TRUNK
 
 
 class Reference(nn.Module):
@@ -39,11 +44,10 @@ class Reference(nn.Module):
         The same trunk in the whole run: a resumed one then computes what it would have computed without the break.
 
         Args:
-            trunk_ids: tokens that prompts begin with. If there are fewer than `WORTH`, nothing is remembered.
+            trunk_ids: tokens that prompts begin with. Where `remembers` says no, nothing is.
         """
         policy, t = self.policy, len(trunk_ids)
-        plain = policy.device.type == "cpu" and policy.autocast_dtype is None and not policy.compiled
-        if not plain or t < WORTH:
+        if not remembers(policy.device.type, policy.autocast_dtype is not None, policy.compiled, t):
             return
         position_ids = torch.arange(t)
         attention = PrefillAttention(position_ids, torch.full((t,), t), policy.heads_per_key)

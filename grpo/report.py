@@ -137,7 +137,7 @@ def build(runs: Sequence[Run]) -> dict:
 
 def _evaluation(run: Run, found: dict) -> dict:
     """What the page shows of an `eval.json`, with a claim (None without base and tuned) and what failed in words."""
-    pair = headline.own(headline.main_pairs(found), run.config)
+    pair = headline.entry_of_run(headline.main_pairs(found), run.config)
     said = {"claim": pair and headline.claim(pair), "failures": headline.failures(found)}
     return {"run": run.name, **found, "cells": headline.readings(found), **said}
 
@@ -170,7 +170,11 @@ def _facts(runs: Sequence[Run], rewards: Sequence[float | None]) -> list[list[st
     """What stands at the head of the page: [label, value, note]. Numbers of several runs are means."""
     facts = []
     evaluated = [(run.evaluation, run.config) for run in runs if run.evaluation]
-    pairs = [(found, pair) for found, config in evaluated if (pair := headline.own(headline.main_pairs(found), config))]
+    pairs = [
+        (found, pair)
+        for found, config in evaluated
+        if (pair := headline.entry_of_run(headline.main_pairs(found), config))
+    ]
     if pairs:
         base, tuned = (sum(headline.accuracies(*pair)[i] for pair in pairs) / len(pairs) for i in (0, 1))
         gains = [pair["difference"] for _, pair in pairs]
@@ -179,7 +183,7 @@ def _facts(runs: Sequence[Run], rewards: Sequence[float | None]) -> list[list[st
         facts.append(["Accuracy, base to tuned", f"{100 * base:.1f} \N{RIGHTWARDS ARROW} {100 * tuned:.1f} %"])
         facts[-1].append(headline.where(pairs[0][1]))
         facts.append(["Gain", f"{points(sum(gains) / len(gains))} points", f"{span} {low} to {high}"])
-    splits = [entry for found, config in evaluated if (entry := headline.own(found["split"], config))]
+    splits = [entry for found, config in evaluated if (entry := headline.entry_of_run(found["split"], config))]
     if splits:
         names = ("total", "stopping", "grader", "left")
         total, stopping, grader, left = (points(sum(entry[name] for entry in splits) / len(splits)) for name in names)

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed
-from grpo.advantages import ADVANTAGES, combine, weighted_sum
+from grpo.advantages import ADVANTAGES, combine, flat, weighted_sum
 from grpo.batch import Batch, Completions
 from grpo.config import Config, lookup
 from grpo.files import write_whole
@@ -71,10 +71,10 @@ def draw_prompts(num_problems: int, prompts_per_step: int, seed: int, step: int)
     Returns:
         N indices into the training set, in the order of the prompts of the step.
     """
-    places = range((step - 1) * prompts_per_step, step * prompts_per_step)
-    epochs = {place // num_problems for place in places}
+    stream = range((step - 1) * prompts_per_step, step * prompts_per_step)
+    epochs = {place // num_problems for place in stream}
     order = {epoch: np.random.default_rng([seed, epoch]).permutation(num_problems) for epoch in epochs}
-    return [int(order[place // num_problems][place % num_problems]) for place in places]
+    return [int(order[place // num_problems][place % num_problems]) for place in stream]
 
 
 def render(problem: Problem, tokenizer, chat: bool) -> str:
@@ -154,9 +154,9 @@ class Collector:
     def sample(self, step: int) -> Drawn:
         """Draw this rank's prompts of the step and complete them."""
         config = self.config
-        places = draw_prompts(len(self.problems), config.prompts_per_step, config.seed, step)
-        index = list(range(distributed.rank(), len(places), distributed.world_size()))
-        prompt_ids = [self.prompt_ids[places[i]].tolist() for i in index]
+        chosen = draw_prompts(len(self.problems), config.prompts_per_step, config.seed, step)
+        index = list(range(distributed.rank(), len(chosen), distributed.world_size()))
+        prompt_ids = [self.prompt_ids[chosen[i]].tolist() for i in index]
         if index:
             completions = self.sampler.generate(
                 prompt_ids,
@@ -170,7 +170,7 @@ class Collector:
             )
         else:
             completions = no_completions(self.sampler.policy.device)
-        return Drawn([self.problems[places[i]] for i in index], index, prompt_ids, completions)
+        return Drawn([self.problems[chosen[i]] for i in index], index, prompt_ids, completions)
 
     def reward(self, drawn: Drawn) -> Rollout:
         """Reward the completions, and turn rewards into advantages before anything is left out."""
@@ -210,9 +210,7 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     for name, term in zip(reward_names, rollout.reward_terms, strict=True):
         sums.add(f"reward/{name}", term[~term.isnan()].sum(), (~term.isnan()).sum())
     sums.add("reward/invalid", (~valid).sum(), valid.numel())
-    highest = torch.where(valid, rollout.rewards, -torch.inf).amax(-1)
-    lowest = torch.where(valid, rollout.rewards, torch.inf).amin(-1)
-    sums.add("reward/flat_groups", (highest <= lowest).sum(), len(valid))
+    sums.add("reward/flat_groups", flat(rollout.rewards, valid).sum(), len(valid))
     sums.add("completion/length", mask.sum(), len(mask))
     sums.add("tokens/sampled", mask.sum())
     sums.add("completion/truncated", (~rollout.drawn.completions.finished).sum(), len(mask))

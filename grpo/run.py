@@ -1,7 +1,8 @@
 """A run as a thing on disk and in a shell: its directory, its state, its signals, its clock. No algorithm here.
 
-`<out_dir>/<run_name>/` holds config.yaml, environment.json, metrics.jsonl, rollouts/, checkpoints/, final/ and eval/.
-Rank 0 alone writes. A directory that exists is never overwritten: it is resumed, or it is an error.
+`<out_dir>/<run_name>/` holds config.yaml, environment.json, metrics.jsonl, rollouts/, checkpoints/, final/ and eval/,
+and what `report.py` draws. Rank 0 alone writes. A directory that exists is never overwritten: it is resumed, or it is
+an error.
 """
 
 import ctypes
@@ -12,8 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 
 from grpo import checkpoint, distributed
 from grpo.compiled import can_compile
-from grpo.config import Config, check_resumable, from_yaml, to_yaml
+from grpo.config import Config, check_resumable, from_yaml, taken, to_yaml
 from grpo.files import write_whole
 from grpo.metrics import Display, MetricsWriter
 from grpo.signals import Signals
@@ -70,27 +71,31 @@ def due(step: int, every: int) -> bool:
 class Clock:
     """Seconds per phase of a step."""
 
-    def __init__(self):
-        self.start = self.last = time.perf_counter()
-        self.laps: dict[str, float] = {}
+    def __init__(self, show: Callable[[str], None] = lambda phase: None):
+        """`show` is told of each phase when it begins."""
+        self.show = show
+        self.start = time.perf_counter()
+        self.phases: dict[str, float] = {}
 
-    def lap(self, name: str) -> None:
-        """Ends the phase `name`."""
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Within it the step is in this phase."""
+        self.show(phase)
+        start = time.perf_counter()
+        yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.laps[name] = now - self.last
-        self.last = now
+        self.phases[f"time/{phase}"] = time.perf_counter() - start
 
     def seconds(self) -> dict[str, float]:
         """Every phase, and `time/step` since the clock was made; the slowest rank's."""
-        names = [*self.laps, "time/step"]
-        values = torch.tensor([*self.laps.values(), time.perf_counter() - self.start], dtype=torch.float64)
+        names = [*self.phases, "time/step"]
+        values = torch.tensor([*self.phases.values(), time.perf_counter() - self.start], dtype=torch.float64)
         return dict(zip(names, distributed.all_max(values).tolist(), strict=True))
 
 
 class Log:
-    """What a run writes and says per step: `metrics.jsonl`, TensorBoard, the console. Silent but on rank 0."""
+    """What a run writes and says per step: `metrics.jsonl`, TensorBoard, the console. Silent except on rank 0."""
 
     def __init__(self, directory: Path, config: Config, steps_done: int):
         """Open the files; lines after `steps_done` are cut off.
@@ -118,10 +123,6 @@ class Log:
         if self.writer is not None:
             with suppress(OSError):  # a full disk again: `write` has said so already, in words
                 self.writer.close()
-
-    def phase(self, name: str) -> None:
-        """What the step is doing now."""
-        self.display.phase(name)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Write the line of a step, and say what matters of it."""
@@ -212,8 +213,8 @@ def _open_directory(config: Config, device: torch.device) -> tuple[Config, Path]
         config = replace(config, **{name: value for name, value in kept.items() if getattr(config, name) == "auto"})
         config = resolve(config, device)
         check_resumable(before, config)
-    elif saved.exists() or (directory.exists() and any(directory.iterdir()) and config.resume == "never"):
-        raise ValueError(f"run_name: {directory} exists already; continue it with --resume auto, or take another name")
+    elif sentence := taken(config):
+        raise ValueError(sentence)
     else:
         config = resolve(config, device)
     try:
@@ -294,7 +295,7 @@ def save(directory: Path, learner: Learner, state: State, keep: int) -> None:
     on_main(write)
 
 
-def is_done(directory: Path, config: Config) -> bool:
+def is_trained(directory: Path, config: Config) -> bool:
     """Whether all steps were taken and `final/` was written after the last."""
 
     def look() -> bool:

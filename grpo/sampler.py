@@ -20,8 +20,8 @@ from grpo.stops import StopStrings
 from grpo.tree import trunk_length
 
 CHECK_EVERY = {"cpu": 1, "cuda": 16}
-"""Tokens between two looks at which rows have ended, by device: a look waits for a GPU. What a row draws too much is
-cut off, exactly."""
+"""Tokens decoded between two checks for rows that have ended, by device: a check waits for a GPU. Tokens drawn past a
+row's end are discarded."""
 
 
 class Sampler:
@@ -30,8 +30,8 @@ class Sampler:
     def __init__(self, model: Policy | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, kernels: bool = True):
         """Wrap a policy, or a causal language model of transformers.
 
-        Where weights and compute dtype are the same (CPU), the policy's own weights are read; under autocast the
-        sampler keeps a copy with rounded linear layers, so that no decoding step rounds them again.
+        Without autocast the policy's own weights are read; under it the sampler keeps a copy with rounded linear
+        layers, so that no decoding step rounds them again.
 
         Args:
             model: what to sample from.
@@ -96,10 +96,10 @@ class Sampler:
             raise ValueError("prompt_ids: there has to be a prompt, and every prompt needs at least one token")
         index = list(range(len(prompt_ids))) if prompt_index is None else list(prompt_index)
         draw = Draw(seed, purpose, step, temperature)
-        rows = _Generation(self, prompt_ids, index, group_size, max_new_tokens, self._stop_strings(tuple(stop)))
+        generation = _Generation(self, prompt_ids, index, group_size, max_new_tokens, self._stop_strings(tuple(stop)))
         with torch.inference_mode():  # a tenth faster than no_grad, where operations are as small as a decode's
-            rows.run(draw, max_rows or len(prompt_ids) * group_size)
-        return rows.completions()
+            generation.run(draw, max_rows or len(prompt_ids) * group_size)
+        return generation.completions()
 
     def _stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
         if stop not in self._stops:

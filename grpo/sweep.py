@@ -25,7 +25,7 @@ from scipy import stats
 from grpo import options
 from grpo.config import Config, check_resumable, from_yaml, parse_args
 from grpo.files import write_whole
-from grpo.protocol import is_done, options_of
+from grpo.protocol import is_evaluated, options_of
 
 OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
 """Options of a run that the sweep sets."""
@@ -131,14 +131,14 @@ def make_cells(sweep: Sweep, train_flags: list[str]) -> list[Cell]:
     return cells
 
 
-def accuracies(cell: Cell) -> dict | None:
+def finished_cells(cell: Cell) -> dict | None:
     """{"base" | "tuned": {shots: the cell of eval.json}} of a run that is done at all its shots; None: it is not.
 
     Not done either: a run made with other options, which `train.py` will refuse to resume, and an evaluation made with
     others (fewer shots, another limit), which it makes again.
     """
     saved, result = cell.directory / "config.yaml", cell.directory / "eval" / "eval.json"
-    if not saved.exists() or not is_done(options_of(cell.config, result.parent)):
+    if not saved.exists() or not is_evaluated(options_of(cell.config, result.parent)):
         return None
     before = from_yaml(saved)
     kept = {name: getattr(before, name) for name in ("device", "precision", "max_tokens_per_microbatch")}
@@ -278,7 +278,7 @@ def run_cell(cell: Cell) -> str | None:
             raise
     if code != 0:
         return f"failed with exit code {code}"
-    return None if accuracies(cell) else "stopped before it was evaluated"
+    return None if finished_cells(cell) else "stopped before it was evaluated"
 
 
 def main(argv: list[str]) -> int:
@@ -290,12 +290,12 @@ def main(argv: list[str]) -> int:
         cells = make_cells(sweep, theirs)
         for number, cell in enumerate(cells, start=1):
             print(f"cell {number} of {len(cells)}: {cell.config.run_name}", end="", flush=True)
-            if accuracies(cell):
+            if finished_cells(cell):
                 print(": done before")
             elif reason := run_cell(cell):
                 failed[cell.config.run_name] = reason
                 print(f"{cell.config.run_name}: {reason}", file=sys.stderr, flush=True)
-        done = [(cell, found) for cell in cells if (found := accuracies(cell))]
+        done = [(cell, found) for cell in cells if (found := finished_cells(cell))]
         table = write(Path(sweep.out), cells, done, failed)
     except (ValueError, OSError) as error:
         print(f"sweep: error: {error}", file=sys.stderr)

@@ -28,11 +28,7 @@ def correctness(completion: str, problem: Problem) -> float:
 
     Commas, `$` and spaces of the gold are dropped; a gold that still is no number is matched by nothing.
     """
-    answers = [line for line in completion.split("\n") if line.startswith("####")]
-    numbers = re.findall(NUMBER, answers[-1]) if answers else []
-    if len(numbers) != 1:
-        return 0.0
-    return _equals(numbers[0], problem)
+    return _equals(marked_number(completion), problem)
 
 
 def last_number(completion: str, problem: Problem) -> float:
@@ -40,11 +36,25 @@ def last_number(completion: str, problem: Problem) -> float:
 
     The lenient reading: what `correctness` would be if the format did not matter.
     """
+    return _equals(final_number(completion), problem)
+
+
+def marked_number(completion: str) -> str | None:
+    """The one number on the last line that starts with `####`, as it stands there; None with another count of them."""
+    answers = [line for line in completion.split("\n") if line.startswith("####")]
+    numbers = re.findall(NUMBER, answers[-1]) if answers else []
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def final_number(completion: str) -> str | None:
+    """The last number of the text, as it stands there."""
     numbers = re.findall(NUMBER, completion)
-    return _equals(numbers[-1], problem) if numbers else 0.0
+    return numbers[-1] if numbers else None
 
 
-def _equals(number: str, problem: Problem) -> float:
+def _equals(number: str | None, problem: Problem) -> float:
+    if number is None:
+        return 0.0
     try:
         gold = float(re.sub("[,$ ]", "", problem.answer))
     except ValueError:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from grpo.config import Config
-from grpo.facts import Evaluation, Facts, Grader, Sizes
+from grpo.facts import Evaluation, Facts, RewardProbe, Sizes
 
 SIZES = Sizes(
     parameters=500_000_000,
@@ -24,7 +24,7 @@ FACTS = Facts(
     solution_tokens=tuple(range(50, 150)),
     stop=("\n\nQuestion:",),
     evaluations=(EVALUATION,),
-    graders=(Grader("gsm8k.format", 7000, (), False), Grader("gsm8k.correctness", 7000, (), True)),
+    graders=(RewardProbe("gsm8k.format", 7000, (), False), RewardProbe("gsm8k.correctness", 7000, (), True)),
     device="cuda",
     device_bytes=80 * 10**9,
 )

@@ -261,8 +261,8 @@ def test_what_is_not_supported_is_refused(option):
     plan = TreeAttention(tree.position_ids, tree.subtree_end, R)
     inputs = random_heads(len(tree.input_ids))
     with pytest.raises(ValueError, match=f"model: Layer uses {option}"):
-        attention_interface(Layer(), *inputs, None, tree=plan, **{option: 4})
-    attention_interface(Layer(), *inputs, None, tree=plan, **{option: None})
+        attention_interface(Layer(), *inputs, None, tree_attention=plan, **{option: 4})
+    attention_interface(Layer(), *inputs, None, tree_attention=plan, **{option: None})
 
 
 def test_values_of_another_width_are_refused():
@@ -270,14 +270,14 @@ def test_values_of_another_width_are_refused():
     query, key, value = random_heads(len(tree.input_ids))
     plan = TreeAttention(tree.position_ids, tree.subtree_end, R)
     with pytest.raises(ValueError, match="values of another width"):
-        attention_interface(Layer(), query, key, value[..., :3], None, tree=plan)
+        attention_interface(Layer(), query, key, value[..., :3], None, tree_attention=plan)
 
 
 def test_c22_dropout_is_refused():
     tree = tree_of(TREES["siblings"])
     plan = TreeAttention(tree.position_ids, tree.subtree_end, R)
     with pytest.raises(AssertionError, match="dropout"):
-        attention_interface(Layer(), *random_heads(len(tree.input_ids)), None, dropout=0.1, tree=plan)
+        attention_interface(Layer(), *random_heads(len(tree.input_ids)), None, dropout=0.1, tree_attention=plan)
 
 
 def test_scaling_defaults_to_the_root_of_the_width():
@@ -285,7 +285,7 @@ def test_scaling_defaults_to_the_root_of_the_width():
     plan = TreeAttention(tree.position_ids, tree.subtree_end, R)
     inputs = random_heads(len(tree.input_ids))
     torch.testing.assert_close(
-        attention_interface(Layer(), *inputs, None, tree=plan)[0],
+        attention_interface(Layer(), *inputs, None, tree_attention=plan)[0],
         dense(*inputs, mask_of(tree.subtree_end), D**-0.5),
         **EXACT,
     )

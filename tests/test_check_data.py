@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from grpo.check_data import DATA_CHECKS
-from grpo.probes import Disagreement, Grader
+from grpo.probes import Disagreement, RewardProbe
 from tests.known_facts import EVALUATION, SIZES, config, facts
 
 
@@ -22,7 +22,7 @@ def judged_by(**changes) -> tuple:
 
 
 def graders(*golds: str, of: int = 100, name: str = "gsm8k.correctness", reads: bool = True):
-    return (Grader(name, of, golds, reads),)
+    return (RewardProbe(name, of, golds, reads),)
 
 
 APART = Disagreement("gsm8k_published.correctness", "two answer lines", 7, 9, "#### 1\n#### 2", "2", earned=False)

@@ -45,8 +45,7 @@ def test_tokens_of_a_step():
     step = tokens(config(**RECIPE), KNOWN)
     assert (step.sequences, step.typical, step.sampled) == (32, 50, 1600)
     assert step.prompts == 80 + 4 * 20
-    assert step.microbatches == 2  # (1600 + 80) / (1000 - 80)
-    assert step.learned == 1600 + 80 + 2 * 80
+    assert step.learned == 1600 + 80 + 2 * 80  # two micro-batches: (1600 + 80) / (1000 - 80)
 
 
 def test_a_solution_counts_up_to_the_limit_and_none_as_half_of_it():

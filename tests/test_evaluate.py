@@ -10,10 +10,10 @@ import torch
 import data
 from grpo import evaluate
 from grpo.config import Config
-from grpo.evaluate import EvalOptions, Interrupted, check, options_of, problems_of, transcribe, validation_options
+from grpo.evaluate import Interrupted, check, problems_of, transcribe
 from grpo.options import write_yaml
 from grpo.policy import Policy
-from grpo.protocol import is_done
+from grpo.protocol import EvalOptions, is_evaluated, options_of, validation_options
 from grpo.sampler import Sampler
 from tests import runs
 
@@ -155,14 +155,14 @@ def test_the_evaluation_of_a_run_is_of_its_own_prompts_and_graders():
 
 def test_an_evaluation_is_done_if_it_was_made_with_the_same_options_at_these_shots(tmp_path):
     made = EvalOptions(model="m", tuned="t", shots=(0, 2), limit=5, out=str(tmp_path))
-    assert not is_done(made)
+    assert not is_evaluated(made)
     write_yaml(made, tmp_path / "options.yaml")
-    assert not is_done(made)  # eval.json is written last
+    assert not is_evaluated(made)  # eval.json is written last
     (tmp_path / "eval.json").write_text("{}")
-    assert is_done(made)
-    assert is_done(replace(made, shots=(2,), tuned="elsewhere", data_path="d", batch=3, device="cpu"))
+    assert is_evaluated(made)
+    assert is_evaluated(replace(made, shots=(2,), tuned="elsewhere", data_path="d", batch=3, device="cpu"))
     for other in ({"shots": (0, 4)}, {"limit": 6}, {"graders": ("marker",)}, {"format": "a.b"}, {"budget": 9}):
-        assert not is_done(replace(made, **other)), other
+        assert not is_evaluated(replace(made, **other)), other
 
 
 def test_what_evaluations_will_need_is_checked_before(place):

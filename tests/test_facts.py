@@ -71,7 +71,7 @@ def test_a_run_of_that_name_is_in_the_way_unless_it_is_resumed(model, tmp_path):
     (tmp_path / "run").mkdir()
     changes = {"data": "jsonl", "data_path": path, "out_dir": str(tmp_path), "run_name": "run"}
     assert look(model, **changes).errors == ()
-    (tmp_path / "run" / "config.yaml").touch()
+    (tmp_path / "run" / "notes.txt").touch()  # whatever it holds, nothing is written there
     (error,) = look(model, **changes).errors
     assert "run exists already" in error
     assert look(model, **changes, resume="auto").errors == ()

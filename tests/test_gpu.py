@@ -84,7 +84,7 @@ def test_a_token_is_drawn_without_waiting_for_the_gpu(precision, monkeypatch):
     ],
 )
 def test_an_update_is_that_of_a_cpu(float64, changes, monkeypatch):
-    monkeypatch.setattr("grpo.reference.WORTH", 1)
+    monkeypatch.setattr("grpo.reference.MIN_TRUNK", 1)
 
     def learn(policy, batch):
         reference = Reference(policy) if changes["kl_coef"] else None

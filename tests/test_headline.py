@@ -105,9 +105,9 @@ def test_the_pair_that_counts_is_by_the_last_number_of_the_cut_text():
 
 def test_own_is_at_the_runs_shots_else_the_first():
     entries = [{"shots": 0}, {"shots": 2}]
-    assert headline.own(entries, {"num_shots": 2}) == {"shots": 2}
-    assert headline.own(entries, {"num_shots": 7}) == {"shots": 0}
-    assert headline.own([], {"num_shots": 7}) is None
+    assert headline.entry_of_run(entries, {"num_shots": 2}) == {"shots": 2}
+    assert headline.entry_of_run(entries, {"num_shots": 7}) == {"shots": 0}
+    assert headline.entry_of_run([], {"num_shots": 7}) is None
 
 
 def test_a_lenient_reading_is_a_grader():

@@ -6,7 +6,7 @@ from models import tiny_policy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo import fused_logprobs
-from grpo.logprobs import CHUNK, CHUNK_BYTES, linear_logprobs, product, rows_per_chunk
+from grpo.logprobs import CHUNK, CHUNK_BYTES, linear_logprobs, product, vocabularies_per_chunk
 from grpo.tree import pack
 
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-4, "atol": 1e-4}}
@@ -98,9 +98,9 @@ def test_c37_a_whole_policy_never_holds_the_logits_of_more_than_a_chunk():
 
 def test_c37_a_chunk_is_a_number_of_rows_on_a_cpu_and_of_bytes_on_a_gpu():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert [rows_per_chunk(V, cpu) for V in (11, 151_936)] == [CHUNK, CHUNK]
-    assert [rows_per_chunk(V, gpu) for V in (32_768, 151_936, 10**7)] == [4096, 768, CHUNK]
-    assert 4 * 151_936 * rows_per_chunk(151_936, gpu) <= CHUNK_BYTES
+    assert [vocabularies_per_chunk(V, cpu) for V in (11, 151_936)] == [CHUNK, CHUNK]
+    assert [vocabularies_per_chunk(V, gpu) for V in (32_768, 151_936, 10**7)] == [4096, 768, CHUNK]
+    assert 4 * 151_936 * vocabularies_per_chunk(151_936, gpu) <= CHUNK_BYTES
 
 
 def test_a_kernel_that_is_asked_for_and_not_there_is_one_sentence(monkeypatch):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rewards
 from data import arithmetic, load, prompts
 from grpo import pretrain
+from grpo.policy import EMBEDDED
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 OPENING = "\nSolution: Let's think step by step. "
@@ -38,8 +39,8 @@ def solutions(texts):
 
 @pytest.fixture(scope="module")
 def shipped():
-    model = AutoModelForCausalLM.from_pretrained(pretrain.BASE_MODEL, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(pretrain.BASE_MODEL)
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(EMBEDDED)
 
 
 # The corpus.
@@ -224,7 +225,7 @@ def test_pretraining_is_bitwise_repeatable_and_follows_its_seed(tmp_path):
 
 def test_shipped_model_is_a_small_qwen2_in_float32(shipped):
     model, tokenizer = shipped
-    files = list(Path(pretrain.BASE_MODEL).glob("*.safetensors"))
+    files = list(Path(EMBEDDED).glob("*.safetensors"))
     assert sum(file.stat().st_size for file in files) <= 4_000_000
     assert all(tensor.dtype == torch.float32 for file in files for tensor in load_file(file).values())
     assert model.config.architectures == ["Qwen2ForCausalLM"]
@@ -273,7 +274,7 @@ def behaviour(directory, *, sample, num_problems):
 
 
 def test_shipped_model_jumps_when_greedy_and_runs_on():
-    greedy = behaviour(pretrain.BASE_MODEL, sample=False, num_problems=200)
+    greedy = behaviour(EMBEDDED, sample=False, num_problems=200)
     assert greedy["strict"] <= 0.45
     assert greedy["lenient"] <= 0.45
     assert greedy["worked"] <= 0.1
@@ -281,7 +282,7 @@ def test_shipped_model_jumps_when_greedy_and_runs_on():
 
 
 def test_shipped_model_works_now_and_then_when_sampled_and_is_right_then():
-    sampled = behaviour(pretrain.BASE_MODEL, sample=True, num_problems=500)
+    sampled = behaviour(EMBEDDED, sample=True, num_problems=500)
     assert 0.2 <= sampled["worked"] <= 0.5
     assert sampled["right when worked"] >= 0.9
     assert sampled["strict"] >= 0.3
@@ -323,7 +324,7 @@ def test_the_command_makes_a_model_that_behaves_like_the_shipped_one(tmp_path):
     subprocess.run([sys.executable, "-m", "grpo.pretrain", "--out", str(tmp_path)], check=True, timeout=3600)
     for sample, num_problems in ((False, 200), (True, 500)):
         made = behaviour(tmp_path, sample=sample, num_problems=num_problems)
-        shipped = behaviour(pretrain.BASE_MODEL, sample=sample, num_problems=num_problems)
+        shipped = behaviour(EMBEDDED, sample=sample, num_problems=num_problems)
         for share in ("strict", "lenient", "worked", "runs on"):
             assert made[share] == pytest.approx(shipped[share], abs=0.12), (share, made, shipped)
     assert made["right when worked"] >= 0.9

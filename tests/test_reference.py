@@ -22,7 +22,7 @@ TREES = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Short trunks are worth it, and squares are so small that the trunk is cut."""
-    monkeypatch.setattr(reference, "WORTH", 1)
+    monkeypatch.setattr(reference, "MIN_TRUNK", 1)
     monkeypatch.setattr(parts, "SIDES", (1, 3))
 
 
@@ -34,8 +34,8 @@ def remembering(policy, trunk=TRUNK):
 
 def decoded(monkeypatch, made) -> list[int]:
     """How many tokens go through the reference's layers, call by call."""
-    seen, decode = [], made.policy._decode
-    monkeypatch.setattr(made.policy, "_decode", lambda ids, *args: seen.append(len(ids)) or decode(ids, *args))
+    seen, decode = [], made.policy._run_layers
+    monkeypatch.setattr(made.policy, "_run_layers", lambda ids, *args: seen.append(len(ids)) or decode(ids, *args))
     return seen
 
 
@@ -84,7 +84,7 @@ def test_a_tree_that_does_not_begin_with_it_is_computed_whole(case, monkeypatch)
 
 
 def test_few_tokens_are_not_remembered(monkeypatch):
-    monkeypatch.setattr(reference, "WORTH", 8)
+    monkeypatch.setattr(reference, "MIN_TRUNK", 8)
     assert remembering(tiny_policy()).trunk is None
     assert remembering(tiny_policy(), [*TRUNK, 1]).trunk is not None
 

@@ -176,16 +176,16 @@ def test_everything_in_the_state_survives(tmp_path):
 
 def test_a_run_is_done_when_its_last_step_and_its_model_are_there(tmp_path):
     wanted, directory = opened(config(tmp_path))
-    assert not run.is_done(directory, wanted)
+    assert not run.is_trained(directory, wanted)
     (directory / "final").mkdir()
-    assert not run.is_done(directory, wanted)
+    assert not run.is_trained(directory, wanted)
     for step in (3, 4, 1_000_000):
         run.save(directory, learner(tmp_path), State(step=step), keep=9)
-        assert run.is_done(directory, wanted) == (step >= 4)
-    assert run.is_done(directory, replace(wanted, num_steps=1_000_000))
-    assert not run.is_done(directory, replace(wanted, num_steps=1_000_001))
+        assert run.is_trained(directory, wanted) == (step >= 4)
+    assert run.is_trained(directory, replace(wanted, num_steps=1_000_000))
+    assert not run.is_trained(directory, replace(wanted, num_steps=1_000_001))
     (directory / "final").rmdir()
-    assert not run.is_done(directory, wanted)
+    assert not run.is_trained(directory, wanted)
 
 
 def test_steps_without_a_finite_gradient_are_counted_in_a_row():
@@ -219,11 +219,13 @@ def test_what_is_due(every, steps):
 
 
 def test_the_clock_adds_up(monkeypatch):
-    now = iter([10.0, 11.5, 12.0, 15.0])
+    now = iter([10.0, 10.0, 11.5, 12.0, 12.5, 15.0])
     monkeypatch.setattr(run.time, "perf_counter", lambda: next(now))
-    clock = run.Clock()
-    clock.lap("time/rollout")
-    clock.lap("time/reward")
+    shown = []
+    clock = run.Clock(shown.append)
+    for phase in ("rollout", "reward"):
+        with clock(phase):
+            assert shown[-1] == phase
     assert clock.seconds() == {"time/rollout": 1.5, "time/reward": 0.5, "time/step": 5.0}
 
 

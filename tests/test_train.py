@@ -555,22 +555,22 @@ def test_the_reference_computes_what_all_prompts_begin_with_once_per_run(place, 
     for file in data.iterdir():
         file.write_text(file.read_text().replace('"prompt": "', '"prompt": "1+2=3#'))
     options = {"data_path": data, "max_tokens_per_microbatch": 40, "resume": "auto"}
-    trees, decode = [], Policy._decode
+    trees, run_layers = [], Policy._run_layers
 
     def counting(self, input_ids, *args):
         trees.append(input_ids.tolist())
-        return decode(self, input_ids, *args)
+        return run_layers(self, input_ids, *args)
 
     def computed(name, worth, **changes):
         """How often the trunk was computed alone, and in how many passes together with what follows."""
         trees.clear()
-        monkeypatch.setattr(reference, "WORTH", worth)
+        monkeypatch.setattr(reference, "MIN_TRUNK", worth)
         assert train.main(argv(place, name, **options | changes)) == 0
         alone = trees.count(trunk)
         return alone, sum(tree[: len(trunk)] == trunk for tree in trees) - alone
 
     trunk = runs.digit_tokenizer()("1+2=3#").input_ids
-    monkeypatch.setattr(Policy, "_decode", counting)
+    monkeypatch.setattr(Policy, "_run_layers", counting)
     never, begun = computed("each_pass", 100)
     once, begun_without = computed("once", len(trunk))
     assert (never, once) == (0, 1)
