@@ -48,6 +48,9 @@ def compile_layers(*policies: nn.Module | None) -> None:
     """
     _let_sizes_vary()
     torch._dynamo.config.optimize_ddp = False  # layers are graphs of their own, so DDP's hooks overlap without it
+    # What a product reads in backward is made again where that is elementwise work (norms, the MLP's product, rounded
+    # weights): a quarter less is kept.
+    torch._functorch.config.ban_recompute_materialized_backward = False
     for policy in policies:
         if policy is not None:
             policy.compiled = True

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grpo.attention import KeysValues, Pair, TreeAttention
 from grpo.parts import fused_part
@@ -114,17 +114,19 @@ class DecodeAttention:
 
         Args:
             prefilled: keys and values [Hkv,S,d] per layer.
-            tails: for each prompt, where in S the tokens after the trunk are.
+            tails: for each prompt, where in S the tokens after the trunk are; on the CPU.
             group_size: rows per prompt.
         """
-        first = self.num_groups
-        for i, tail in enumerate(tails, start=first):
-            for buffers, source in zip(self.branch, prefilled, strict=True):
-                for buffer, kept in zip(buffers, source, strict=True):
-                    buffer[i, :, : len(tail)] = kept[:, tail]
-            self.branch_lengths[i] = len(tail)
-            self.of_row += [(i, 0)] * group_size
-        self.num_groups += len(tails)
+        groups = slice(self.num_groups, self.num_groups + len(tails))
+        device = self.branch_lengths.device
+        at = nn.utils.rnn.pad_sequence(list(tails), batch_first=True).to(device)  # behind a shorter one: hidden
+        for buffers, source in zip(self.branch, prefilled, strict=True):
+            for buffer, kept in zip(buffers, source, strict=True):
+                buffer[groups, :, : at.shape[1]] = kept[:, at].transpose(0, 1)
+        lengths = list(map(len, tails))
+        self.branch_lengths[groups] = torch.tensor(lengths).to(device)
+        self.of_row += [(i, 0) for i in range(groups.start, groups.stop) for _ in range(group_size)]
+        self.num_groups = groups.stop
         self._place_rows()
 
     def keep(self, alive: Tensor) -> Tensor:
@@ -137,9 +139,7 @@ class DecodeAttention:
             [m] int64 on the CPU: which present row each of the m rows that stay is; rows move as little as possible.
         """
         order, holes, movers = _fill_holes(alive)
-        for buffers in self.own:
-            for buffer in buffers:
-                buffer[holes, :, : self.longest] = buffer[movers, :, : self.longest]
+        _move([x[:, :, : self.longest] for buffers in self.own for x in buffers], holes, movers)
         self.of_row = [self.of_row[i] for i in order.tolist()]
         self._drop_empty_groups()
         self._place_rows()
@@ -224,9 +224,7 @@ class DecodeAttention:
         used = torch.zeros(self.num_groups, dtype=torch.bool)
         used[[group for group, _ in self.of_row]] = True
         order, holes, movers = _fill_holes(used)
-        for buffers in (*self.branch, (self.branch_lengths,)):
-            for buffer in buffers:
-                buffer[holes] = buffer[movers]
+        _move([self.branch_lengths, *(x for buffers in self.branch for x in buffers)], holes, movers)
         now = {before: group for group, before in enumerate(order.tolist())}
         self.of_row = [(now[group], length) for group, length in self.of_row]
         self.num_groups = len(order)
@@ -262,6 +260,14 @@ class DecodeAttention:
         N, Hkv, _, x = groups.shape
         grid = groups.view(N, Hkv, self.places, R, x).transpose(1, 2).reshape(N * self.places, Hkv, R, x)
         return grid if self.dense else grid[self.place[:n].clamp(max=len(grid) - 1)]
+
+
+def _move(buffers: Sequence[Tensor], holes: Tensor, movers: Tensor) -> None:
+    """In each buffer entries `movers` go to `holes`; both on the CPU, and sent to the device once for all buffers."""
+    if len(holes):
+        holes, movers = (x.to(buffers[0].device) for x in (holes, movers))
+        for buffer in buffers:
+            buffer[holes] = buffer[movers]
 
 
 def _fill_holes(alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,8 +23,8 @@ EFFICIENCY = 0.5
 USED = 0.9
 """Share of a GPU's free memory that `budget` plans with; the rest is for what is not counted, and for gaps."""
 
-LEAST_TOKENS, MOST_TOKENS = 256, 16384
-"""Bounds of `budget`. The upper one leaves memory to others once matrix products are large; not measured on a GPU."""
+LEAST_TOKENS, MOST_TOKENS = 256, 8192
+"""Bounds of `budget`. Above the upper one matrix products are hardly faster, and memory is better left to others."""
 
 TOKEN_S, LAYER_S, PART_S = 4e-3, 1e-3, 1e-4
 """Seconds that calls alone take, however small the model: one token of all rows, one layer of it, and, in learning, the
@@ -137,13 +137,19 @@ def kept(config: Config, facts: Facts) -> float:
     """Bytes of learning per token of a micro-batch: what all layers keep for backward, and what one layer works with.
 
     Counted on Llama under float32 and under bfloat16 autocast, where the residual stream, queries, keys and values stay
-    float32, and each linear layer keeps a rounded copy of its input. Without autocast: what `lean.py` keeps.
+    float32, and each linear layer keeps a rounded copy of its input. Without autocast: what `lean.py` keeps. Compiled
+    under autocast: the stream, and rounded two inputs, query, result, key, value and both halves of the MLP.
     """
     size, whole = facts.sizes, _whole(config)
     linear = 6 * size.width + 4 * size.intermediate if _half(config) else 2 * size.intermediate
     widths = 6 if _half(config) else 4
     layer = (widths * size.width + 2 * size.key_width) * whole + linear * _compute(config)
-    stored = size.width * whole if config.activation_checkpointing else layer
+    stored = layer
+    if config.compile is True and _half(config):
+        rounded = 4 * size.width + 2 * size.key_width + 2 * size.intermediate
+        stored = size.width * whole + rounded * _compute(config)
+    if config.activation_checkpointing:
+        stored = size.width * whole
     return size.layers * stored + 2 * layer
 
 
@@ -238,7 +244,8 @@ def measured(device: torch.device, precision: str) -> tuple[float, float]:
     on_gpu = device.type == "cuda"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}.get(precision, torch.float32)
     size, numbers = (8192, 1 << 28) if on_gpu else (768, 1 << 24)
-    matrix = torch.ones(size, size, dtype=dtype, device=device)
+    random = torch.Generator(device).manual_seed(0)  # a matrix of ones would flatter a GPU: it takes less power
+    matrix = torch.randn(size, size, dtype=dtype, device=device, generator=random)
     source = torch.ones(numbers, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     flops = 2 * size**3 / fastest(lambda: matrix @ matrix, on_gpu)

@@ -23,7 +23,7 @@ from grpo.policy import load_policy, load_shapes
 from grpo.protocol import EvalOptions, planned
 from grpo.rollout import encode_prompts, render, stop_strings
 from grpo.sampler import Sampler
-from grpo.stops import StopStrings
+from grpo.tree import trunk_length
 
 
 def problems_of(options: EvalOptions, shots: int) -> list[Problem]:
@@ -188,6 +188,7 @@ def transcribe(
     prompt_ids = encode_prompts(
         problems, sampler.tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens
     )
+    trunk = trunk_length(prompt_ids)
     # Prompts of like length share a batch, and of one length order: no result depends on it.
     order = sorted(range(len(problems)), key=lambda i: (len(prompt_ids[i]), i))
     mine = order[distributed.rank() :: distributed.world_size()]
@@ -202,12 +203,12 @@ def transcribe(
             said = time.perf_counter()
             _say(f"  {k / rounds:.0%} of {len(problems):,} problems after {(said - start) / 60:.0f} min")
         if index := mine[k * at_once : (k + 1) * at_once]:
-            rows += _answer(sampler, problems, prompt_ids, index, options)
+            rows += _answer(sampler, problems, prompt_ids, trunk, index, options)
     gathered = [row for rank in distributed.gather_objects(rows) for row in rank]
     return sorted(gathered, key=lambda row: (row["index"], row["sample"]))
 
 
-def _answer(sampler: Sampler, problems, prompt_ids, index: list[int], options: EvalOptions) -> list[dict]:
+def _answer(sampler: Sampler, problems, prompt_ids, trunk: int, index: list[int], options: EvalOptions) -> list[dict]:
     """Transcripts of the problems at these places."""
     stop = stop_strings(problems)
     completions = sampler.generate(
@@ -220,8 +221,9 @@ def _answer(sampler: Sampler, problems, prompt_ids, index: list[int], options: E
         prompt_index=index,
         stop=stop if options.stop_early else (),
         purpose="evaluation",
+        trunk_tokens=trunk,
     )
-    finder = StopStrings(sampler.tokenizer, stop)
+    finder = sampler.stop_strings(tuple(stop))
     rows = []
     for row, (text, ids, length, finished) in enumerate(
         zip(

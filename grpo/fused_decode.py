@@ -139,8 +139,8 @@ def block_masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     rows, vocabulary = logits.shape
     blocks = triton.cdiv(vocabulary, BLOCK)
     highest, mass = logits.new_empty(rows, blocks), logits.new_empty(rows, blocks)
-    scale = temperature or 1.0
-    _block_masses[(rows, triton.cdiv(blocks, BLOCKS))](logits, highest, mass, scale, vocabulary, blocks, BLOCKS, BLOCK)
+    scale, sizes = temperature or 1.0, (vocabulary, logits.stride(0), blocks)
+    _block_masses[(rows, triton.cdiv(blocks, BLOCKS))](logits, highest, mass, scale, *sizes, BLOCKS, BLOCK)
     top = highest.amax(-1, keepdim=True)
     return top, mass.mul_(((highest - top) / scale).exp_()).double()  # in float32, as `sample` looks into a block
 
@@ -148,12 +148,12 @@ def block_masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 if triton is not None:
 
     @triton.jit
-    def _block_masses(logits, highest, mass, scale, V, blocks, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
+    def _block_masses(logits, highest, mass, scale, V, stride, blocks, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
         """BLOCKS blocks of one row."""
         row = tl.program_id(0).to(tl.int64)
         block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
         word = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-        x = tl.load(logits + row * V + word, mask=word < V, other=float("-inf"))
+        x = tl.load(logits + row * stride + word, mask=word < V, other=float("-inf"))
         m = tl.max(x, axis=1)
         finite = tl.where(m == float("-inf"), 0.0, m)
         tl.store(highest + row * blocks + block, m, mask=block < blocks)

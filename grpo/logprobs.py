@@ -22,6 +22,10 @@ CHUNK_BYTES = 1 << 29
 """Bytes of float32 logits held at one time on a GPU, at most: 768 times V of them for V = 151,936."""
 ROWS = 2048
 """Rows of a tile, where there are so many; its columns are a part of the vocabulary."""
+ALIGNED = 128
+"""Of words in a tile, on a GPU in half precision: whole numbers of it."""
+NO_WORD = -1e30
+"""The logit of a word that is none: its exponential is 0, and it stays finite when a temperature divides it."""
 KERNEL = False
 """Whether a GPU runs the kernel instead of tiles of products; `python -m bench.logprobs` says which is faster there."""
 
@@ -79,17 +83,18 @@ class _LinearLogprobs(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, temperature, chunk, product_dtype, compiled):
         ctx.constants = temperature, chunk, product_dtype, compiled
         add = any_size(_add_tile) if compiled else _add_tile
-        head, dtype = weight.to(product_dtype), torch.promote_types(hidden.dtype, torch.float32)
+        head, dtype = head_for(weight, product_dtype), torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropy, lse = (hidden.new_empty(len(hidden), dtype=dtype) for _ in range(3))
         logits, spare = _room(hidden, head, chunk)
-        for rows, columns in _blocks(len(hidden), len(weight), chunk):
+        for rows, columns in _blocks(len(hidden), head, chunk):
             inputs = hidden[rows].to(product_dtype)
             highest = torch.full_like(lse[rows], torch.finfo(dtype).min / 2)  # finite: -inf times no mass is NaN
             sums = highest, *(torch.zeros_like(highest) for _ in range(3))
             for words in columns:
-                place, inside = _target_in(words, targets[rows], len(weight))
+                place, inside = _target_in(words, targets[rows], len(head))
                 z, mass = (_of_size(x, inputs, head[words]) for x in (logits, spare))
-                sums = add(product(inputs, head[words].t(), z), mass, place, inside, temperature, *sums)
+                z = _tile_logits(inputs, head, words, len(weight), z)
+                sums = add(z, mass, place, inside, temperature, *sums)
             highest, total, weighted, score = sums
             lse[rows], entropy[rows] = highest + total.log(), total.log() - weighted / total
             logprobs[rows] = score - lse[rows]
@@ -101,21 +106,21 @@ class _LinearLogprobs(torch.autograd.Function):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
         temperature, chunk, product_dtype, compiled = ctx.constants
         gradient = any_size(_tile_gradient) if compiled else _tile_gradient
-        head = weight.to(product_dtype)
+        head = head_for(weight, product_dtype)
         d_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
-        d_head = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        d_head = torch.zeros_like(head, dtype=torch.promote_types(weight.dtype, torch.float32))
         logits, spare = _room(hidden, head, chunk)
-        for rows, columns in _blocks(len(hidden), len(weight), chunk):
+        for rows, columns in _blocks(len(hidden), head, chunk):
             inputs = hidden[rows].to(product_dtype)
             of_rows = [values[rows] for values in (lse, entropy, d_logprobs, d_entropy)]
             for words in columns:
-                place, inside = _target_in(words, targets[rows], len(weight))
+                place, inside = _target_in(words, targets[rows], len(head))
                 z, p = (_of_size(x, inputs, head[words]) for x in (logits, spare))
-                z = product(inputs, head[words].t(), z)
-                d_logits = gradient(z, p, place, inside, temperature, *of_rows).to(product_dtype)
+                z = _tile_logits(inputs, head, words, len(weight), z)
+                d_logits = gradient(z, p, place, inside, temperature, *of_rows, product_dtype)
                 d_hidden[rows] += product(d_logits, head[words])
                 _accumulate(d_head[words], d_logits.t(), inputs)
-        return d_hidden.to(hidden.dtype), d_head.to(weight.dtype), None, None, None, None, None
+        return d_hidden.to(hidden.dtype), d_head[: len(weight)].to(weight.dtype), None, None, None, None, None
 
 
 def _add_tile(
@@ -129,13 +134,18 @@ def _add_tile(
     weighted: Tensor,
     score: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One tile more in the running maximum, s, t and the target's logit, each [m]; overwrites logits, spare [m,v]."""
-    logits = logits if temperature == 1.0 else logits.div_(temperature)
-    score = score + logits.gather(1, place)[:, 0].where(inside, 0)
-    highest = torch.maximum(before, logits.amax(-1))
+    """One tile more in the running maximum, s, t and the target's logit, each [m]; overwrites logits, spare [m,v].
+
+    Compiled, it only reads: what is done in place would be written to memory, though nobody reads it.
+    """
+    into = None if torch.compiler.is_compiling() else logits
+    z = logits if temperature == 1.0 else torch.div(logits, temperature, out=into)
+    score = score + z.gather(1, place)[:, 0].where(inside, 0)
+    highest = torch.maximum(before, z.amax(-1))
     rescale = torch.exp(before - highest)
-    mass = torch.exp(logits.sub_(highest[:, None]), out=spare)
-    weighted = rescale * (weighted + (before - highest) * total) + logits.mul_(mass).sum(-1)
+    z = torch.sub(z, highest[:, None], out=into)
+    mass = torch.exp(z, out=spare)
+    weighted = rescale * (weighted + (before - highest) * total) + torch.mul(z, mass, out=into).sum(-1)
     return highest, rescale * total + mass.sum(-1), weighted, score
 
 
@@ -149,14 +159,50 @@ def _tile_gradient(
     entropy: Tensor,
     d_logprobs: Tensor,
     d_entropy: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """dL/dlogits [m,v] of a tile before the temperature divided them; overwrites logits, spare [m,v]."""
-    logits = logits if temperature == 1.0 else logits.div_(temperature)
-    log_p = logits.sub_(lse[:, None])
+    """dL/dlogits [m,v] of a tile before the temperature divided them, in `dtype`; overwrites logits, spare [m,v].
+
+    Compiled, it reads the logits and writes the result, no more.
+    """
+    at_target = d_logprobs.to(lse.dtype).where(inside, 0)[:, None]
+    if torch.compiler.is_compiling():
+        log_p = (logits if temperature == 1.0 else logits / temperature) - lse[:, None]
+        d_logits = -log_p.exp() * ((log_p + entropy[:, None]) * d_entropy[:, None] + d_logprobs[:, None])
+        column = torch.arange(logits.shape[1], device=logits.device)
+        d_logits = torch.where(column == place, d_logits + at_target, d_logits)
+        return (d_logits if temperature == 1.0 else d_logits / temperature).to(dtype)
+    log_p = (logits if temperature == 1.0 else logits.div_(temperature)).sub_(lse[:, None])
     p = torch.exp(log_p, out=spare)
     d_logits = log_p.add_(entropy[:, None]).mul_(d_entropy[:, None]).add_(d_logprobs[:, None]).mul_(p).neg_()
-    d_logits.scatter_add_(1, place, d_logprobs.to(d_logits.dtype).where(inside, 0)[:, None])
-    return d_logits.div_(temperature)
+    d_logits.scatter_add_(1, place, at_target)
+    return (d_logits if temperature == 1.0 else d_logits.div_(temperature)).to(dtype)
+
+
+def head_for(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[V,D] -> [W,D] in the dtype of the product; on a GPU in half precision with rows of zeros up to whole `ALIGNED`.
+
+    Tensor cores load 16 bytes at a time: a vocabulary of odd size costs a product half its speed. What the rows more
+    give out has to be hidden.
+    """
+    more = -len(weight) % ALIGNED if _pads(weight, dtype) else 0
+    if not more:
+        return weight.to(dtype)
+    head = weight.new_zeros(len(weight) + more, weight.shape[1], dtype=dtype)
+    head[: len(weight)] = weight
+    return head
+
+
+def _pads(weight: Tensor, dtype: torch.dtype) -> bool:
+    return weight.is_cuda and dtype in (torch.bfloat16, torch.float16)
+
+
+def _tile_logits(inputs: Tensor, head: Tensor, words: slice, V: int, out: Tensor | None) -> Tensor:
+    """[m,D], [W,D] -> the logits [m,v] of a tile; `NO_WORD` from word V on, where `head_for` has put more."""
+    logits = product(inputs, head[words].t(), out)
+    if words.stop > V:
+        logits[:, max(0, V - words.start) :] = NO_WORD
+    return logits
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -212,7 +258,7 @@ def _room(hidden: Tensor, head: Tensor, chunk: int) -> tuple[Tensor | None, Tens
     """
     if hidden.is_cuda or head.dtype not in (torch.float32, torch.float64):
         return None, None
-    blocks = _blocks(len(hidden), len(head), chunk)
+    blocks = _blocks(len(hidden), head, chunk)
     size = max(((rows.stop - rows.start) * columns[0].stop for rows, columns in blocks), default=0)
     return None if faster(head) else head.new_empty(size), head.new_empty(size)
 
@@ -223,14 +269,14 @@ def _of_size(buffer: Tensor | None, inputs: Tensor, head: Tensor) -> Tensor | No
     return None if buffer is None else buffer[: m * v].view(m, v)
 
 
-def _blocks(length: int, vocabulary: int, chunk: int) -> Iterator[tuple[slice, list[slice]]]:
+def _blocks(length: int, head: Tensor, chunk: int) -> Iterator[tuple[slice, list[slice]]]:
     """Blocks of predictions, and the tiles of the vocabulary that each walks: at most chunk x vocabulary logits a tile.
 
     Many predictions and a part of the vocabulary, rather than few and all of it: a matrix product of that shape is
     nearly twice as fast on a CPU.
     """
-    size = max(chunk, ROWS)
+    size, vocabulary, whole = max(chunk, ROWS), len(head), ALIGNED if _pads(head, head.dtype) else 1
     for start in range(0, length, size):
         rows = slice(start, min(start + size, length))
-        tile = max(1, chunk * vocabulary // (rows.stop - rows.start))
+        tile = max(1, chunk * vocabulary // (rows.stop - rows.start) // whole) * whole
         yield rows, [slice(word, min(word + tile, vocabulary)) for word in range(0, vocabulary, tile)]

@@ -124,7 +124,7 @@ class Policy(nn.Module):
             known = attention.known
         with self.autocast(), nullcontext() if self.compiled or self.autocast_dtype else norms_made_again():
             hidden = self._run_layers(tree.input_ids[known:], tree.position_ids[known:], attention)
-            hidden = hidden.index_select(0, tree.source - known)
+            hidden = hidden[tree.source - known]  # whose gradient a GPU adds up in the same order every time
             return linear_logprobs(hidden, self.head, tree.target, temperature, compiled=self.compiled)
 
 

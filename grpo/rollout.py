@@ -167,6 +167,7 @@ class Collector:
                 step=step,
                 prompt_index=index,
                 stop=self.stop,
+                trunk_tokens=len(self.trunk_ids),
             )
         else:
             completions = no_completions(self.sampler.policy.device)
@@ -226,6 +227,8 @@ def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str],
     finished = completions.finished.tolist()
     lengths = completions.completion_mask.sum(1).tolist()
     ids, logprobs = completions.completion_ids.tolist(), completions.sampling_logprobs.tolist()
+    used = sorted({token for row, length in zip(ids, lengths, strict=True) for token in row[:length]})
+    words = {token: tokenizer.decode([token]) for token in used}
     rows = []
     for row, text in enumerate(completions.texts):
         i, j = divmod(row, G)
@@ -241,7 +244,7 @@ def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str],
                 "reward": rollout.rewards[i, j].item() if rollout.valid[i, j] else None,
                 "advantage": rollout.advantages[i, j].item(),
                 "finished": finished[row],
-                "tokens": tokenizer.batch_decode([[token] for token in ids[row][: lengths[row]]]),
+                "tokens": [words[token] for token in ids[row][: lengths[row]]],
                 "logprobs": [round(value, 4) for value in logprobs[row][: lengths[row]]],
             }
         )

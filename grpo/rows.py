@@ -16,7 +16,7 @@ from torch import Tensor
 from grpo import fused_decode
 from grpo.decoding import DecodeAttention, KeysValues, PrefillAttention
 from grpo.fused_decode import FusedDecodeAttention, FusedDecoder
-from grpo.logprobs import product
+from grpo.logprobs import head_for, product
 from grpo.narrow import NarrowDecoder, Product, fits
 from grpo.policy import Policy
 from grpo.sampling import block_masses, sample, streams, uniforms_at
@@ -60,7 +60,7 @@ class Rows:
         self.products = [self.head, *(self.decoder.products if self.decoder else ())]
         self.graphs: dict[tuple, Callable[[], None]] = {}
         on_gpu, half = policy.device.type == "cuda", policy.autocast_dtype
-        self.rounded_head = policy.head.detach().to(half) if on_gpu and half else None
+        self.rounded_head = head_for(policy.head.detach(), half) if on_gpu and half else None
         self.warming = torch.cuda.Stream() if on_gpu else None
         self._forget()
 
@@ -83,7 +83,7 @@ class Rows:
         """
         self.draw = draw
         if self.rounded_head is not None:
-            self.rounded_head.copy_(self.policy.head)
+            self.rounded_head[: self.policy.vocab_size] = self.policy.head
         self.trunk_length, self.trunk_known = len(trunk), False
         for narrow in self.products:
             narrow.pack()
@@ -191,7 +191,7 @@ class Rows:
         if not self.trunk_known:
             self.attention.set_trunk(attention.kept)
             self.trunk_known = True
-        tails = [torch.from_numpy(path[self.trunk_length :]).to(device) for path in trie.paths]
+        tails = [torch.from_numpy(path[self.trunk_length :]) for path in trie.paths]
         return attention.kept, tails, hidden
 
     def _room_for_trunk(self) -> KeysValues:
@@ -208,7 +208,7 @@ class Rows:
         if hidden.device.type == "cpu":
             return self.head(hidden)
         head = self.policy.head if self.rounded_head is None else self.rounded_head
-        return product(hidden.to(head.dtype), head.t())
+        return product(hidden.to(head.dtype), head.t())[:, : self.policy.vocab_size]
 
     def _draw(self, logits: Tensor, rows: slice) -> None:
         """Draw the next token of these rows and write it down."""

@@ -68,6 +68,7 @@ class Sampler:
         stop: Sequence[str] = (),
         purpose: str = "train",
         max_rows: int | None = None,
+        trunk_tokens: int | None = None,
     ) -> Completions:
         """Draw `group_size` completions of every prompt.
 
@@ -81,6 +82,9 @@ class Sampler:
             stop: strings that end a completion.
             purpose: `train` or `evaluation`: different uniforms.
             max_rows: rows in flight at one time, at least one group; further prompts join as rows end. None: all.
+            trunk_tokens: how many first tokens to treat as common to all prompts; fewer than any of them has. The same
+                in all calls of a run, on a GPU, so that buffers and captured graphs serve every one. None: as many as
+                these prompts share.
 
         Returns:
             Completions of B = N * G rows, row `i * G + j` being sample j of prompt i; T is the longest row.
@@ -96,12 +100,14 @@ class Sampler:
             raise ValueError("prompt_ids: there has to be a prompt, and every prompt needs at least one token")
         index = list(range(len(prompt_ids))) if prompt_index is None else list(prompt_index)
         draw = Draw(seed, purpose, step, temperature)
-        generation = _Generation(self, prompt_ids, index, group_size, max_new_tokens, self._stop_strings(tuple(stop)))
+        generation = _Generation(self, prompt_ids, index, group_size, max_new_tokens, self.stop_strings(tuple(stop)))
         with torch.inference_mode():  # a tenth faster than no_grad, where operations are as small as a decode's
-            generation.run(draw, max_rows or len(prompt_ids) * group_size)
+            trunk = trunk_length(prompt_ids) if trunk_tokens is None else trunk_tokens
+            generation.run(draw, max_rows or len(prompt_ids) * group_size, trunk)
         return generation.completions()
 
-    def _stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
+    def stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
+        """What finds these strings, made once: it looks at every word of the vocabulary."""
         if stop not in self._stops:
             self._stops[stop] = StopStrings(self.tokenizer, stop)
         return self._stops[stop]
@@ -122,11 +128,10 @@ class _Generation:
         self.logprobs: list[Tensor] = [torch.empty(0)] * B
         self.finished = torch.zeros(B, dtype=torch.bool)
 
-    def run(self, draw: Draw, max_rows: int) -> None:
+    def run(self, draw: Draw, max_rows: int, trunk: int) -> None:
         """Until every row of every prompt has ended."""
         G = self.group_size
         room = max(1, min(max_rows // G, len(self.waiting)))
-        trunk = trunk_length(self.prompt_ids)
         branch = max(map(len, self.prompt_ids)) - trunk
         self.rows.start(draw, self.prompt_ids[0][:trunk], room * G, room, branch, self.max_new_tokens)
         while self.waiting or self.alive:

@@ -8,6 +8,7 @@ When memory runs out, rows are cut smaller and the pass is made again. So no ran
 gathers gradients alone, all agree that nobody failed, and only then does DDP add the gradients up. Left out: sharding.
 """
 
+import gc
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -289,6 +290,7 @@ class Learner:
                     f"max_tokens_per_microbatch is {self.max_tokens}: out of memory in learning from one sequence, "
                     "so that no less will do; use activation_checkpointing, or lower max_new_tokens or num_shots"
                 )
+            gc.collect()  # the error's traceback holds tensors, in a cycle
             torch.cuda.empty_cache()
             self.max_tokens //= 2
             microbatches[:] = self._microbatches(batch, rows)

@@ -3,7 +3,9 @@
 import copy
 import shutil
 
+import known_facts
 import pytest
+import saved
 import torch
 from compiling import aot_eager, forget, graphs  # noqa: F401  (a fixture)
 from models import byte_tokenizer, tiny_policy
@@ -13,8 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from grpo import compiled, flex
 from grpo.batch import Batch
 from grpo.compiled import any_size, can_compile, compile_layers
+from grpo.estimate import kept
+from grpo.facts import sizes
 from grpo.flex import FlexAttention
-from grpo.logprobs import linear_logprobs
+from grpo.logprobs import _add_tile, _tile_gradient, linear_logprobs
 from grpo.policy import frozen_copy, token_logprobs
 from grpo.sampler import Sampler
 from grpo.tree import pack
@@ -68,6 +72,27 @@ def test_values_and_gradients_are_those_of_the_plain_layers_with_one_graph_for_a
     for rows in SIZES:
         assert_equal(learned(policy, policy, rows), learned(plain, plain, rows), rtol=1e-4, atol=1e-4)
     assert graphs() <= 4  # a chunk's values and gradient; layers: one graph, the first apart if checkpointed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("aot_eager")
+def test_compiled_layers_keep_what_the_estimate_counts(monkeypatch):
+    """Of a token in a layer, with what Inductor partitions by: nothing that elementwise work brings back."""
+    monkeypatch.setitem(compiled.SETTINGS, "backend", "aot_eager_decomp_partition")
+    grown, counted = [], []
+    for layers in (1, 3):
+        widths = {"hidden_size": 64, "intermediate_size": 320}  # a layer as it usually is: an MLP several times as wide
+        policy, _ = a_pair(family="llama", precision="bf16", num_hidden_layers=layers, **widths)
+        use_flex(monkeypatch, policy, torch.bfloat16)
+        kept_bytes = []
+        for length in (1100, 1500):  # padded to 1,280 and 1,536
+            with saved.noted() as seen:
+                policy(pack([[7] * 10], [[[8] * (length - 10)]]), 1.0)
+            kept_bytes.append(saved.num_bytes(seen, policy))
+        grown.append((kept_bytes[1] - kept_bytes[0]) / 256)
+        recipe = known_facts.config(precision="bf16", compile=True)
+        counted.append(kept(recipe, known_facts.facts(sizes=sizes(policy.model))))
+    assert grown[1] - grown[0] == pytest.approx(counted[1] - counted[0], rel=0.05)
 
 
 @pytest.mark.slow
@@ -132,6 +157,19 @@ def test_c37_compiled_chunks_equal_plain_ones():
     assert 0 < graphs() <= 4  # values, gradient; a last chunk of another size
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_compiled_tiles_only_read_the_logits(temperature):
+    """What is done in place would be written back to memory, several times the size of anything that is asked for."""
+    logits, place, rows = torch.randn(9, 40), torch.randint(40, (9, 1)), torch.rand(6, 9)
+    arguments = logits, None, place, rows[5] < 0.5, temperature
+    for function, more in ((_add_tile, rows[:4]), (_tile_gradient, [*rows[:4], torch.float32])):
+        before = logits.clone()
+        compiled_result = any_size(function)(*arguments, *more)
+        assert torch.equal(logits, before)
+        torch.testing.assert_close(compiled_result, function(before, *arguments[1:], *more), rtol=1e-5, atol=1e-5)
+        assert not torch.equal(logits, before)  # without being compiled, in place
 
 
 def test_any_size_compiles_a_function_once():

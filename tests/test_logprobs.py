@@ -6,7 +6,8 @@ from models import tiny_policy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo import fused_logprobs
-from grpo.logprobs import CHUNK, CHUNK_BYTES, linear_logprobs, product, vocabularies_per_chunk
+from grpo import logprobs as logprobs_module
+from grpo.logprobs import CHUNK, CHUNK_BYTES, head_for, linear_logprobs, product, vocabularies_per_chunk
 from grpo.tree import pack
 
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-4, "atol": 1e-4}}
@@ -59,6 +60,28 @@ def test_c37_c11_chunked_equals_full(M, chunk, temperature, dtype):
         for our, their in zip(*gradients, strict=True):
             assert our.dtype == dtype and our.shape == their.shape
             torch.testing.assert_close(our, their, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e-3])
+@pytest.mark.parametrize(("M", "chunk"), [(7, 3), (1, 1), (300, 128)])
+def test_c37_a_head_of_whole_tiles_gives_the_numbers_of_its_words_alone(M, chunk, temperature, monkeypatch):
+    """As on a GPU in half precision: 300 words in rows of zeros up to 384, whose logits must not be seen."""
+    monkeypatch.setattr(logprobs_module, "_pads", lambda *_: True)
+    inputs = random_inputs(M, V=300)
+    assert len(head_for(inputs[1].detach(), torch.float64)) == 384
+    tiles = [words for _, columns in logprobs_module._blocks(M, torch.empty(384, 5), chunk) for words in columns]
+    assert all(words.start % 128 == words.stop % 128 == 0 for words in tiles)
+    ours, theirs = linear_logprobs(*inputs, temperature, chunk=chunk), full(*inputs, temperature)
+    upstream = torch.randn(2, M, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad((upstream * torch.stack(out)).sum(), inputs[:2]) for out in (ours, theirs)]
+    for our, their in zip([*ours, *gradients[0]], [*theirs, *gradients[1]], strict=True):
+        assert our.shape == their.shape
+        torch.testing.assert_close(our, their, **TOLERANCE[torch.float64])
+
+
+def test_a_head_is_made_larger_for_tensor_cores_alone():
+    weight = torch.ones(300, 5)
+    assert head_for(weight, torch.float32) is weight and len(head_for(weight, torch.bfloat16)) == 300
 
 
 def test_hand_worked_numbers():

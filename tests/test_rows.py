@@ -11,6 +11,7 @@ from test_sampler import ENDS, RUN, count_tokens, make_sampler, rows_of
 
 from grpo import rows
 from grpo.sampler import Sampler
+from grpo.tree import trunk_length
 
 TRUNK = list(range(30, 60))
 PROMPTS = [[*TRUNK, *branch] for branch in ([1, 2], [3], [1, 4, 5, 6], [7], [8, 9], [], [2, 2, 2])]
@@ -86,6 +87,12 @@ def test_room_is_kept_where_shapes_are_rounded_and_new_weights_are_seen():
         attention = sampler.rows.attention
         now = [attention.own[0][0], attention.branch[1][1], attention.trunk[0][1], sampler.rows.ids]
         assert all(buffer is before for buffer, before in zip(now, buffers, strict=True))
+    for prompt in PROMPTS:  # alone it would be its own trunk
+        assert_rows(
+            sampler.generate([prompt], trunk_tokens=trunk_length(PROMPTS), **OPTIONS),
+            rows_of(plain.generate([prompt], **OPTIONS)),
+        )
+        assert sampler.rows.attention is attention
     longer = [[*prompt, *range(60, 90)] for prompt in PROMPTS]
     assert_rows(sampler.generate(longer, **OPTIONS), rows_of(plain.generate(longer, **OPTIONS)))
 
