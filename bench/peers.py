@@ -156,7 +156,7 @@ def _entry(result: dict, ours: dict) -> dict:
     theirs, our_own = result.get(phase), ours.get(phase)
     entry = {name: result.get(name) for name in NUMBERS}
     entry["ratio"] = theirs / our_own if theirs and our_own else None
-    return entry | {name: value for name, value in result.items() if name not in entry and name not in SETTING}
+    return entry | {name: value for name, value in result.items() if name not in entry}
 
 
 def table(written: dict) -> Table:

@@ -191,12 +191,11 @@ def parts(
     cache = 2 * size.layers * size.key_width * width  # bytes of a token's keys and values
     keys_of_prompts = int((positions + 1).sum())
     keys_of_decode = asked.group * sum(len(row) + t for row in prompt_ids for t in range(1, T))
-    keys_of_last = asked.group * sum(len(row) + T for row in prompt_ids)  # learning computes the last token too
     read = sum(stored + B * t for t in range(1, T))  # tokens of the cache, over all steps of decoding
 
     prefill = 2 * (layers * stored + head * N) + per_key * keys_of_prompts
     decode = 2 * (layers + head) * B * (T - 1) + per_key * keys_of_decode
-    forward = 2 * (layers * computed + head * B * T) + per_key * (keys_of_prompts + keys_of_decode + keys_of_last)
+    forward = 2 * (layers * computed + head * B * T) + per_key * (keys_of_prompts + keys_of_decode)
     known = 2 * layers * remembered + per_key * remembered * (remembered + 1) // 2
     return [
         Part("rollout", "prefill", prefill, weights + cache * stored),

@@ -71,10 +71,12 @@ def main(argv: list[str]) -> int:
     directory, console = Path(asked.out), Console()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        rows = measure(asked, console)
         written = {"machine": machine(asked.device), "versions": versions(), "settings": vars(asked) | {"base": BASE}}
-        write_whole(directory / "scaling.json", json.dumps(written | {"points": rows}, indent=1) + "\n")
-        write_whole(directory / "scaling.md", markdown(rows))
+        rows: list[dict] = []
+        for row in measure(asked, console):  # minutes lie between two: what was measured is kept
+            rows.append(row)
+            write_whole(directory / "scaling.json", json.dumps(written | {"points": rows}, indent=1) + "\n")
+            write_whole(directory / "scaling.md", markdown(rows))
         draw(rows).savefig(directory / "scaling.png", dpi=120)
     except (ValueError, OSError) as error:
         print(f"bench.scaling: error: {error}", file=sys.stderr)
@@ -92,17 +94,16 @@ def points(asked: Scaling) -> Iterator[tuple[str, int, dict, int]]:
         yield "vocabulary", value, BASE, value
 
 
-def measure(asked: Scaling, console: Console) -> list[dict]:
+def measure(asked: Scaling, console: Console) -> Iterator[dict]:
     """A row of every point: its numbers or its error. Points that are equal are measured once."""
-    rows, known = [], {}
+    known: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as place:
         for axis, value, sizes, vocabulary in points(asked):
             key = json.dumps([sizes, vocabulary])
             if key not in known:
                 console.print(f"{axis} {value} ...", style="dim")
                 known[key] = _point(asked, Path(place) / str(vocabulary), sizes, vocabulary)
-            rows.append({"axis": axis, "value": value} | known[key])
-    return rows
+            yield {"axis": axis, "value": value} | known[key]
 
 
 def _point(asked: Scaling, model: Path, sizes: dict, vocabulary: int) -> dict:

@@ -1,6 +1,7 @@
 """The house stands: floors import downwards only, libraries stay where they belong, files and functions are short."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -86,6 +87,15 @@ def test_every_public_function_of_the_math_says_what_goes_in_and_out(name):
         one_line = len(function.args.args) == 1 and "[" in text and "\n" not in text  # with the shape in it
         returns = "Returns:" in text or ast.unparse(function.returns) in classes  # which is documented by itself
         assert one_line or ("Args:" in text and returns), function.name
+
+
+def test_every_test_that_the_page_on_conformance_names_is_in_its_file():
+    page = (ROOT / "docs" / "conformance.md").read_text()
+    named = {(file, name) for file, names in re.findall(r"^- \[tests/(\w+\.py)\].*?: (.*)$", page, re.M)
+             for name in re.findall(r"`(test_\w+)`", names)}  # fmt: skip
+    there = {(path.name, name) for path in (ROOT / "tests").glob("test_*.py")
+             for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)}  # fmt: skip
+    assert len(named) > 100 and named <= there, named - there
 
 
 @every_source

@@ -13,6 +13,7 @@ from bench import models, ours, peers, roofline, scaling, stopping
 from bench.process import call
 from bench.work import Work, work_of
 from grpo.policy import EMBEDDED, Policy, load_policy
+from grpo.tree import pack
 from tests.models import byte_tokenizer, save_tiny, tiny_model
 
 TINY = ["--shots", "1", "--prompts", "2", "--group", "2", "--new-tokens", "3", "--threads", "1"]
@@ -50,6 +51,7 @@ def test_peers_side_by_side_and_one_that_can_not_run(brief, tmp_path, monkeypatc
     found = written["contestants"]
     assert set(found) == {"ours", "hf_generate", "hf_continuous"} and all(set(c) >= KEYS for c in found.values())
     own, generate, broken = (found[name] for name in ("ours", "hf_generate", "hf_continuous"))
+    assert own["trunk_tokens"] == generate["trunk_tokens"] == written["settings"]["trunk_tokens"]
     assert own["tokens_sampled"] == generate["tokens_sampled"] == 2 * 2 * 3
     assert own["ratio"] == 1 and generate["ratio"] == pytest.approx(generate["rollout_s"] / own["rollout_s"])
     assert own["step_s"] >= own["rollout_s"] + own["learn_s"] and generate["learn_s"] is None
@@ -57,6 +59,17 @@ def test_peers_side_by_side_and_one_that_can_not_run(brief, tmp_path, monkeypatc
     assert own["learn_mfu"] > 0 and own["tokens_computed"] > 12 and own["sampler_gap_max"] < 1e-3
     assert "bench.absent" in broken["error"] and broken["step_s"] is None and broken["ratio"] is None
     assert "bench.absent" in capsys.readouterr().out
+
+
+def test_our_config_is_the_work_whatever_a_recipe_says(tmp_path):
+    recipe = {"kl_coef": 0.0, "kl": "k1", "temperature": 0.5, "rewards": ["gsm8k.format"], "reward_weights": [2.0]}
+    recipe |= {"learning_rate": 1.0, "prompts_per_step": 1, "group_size": 3, "activation_checkpointing": True}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    made = ours.config_of(Work(recipe=str(tmp_path / "r.yaml"), prompts=5, group=6, new_tokens=7, shots=2, seed=9))
+    assert (made.prompts_per_step, made.group_size, made.max_new_tokens, made.num_shots, made.seed) == (5, 6, 7, 2, 9)
+    assert (made.kl, made.kl_coef, made.temperature, made.learning_rate) == ("k3", 0.04, 1.0, 1e-6)
+    assert made.rewards == ("gsm8k.format", "gsm8k.correctness") and made.reward_weights == (1.0, 1.0)
+    assert made.activation_checkpointing  # what is not compared is the recipe's
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -92,6 +105,15 @@ def test_the_batch_of_trl_is_the_largest_that_fits(monkeypatch):
     assert tried == [(32, 22e9), (16, 22e9), (8, 22e9)]
     assert outcome["tries"] == {"32": "needs more than 22 GB", "16": "peak of 23.0 GB"} and "error" not in outcome
     assert peers.measure("trl", peers.Peers(trl_batch=32), {}, [])["error"] and tried[3:] == [(32, None)]
+
+
+def test_every_contestant_has_its_seconds_and_all_tries_of_trl_together(monkeypatch):
+    limits, now = [], iter([0.0, 10.0, 25.0, 99.0])
+    monkeypatch.setattr(peers.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(peers, "call", lambda *_, limit, **__: limits.append(limit) or TRL_OUT_OF_MEMORY)
+    peers.measure("trl", peers.Peers(limit=60.0, group=4), {}, [])
+    peers.measure("ours", peers.Peers(limit=60.0), {}, [])
+    assert limits == [50.0, 35.0, 1.0, 60.0]
 
 
 def test_a_later_round_takes_the_batch_of_the_first(monkeypatch):
@@ -200,12 +222,13 @@ def test_the_work_of_a_step_counted_by_hand():
     prompts = [[1, 2, 3], [1, 2, 4, 5]]  # a tree of 5 tokens that see 1 + 2 + 3 + 3 + 4 keys
     layers = 2 * ((32 + 1) * 32 + 2 * (32 + 1) * 16 + 32 * 32 + 3 * 32 * 48)  # query, key and value with bias, ...
     head, per_key = 257 * 32, 4 * 2 * 32
-    prefill, decode, reference, forward, backward, optimiser = roofline.parts(asked, tiny_model(), 257, prompts, 17, 2)
+    assert len(pack(prompts, [[[9, 9, 9], [8, 8, 8]]] * 2).input_ids) == 13  # a last token is only predicted
+    prefill, decode, reference, forward, backward, optimiser = roofline.parts(asked, tiny_model(), 257, prompts, 13, 2)
     assert prefill.operations == 2 * (5 * layers + 2 * head) + 13 * per_key
     keys = 2 * (4 + 5 + 5 + 6)
     assert decode.operations == 2 * (layers + head) * 4 * 2 + keys * per_key
     assert decode.read_and_written == 4 * (layers + head) * 2 + 2 * 2 * 16 * 4 * (5 + 4 + 5 + 8)
-    assert forward.operations == 2 * (17 * layers + 12 * head) + (13 + keys + 2 * (6 + 7)) * per_key
+    assert forward.operations == 2 * (13 * layers + 12 * head) + (13 + keys) * per_key
     assert forward.operations == backward.operations / 2 == reference.operations + 2 * 2 * layers + (1 + 2) * per_key
     assert optimiser.read_and_written == 28 * sum(p.numel() for p in tiny_model().parameters())
     assert decode.floor(1e30, 1.0) == decode.read_and_written and forward.floor(1.0, 1e30) == forward.operations
@@ -215,11 +238,14 @@ def test_roofline_says_how_far_above_the_floor_each_phase_is(model, tmp_path, mo
     step = {"rollout_s": 2.0, "learn_s": 3.0, "tokens_computed": 100.0, "tokens_remembered": 5, "trunk_tokens": 7}
     monkeypatch.setattr(roofline, "call", lambda *_, **__: step)
     monkeypatch.setitem(roofline.ROWS, "cpu", 16)
+    monkeypatch.setattr(roofline, "measured", lambda device, dtype: (1e6, 250.0))  # products are timed by shape
     out = tmp_path / "roofline.json"
     threads = torch.get_num_threads()
     assert roofline.main([*TINY, "--model", model, "--out", str(out)]) == 0
     torch.set_num_threads(threads)
     written = json.loads(out.read_text())
+    assert written["bytes_per_s"] == 250 and written["flops"] != 1e6
+    assert written["parts"][-1]["floor_s"] == written["parts"][-1]["read_and_written"] / 250  # the optimiser
     for phase, parts in {"rollout": 2, "learn": 4}.items():
         floors = [row["floor_s"] for row in written["parts"] if row["phase"] == phase]
         entry = written["phases"][phase]

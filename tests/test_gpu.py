@@ -11,6 +11,8 @@ import torch
 
 import train
 from grpo.batch import Batch
+from grpo.config import from_yaml
+from grpo.estimate import MOST_TOKENS
 from grpo.metrics import Sums
 from grpo.reference import Reference
 from grpo.sampler import Sampler
@@ -127,6 +129,8 @@ def test_a_run_is_that_of_a_cpu_and_goes_on_where_it_was_stopped(digits):
         assert our == pytest.approx(their, rel=1e-3, abs=1e-6)  # Adam makes a sign of a rounding
     run(digits, "stopped", device="cuda", num_steps=2, **changes)
     again, resumed = run(digits, "stopped", device="cuda", resume="auto", **changes)
+    for name in ("gpu", "stopped"):  # what `auto` means with the memory there is, for good
+        assert from_yaml(digits[-1] / name / "config.yaml").max_tokens_per_microbatch == MOST_TOKENS
     assert again[2:] == ours[2:]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

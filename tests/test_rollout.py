@@ -15,6 +15,7 @@ from grpo.metrics import Sums
 from grpo.policy import Policy
 from grpo.rollout import Collector, draw_prompts, encode_prompts, measure, render, stop_strings, write_transcripts
 from grpo.sampler import Sampler
+from grpo.tree import trunk_length
 from rewards.runner import RewardRunner
 from tests import runs
 from tests.models import byte_tokenizer
@@ -144,6 +145,15 @@ def measured(rollout) -> dict:
     sums = Sums()
     measure(rollout, ("a", "b"), sums)
     return sums.reduce()
+
+
+def test_what_all_prompts_of_the_run_begin_with_is_the_trunk_of_every_step(monkeypatch):
+    """And not what the prompts of one step happen to share: one alone would be a trunk of its own."""
+    asked, made = [], collector(None, prompts_per_step=1)
+    generate = made.sampler.generate
+    monkeypatch.setattr(made.sampler, "generate", lambda *a, **k: asked.append(k["trunk_tokens"]) or generate(*a, **k))
+    made.sample(1), made.sample(2)
+    assert asked == [trunk_length(made.prompt_ids)] * 2 == [len(made.trunk_ids)] * 2
 
 
 A = [1, 0, 0, 1] + [0, 0, 0, 0] + [1, 0, 0, 0]

@@ -243,6 +243,16 @@ def test_c38_prompts_are_computed_once_and_finished_rows_leave(activation_checkp
     assert counts[1] < 20 and sum(counts) == TRIE_TOKENS + int((lengths - 1).sum())
 
 
+def test_c38_rows_that_a_stop_string_ends_leave_too():
+    sampler = make_sampler(eos=256)
+    counts = count_tokens(sampler.policy)
+    stop = [chr(i) for i in range(33, 127, 3)]
+    completions = sampler.generate(PROMPTS, group_size=5, max_new_tokens=12, stop=stop, **RUN)
+    lengths = completions.completion_mask.sum(1)
+    assert completions.finished.any() and len(lengths.unique()) > 3
+    assert counts[1:] == [int((lengths > t).sum()) for t in range(1, int(lengths.max()))]
+
+
 def test_c38_equal_prompts_are_computed_once():
     sampler = make_sampler()
     counts = count_tokens(sampler.policy)

@@ -436,15 +436,19 @@ def test_constants_of_a_loss_come_from_the_options_of_their_names(monkeypatch):
     assert seen == {"clip_low": 0.1, "clip_high": 0.3, "correction_cap": 5.0, "own": 3.0}
 
 
-def test_the_correction_multiplies_the_surrogate_and_not_the_kl():
+@pytest.mark.parametrize(
+    ("correction", "cap", "factor"),
+    [("truncate", 2.0, 1.5), ("truncate", 1.2, 1.2), ("mask", 2.0, 1.5), ("mask", 1.2, 0)],
+)
+def test_the_correction_multiplies_the_surrogate_and_not_the_kl(correction, cap, factor):
+    """By the ratio of the policy at rollout time to the sampler, 1.5 everywhere; the present policy is a third one."""
     policy, batch = tiny_policy(precision="fp64"), experience()
-    logprobs = plain(policy, batch)[0].detach()
-    batch.sampling_logprobs = torch.where(batch.completion_mask, logprobs - math.log(1.5), 0)  # a factor of 1.5
-    reference = tiny_policy(precision="fp64", seed=1)
-    both = {"reference": reference, "kl_coef": 0.2, "sampler_correction": "truncate"}
-    corrected = learn(copy.deepcopy(policy), batch, **both)[1]
-    half_again = replace(batch, advantages=1.5 * batch.advantages)
-    assert_same(corrected, learn(copy.deepcopy(policy), half_again, **both | {"sampler_correction": "none"})[1])
+    old = torch.where(batch.completion_mask, plain(policy, batch)[0].detach() - 0.1, 0)
+    batch.old_logprobs, batch.sampling_logprobs = old, torch.where(batch.completion_mask, old - math.log(1.5), 0)
+    options = {"reference": tiny_policy(precision="fp64", seed=1), "kl_coef": 0.2}
+    corrected = learn(copy.deepcopy(policy), batch, sampler_correction=correction, correction_cap=cap, **options)[1]
+    scaled = replace(batch, advantages=factor * batch.advantages)
+    assert_same(corrected, learn(copy.deepcopy(policy), scaled, **options)[1])
 
 
 def test_without_a_reference_there_is_no_kl():
