@@ -6,11 +6,8 @@ that needs a completion.
 """
 
 import os
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -26,6 +23,7 @@ from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
+from grpo.memory import device_memory
 from grpo.probes import Disagreement, RewardProbe, examine
 from grpo.rollout import encode_prompts, stop_strings
 from grpo.tree import shared_prefix
@@ -243,22 +241,3 @@ def _unknown_names(config: Config) -> list[str]:
 
 def _question(problem: Problem) -> str:
     return " ".join(problem.info.get("question", problem.prompt).split())
-
-
-def device_memory(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes of a GPU or, for a CPU, of the machine; where the system does not say, all of it is free."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    told = Path("/proc/meminfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), total), total
-
-
-def peak_bytes(device: torch.device) -> dict[str, float]:
-    """The most memory held so far: the GPU's, or this process's resident set; the largest over ranks."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"memory/peak_bytes": float(distributed.all_max(torch.tensor(peak, dtype=torch.float64)))}

@@ -2,8 +2,8 @@
 
 With so few rows an operation takes hardly longer to compute than to call (on a CPU) or to start (on a GPU), and a layer
 of transformers has dozens. So the layer is written out here: queries and keys are rotated together, and what reads the
-same input is one product: of the sampler's own weights, which may be moved next to each other, or, on a CPU in float32,
-of a copy in the layout that oneDNN multiplies by few rows, a third to a half faster than the weights as they are.
+same input is one product: over the sampler's own weights, moved next to each other; or, on a CPU in float32, over a
+copy packed for oneDNN, with which few rows are multiplied a third to a half faster.
 
 The sampler's steps alone use it: a reference that took another path than the policy would differ from it by a
 rounding, and the KL of the first step not be 0. Left out: decoders of another form, which run as transformers wrote

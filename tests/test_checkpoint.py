@@ -252,7 +252,7 @@ def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path):
 FULL = """
 import resource, signal, sys
 sys.path.insert(0, {tests!r})
-from test_checkpoint import checkpoint, made
+from tests.test_checkpoint import checkpoint, made
 checkpoint.save({directory!r}, 1, *made(), {{"at": 1}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 for limit in (500, 3500):  # bytes a file may have: too few for the weights, too few for the state

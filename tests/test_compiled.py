@@ -3,13 +3,8 @@
 import copy
 import shutil
 
-import known_facts
 import pytest
-import saved
 import torch
-from compiling import aot_eager, forget, graphs  # noqa: F401  (a fixture)
-from models import byte_tokenizer, tiny_policy
-from test_policy import gradients
 from torch.nn.parallel import DistributedDataParallel
 
 from grpo import compiled, flex
@@ -22,6 +17,10 @@ from grpo.logprobs import _add_tile, _tile_gradient, linear_logprobs
 from grpo.policy import frozen_copy, token_logprobs
 from grpo.sampler import Sampler
 from grpo.tree import pack
+from tests import known_facts, saved
+from tests.compiling import aot_eager, forget, graphs  # noqa: F401  (a fixture)
+from tests.models import byte_tokenizer, tiny_policy
+from tests.test_policy import gradients
 
 SIZES = (3, 40, 1)  # completions of a tree; the second one is padded to another size
 

@@ -7,7 +7,7 @@ import torch
 
 from grpo import distributed
 from grpo.config import Config
-from grpo.facts import device_memory, gather, outline, peak_bytes, shown_and_asked, sizes, spread
+from grpo.facts import gather, outline, shown_and_asked, sizes, spread
 from grpo.policy import load_shapes
 from tests.models import save_tiny, tiny_model
 from tests.test_probes import problem
@@ -97,21 +97,6 @@ def test_an_exemplar_that_is_asked():
     shot = {"question": "Two  and\ntwo?", "solution": "4", "answer": "4"}
     assert shown_and_asked([problem("4", question="Two and two?", shots=[shot])]) == ("Two and two?",)
     assert shown_and_asked([problem("4", question="Two and three?", shots=[shot])]) == ()
-
-
-def test_free_memory_is_that_of_the_machine_or_of_the_gpu(monkeypatch):
-    free, total = device_memory(CPU)
-    assert 10**8 < free < total < 10**15
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index, 80))
-    assert device_memory(torch.device("cuda", 3)) == (3, 80)
-
-
-def test_peak_memory_is_in_bytes():
-    peak = peak_bytes(CPU)["memory/peak_bytes"]
-    assert 5e7 < peak < 1e12
-    kept = torch.ones(40_000_000)
-    assert peak_bytes(CPU)["memory/peak_bytes"] >= peak
-    del kept
 
 
 def test_processes_of_a_machine_share_its_memory_and_each_has_its_gpu(model, monkeypatch):

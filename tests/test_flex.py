@@ -8,11 +8,8 @@ import shutil
 
 import pytest
 import torch
-from compiling import aot_eager, forget, graphs  # noqa: F401  (a fixture)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import tiny_policy
-from test_attention import dense, mask_of
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +19,9 @@ from grpo.compiled import compile_layers
 from grpo.flex import BLOCK, BUCKET, LEAST, FlexAttention, block_mask, padded_size, usable
 from grpo.policy import frozen_copy
 from grpo.tree import pack
+from tests.compiling import aot_eager, forget, graphs  # noqa: F401  (a fixture)
+from tests.models import tiny_policy
+from tests.test_attention import dense, mask_of
 
 H, HKV, D = 4, 2, 16
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

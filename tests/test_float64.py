@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from models import FAMILIES, tiny_model
 
 from grpo.float64 import keep_float64
+from tests.models import FAMILIES, tiny_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

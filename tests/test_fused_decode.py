@@ -4,9 +4,10 @@ from functools import partial
 
 import pytest
 import torch
-from models import tiny_policy
-from test_rows import OPTIONS, PROMPTS, one_at_a_time
-from test_sampler import ENDS, make_sampler, rows_of
+
+from tests.models import tiny_policy
+from tests.test_rows import OPTIONS, PROMPTS, one_at_a_time
+from tests.test_sampler import ENDS, make_sampler, rows_of
 
 pytest.importorskip("triton", reason="Triton comes with torch where there is a GPU")
 
@@ -95,7 +96,7 @@ def test_norm_and_gate_are_those_of_torch(device):
 @pytest.mark.parametrize("vocabulary", [3, 512, 5000])
 def test_blocks_of_the_vocabulary_weigh_what_they_weigh(device, temperature, vocabulary):
     torch.manual_seed(0)
-    logits = 30 * torch.randn(4, vocabulary, device=device)
+    logits = (30 * torch.randn(4, vocabulary + 5, device=device))[:, :vocabulary]  # as of a head of whole tiles
     logits[1] -= 1000
     logits[2, : vocabulary // 2] = -torch.inf
     ours, expected = (masses(logits, temperature) for masses in (fused_decode.block_masses, block_masses))

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from test_logprobs import full, random_inputs
 
 from grpo import fused_logprobs, logprobs
 from grpo.fused_logprobs import linear_logprobs
+from tests.test_logprobs import full, random_inputs
 
 pytest.importorskip("triton", reason="the kernels need Triton, which comes with torch where there is a GPU")
 

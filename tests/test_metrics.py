@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from test_distributed import run_ranks
 
 from grpo import distributed
 from grpo.metrics import METRIC_NAMES, Display, MetricsWriter, Sums, metric_names, step_line
+from tests.test_distributed import run_ranks
 
 REWARDS = ("gsm8k.format", "gsm8k.correctness")
 

@@ -5,15 +5,6 @@ import copy
 import pytest
 import torch
 from huggingface_hub import constants as hub_constants
-from models import (
-    FAMILIES,
-    byte_tokenizer,
-    plain_logprobs,
-    plain_twin,
-    save_tiny,
-    tiny_model,
-    tiny_policy,
-)
 from safetensors.torch import load_file, save_file
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,6 +26,15 @@ from grpo.policy import (
     token_logprobs,
 )
 from grpo.tree import pack
+from tests.models import (
+    FAMILIES,
+    byte_tokenizer,
+    plain_logprobs,
+    plain_twin,
+    save_tiny,
+    tiny_model,
+    tiny_policy,
+)
 
 TOLERANCE = {"fp64": {"rtol": 1e-9, "atol": 1e-9}, "fp32": {"rtol": 1e-4, "atol": 1e-4}}
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from models import FAMILIES, tiny_policy
 
 from grpo import parts, reference
 from grpo.compiled import compile_layers
 from grpo.reference import Reference
 from grpo.tree import pack
+from tests.models import FAMILIES, tiny_policy
 
 EXACT = {"fp64": {"rtol": 1e-9, "atol": 1e-9}, "fp32": {"rtol": 1e-4, "atol": 1e-5}}
 TRUNK = [3, 1, 4, 1, 5, 9, 2]

@@ -7,11 +7,11 @@ import json
 import re
 from pathlib import Path
 
-import browser
 import pytest
 import yaml
 
 from grpo import headline, report
+from tests import browser
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&lt;b\u2028\ud800 {{data}}"
 NO_BROWSER = "no Chromium found (one of: " + ", ".join(browser.NAMES) + ")"

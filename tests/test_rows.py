@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import byte_tokenizer, tiny_policy
-from test_sampler import ENDS, RUN, count_tokens, make_sampler, rows_of
 
 from grpo import rows
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
+from tests.models import byte_tokenizer, tiny_policy
+from tests.test_sampler import ENDS, RUN, count_tokens, make_sampler, rows_of
 
 TRUNK = list(range(30, 60))
 PROMPTS = [[*TRUNK, *branch] for branch in ([1, 2], [3], [1, 4, 5, 6], [7], [8, 9], [], [2, 2, 2])]

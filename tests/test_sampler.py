@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 import torch
-from models import FAMILIES, byte_tokenizer, plain_twin, save_tiny, tiny_policy
 from scipy import stats
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -14,6 +13,7 @@ from grpo import rows as rows_module
 from grpo.batch import Batch
 from grpo.policy import load_policy, token_logprobs
 from grpo.sampler import Sampler
+from tests.models import FAMILIES, byte_tokenizer, plain_twin, save_tiny, tiny_policy
 
 # the first three share a beginning, two of them more; the last shares nothing
 PROMPTS = [[10, 20, 30, 40], [10, 20, 31], [10, 20, 30, 41, 42], [7, 8]]

@@ -1,12 +1,12 @@
 """Stop strings: which tokens are looked at, and where a text is cut. How they end a row is in test_sampler.py."""
 
 import pytest
-from models import byte_tokenizer
-from test_sampler import WORDS
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from grpo.stops import StopStrings
+from tests.models import byte_tokenizer
+from tests.test_sampler import WORDS
 
 
 def test_stop_strings_look_only_at_tokens_that_may_complete_one():
