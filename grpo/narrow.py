@@ -85,10 +85,10 @@ class _Layer:
         self.index, self.scaling, self.head_width = attention.layer_idx, attention.scaling, attention.head_dim
         self.norms = layer.input_layernorm, layer.post_attention_layernorm
         self.head_norms = [getattr(attention, f"{name}_norm", None) for name in "qk"]
-        self.qkv = _product([attention.q_proj, attention.k_proj, attention.v_proj], own)
+        self.qkv = _joint([attention.q_proj, attention.k_proj, attention.v_proj], own)
         self.heads = [linear.out_features // self.head_width for linear in (attention.q_proj, attention.k_proj)]
-        self.out, self.down = _product([attention.o_proj]), _product([mlp.down_proj])
-        self.gate_up = _product([mlp.gate_proj, mlp.up_proj], own)
+        self.out, self.down = _joint([attention.o_proj]), _joint([mlp.down_proj])
+        self.gate_up = _joint([mlp.gate_proj, mlp.up_proj], own)
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: DecodeAttention) -> Tensor:
         """[n,D], cos and sin [n,1,d] -> [n,D]."""
@@ -111,11 +111,11 @@ def head_norms(layer: _Layer, heads: Tensor) -> Tensor:
     return torch.cat([*map(_norm, (query, key), layer.head_norms), value], 1)
 
 
-def _product(linears: Sequence[nn.Linear], own: bool = False) -> "Product":
-    return Product([x.weight for x in linears], [x.bias for x in linears], own)
+def _joint(linears: Sequence[nn.Linear], own: bool = False) -> "JointLinear":
+    return JointLinear([x.weight for x in linears], [x.bias for x in linears], own)
 
 
-class Product:
+class JointLinear:
     """Linear layers that read the same input: [n,D] -> [n,E1 + E2 + ..], in the dtype of the weights."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], own: bool = False):

@@ -17,7 +17,7 @@ from grpo import fused_decode
 from grpo.decoding import DecodeAttention, KeysValues, PrefillAttention
 from grpo.fused_decode import FusedDecodeAttention, FusedDecoder
 from grpo.logprobs import head_for, product
-from grpo.narrow import NarrowDecoder, Product, fits
+from grpo.narrow import JointLinear, NarrowDecoder, fits
 from grpo.policy import Policy
 from grpo.sampling import block_masses, sample, streams, uniforms_at
 from grpo.tree import build_trie
@@ -56,7 +56,7 @@ class Rows:
         """What keys and values are kept in, if not in float32 or wider."""
         decoder = FusedDecoder if self.fused else NarrowDecoder
         self.decoder = decoder(policy.model.base_model, own=own) if known else None
-        self.head = Product([policy.head], [None])
+        self.head = JointLinear([policy.head], [None])
         self.products = [self.head, *(self.decoder.products if self.decoder else ())]
         self.graphs: dict[tuple, Callable[[], None]] = {}
         on_gpu, half = policy.device.type == "cuda", policy.autocast_dtype

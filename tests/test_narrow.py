@@ -5,7 +5,7 @@ import torch
 
 from grpo import onednn
 from grpo.decoding import DecodeAttention
-from grpo.narrow import NarrowDecoder, Product, fits
+from grpo.narrow import JointLinear, NarrowDecoder, fits
 from grpo.policy import Policy, frozen_copy
 from grpo.rows import Rows
 from grpo.sampler import Sampler
@@ -125,7 +125,7 @@ def test_products_of_layers_that_read_the_same_are_theirs_packed_or_not(n, bias,
     layers = [torch.nn.Linear(5, size, bias=bias) for size in (3, 2)]
     x = torch.randn(n, 5)
     expected = torch.cat([layer(x) for layer in layers], 1)
-    product = Product([layer.weight for layer in layers], [layer.bias for layer in layers], own)
+    product = JointLinear([layer.weight for layer in layers], [layer.bias for layer in layers], own)
     torch.testing.assert_close(product(x), expected)
     product.pack()
     assert (product.packed is not None) == onednn.AVAILABLE
@@ -135,7 +135,7 @@ def test_products_of_layers_that_read_the_same_are_theirs_packed_or_not(n, bias,
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_what_is_not_float32_is_not_packed(dtype):
-    product = Product([torch.ones(2, 3, dtype=dtype)], [None])
+    product = JointLinear([torch.ones(2, 3, dtype=dtype)], [None])
     product.pack()
     assert product.packed is None
     assert product(torch.ones(1, 3)).tolist() == [[3, 3]]
