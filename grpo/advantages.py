@@ -62,8 +62,8 @@ def rloo(rewards: Tensor, valid: Tensor | None = None) -> Tensor:
         [..,G]; exactly 0 where not valid, and in a group with one valid sample or whose valid rewards are all equal.
     """
     deviation, valid = _deviations(rewards, valid)
-    n = valid.sum(-1, keepdim=True)
-    return deviation * (n / (n - 1).clamp(min=1)).to(deviation.dtype)
+    n = valid.sum(-1, keepdim=True).to(deviation.dtype)
+    return deviation * (n / (n - 1).clamp(min=1))
 
 
 def weighted_sum(reward_terms: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
@@ -108,29 +108,18 @@ def combine(
     return weighted_sum(torch.stack([advantage(term, valid) for term in reward_terms]), weights)
 
 
-def flat(rewards: Tensor, valid: Tensor) -> Tensor:
-    """Groups that teach nothing: no two valid rewards differ, so that every advantage is 0.
-
-    Found by equality: the mean of eight times 0.1 is not 0.1 in floating point, and dividing that residue by a standard
-    deviation of the same size would make advantages of order 1 out of nothing.
-
-    Args:
-        rewards: [..,G]; valid: [..,G] bool.
-
-    Returns:
-        [..] bool; True without a valid sample.
-    """
-    highest = torch.where(valid, rewards, -torch.inf).amax(-1)
-    lowest = torch.where(valid, rewards, torch.inf).amin(-1)
-    return ~(highest > lowest)
-
-
 def _deviations(rewards: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """r - mean(r) over valid samples, [..,G], exactly 0 in flat groups and where not valid; and `valid`, never None."""
+    """r - mean(r) over valid samples, [..,G], exactly 0 in flat groups and where not valid; and `valid`, never None.
+
+    A flat group is found by equality: the mean of eight times 0.1 is not 0.1 in floating point, and dividing that
+    residue by a standard deviation of the same size would make advantages of order 1 out of nothing.
+    """
     valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
     kept = torch.where(valid, rewards, 0)
     mean = kept.sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(valid & ~flat(rewards, valid)[..., None], kept - mean, 0), valid
+    highest = torch.where(valid, rewards, -torch.inf).amax(-1, keepdim=True)
+    lowest = torch.where(valid, rewards, torch.inf).amin(-1, keepdim=True)
+    return torch.where(valid & (highest > lowest), kept - mean, 0), valid
 
 
 ADVANTAGES = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed
-from grpo.advantages import ADVANTAGES, combine, flat, weighted_sum
+from grpo.advantages import ADVANTAGES, combine, weighted_sum
 from grpo.batch import Batch, Completions
 from grpo.config import Config, lookup
 from grpo.files import write_whole
@@ -50,9 +50,9 @@ class Rollout:
     reward_terms: Tensor
     """[K,n,G], unweighted; NaN where the reward failed."""
     rewards: Tensor
-    """[n,G]: what is optimised, the weighted sum; NaN where a reward failed."""
+    """[n,G]: what is optimised, the weighted sum; not finite where a reward failed."""
     valid: Tensor
-    """[n,G] bool: False where a reward failed."""
+    """[n,G] bool: False where a reward failed, or is too large a number."""
     advantages: Tensor
     """[n,G]."""
     batch: Batch
@@ -127,8 +127,16 @@ def encode_prompts(problems: Sequence[Problem], tokenizer, *, chat: bool, max_pr
 
 
 def stop_strings(problems: Sequence[Problem]) -> list[str]:
-    """The stop strings that come with the prompt format, over all problems."""
-    return sorted({stop for problem in problems for stop in problem.info.get("stop", [])})
+    """The stop strings that come with the prompt format, sorted.
+
+    Raises:
+        ValueError: problems differ in them; completions of all are cut by the same.
+    """
+    found = {tuple(sorted(set(problem.info.get("stop", [])))) for problem in problems}
+    if len(found) > 1:
+        several = " and ".join(str(list(stop)) for stop in sorted(found)[:2])
+        raise ValueError(f"data: problems have different stop strings ({several}); all of a set must have the same")
+    return list(*found)
 
 
 class Collector:
@@ -180,7 +188,8 @@ class Collector:
         scored = self.runner.score(completions.texts, [problem for problem in drawn.problems for _ in range(G)])
         values = [[torch.nan if value is None else value for value in term] for term in scored]
         reward_terms = torch.tensor(values, dtype=torch.get_default_dtype()).view(K, n, G)
-        valid = ~reward_terms.isnan().any(0)
+        rewards = weighted_sum(reward_terms, config.reward_weights)
+        valid = rewards.isfinite()  # a term that failed makes it NaN, one too large for the dtype infinite
         advantages = combine(reward_terms, config.reward_weights, self.advantage, config.combine, valid)
         device = completions.completion_ids.device
         keep = valid.view(-1).to(device)
@@ -194,7 +203,6 @@ class Collector:
             sampling_logprobs=completions.sampling_logprobs,
             prompt_index=drawn.index,
         )
-        rewards = weighted_sum(reward_terms, config.reward_weights)
         return Rollout(drawn, reward_terms, rewards, valid, advantages, batch)
 
 
@@ -209,9 +217,9 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     valid, mask = rollout.valid, rollout.drawn.completions.completion_mask
     sums.add("reward/mean", rollout.rewards[valid].sum(), valid.sum())
     for name, term in zip(reward_names, rollout.reward_terms, strict=True):
-        sums.add(f"reward/{name}", term[~term.isnan()].sum(), (~term.isnan()).sum())
+        sums.add(f"reward/{name}", term[term.isfinite()].sum(), term.isfinite().sum())
     sums.add("reward/invalid", (~valid).sum(), valid.numel())
-    sums.add("reward/flat_groups", flat(rollout.rewards, valid).sum(), len(valid))
+    sums.add("reward/flat_groups", (rollout.advantages == 0).all(-1).sum(), len(valid))
     sums.add("completion/length", mask.sum(), len(mask))
     sums.add("tokens/sampled", mask.sum())
     sums.add("completion/truncated", (~rollout.drawn.completions.finished).sum(), len(mask))
@@ -232,7 +240,7 @@ def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str],
     rows = []
     for row, text in enumerate(completions.texts):
         i, j = divmod(row, G)
-        terms = [None if math.isnan(value) else value for value in rollout.reward_terms[:, i, j].tolist()]
+        terms = [value if math.isfinite(value) else None for value in rollout.reward_terms[:, i, j].tolist()]
         rows.append(
             {
                 "prompt_index": rollout.drawn.index[i],

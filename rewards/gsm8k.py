@@ -8,7 +8,7 @@ import re
 
 from data.problem import Problem
 
-NUMBER = r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})(?:\.[0-9]+)?"
+NUMBER = r"[+\-\u2212]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})(?:\.[0-9]+)?|\.[0-9]+)"
 ANSWER_LINE = re.compile(rf"#### The final answer is \$?{NUMBER}(?:%| ?[A-Za-z]+)?\.?")
 TOLERANCE = 1e-3
 
@@ -56,7 +56,12 @@ def _equals(number: str | None, problem: Problem) -> float:
     if number is None:
         return 0.0
     try:
-        gold = float(re.sub("[,$ ]", "", problem.answer))
+        gold = _value(problem.answer)
     except ValueError:
         return 0.0
-    return 1.0 if abs(float(number.replace(",", "")) - gold) <= TOLERANCE else 0.0
+    return 1.0 if abs(_value(number) - gold) <= TOLERANCE else 0.0
+
+
+def _value(number: str) -> float:
+    """Without commas, `$` and spaces; the minus of typesetting (U+2212) is one."""
+    return float(re.sub("[,$ ]", "", number).replace("\N{MINUS SIGN}", "-"))

@@ -95,7 +95,7 @@ def test_a_text_that_ended_early_is_graded_as_it_is():
     assert (cell["correct"], cell["finished"], cell["run_on"], cell["mean_tokens"]) == (1, 1.0, 1.0, 40.0)
 
 
-def test_a_cell_has_the_fields_of_eval_json():
+def test_c42_a_cell_has_the_fields_of_eval_json():
     rows = rows_of([RIGHT, " 18", " 20", RIGHT + NEXT], shots=2)
     graded = grading.grade(rows, ("marker", "last_number"), grading.STOPS, "gsm8k.format", 5.0)
     cells = [grading.cell(grades) for grades in graded]

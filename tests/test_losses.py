@@ -122,8 +122,8 @@ def test_grpo_equals_the_textbook_formula():
 
 @every_loss
 def test_c25_nothing_but_clipping_removes_a_gradient(loss):
-    """From a ratio of 1e-8 to 1e8, a kept token without gradient is reported as clipped."""
-    log_ratio = torch.linspace(-18, 18, 37, dtype=torch.float64)[:, None]
+    """From a ratio of 1e-26 to 1e26, a kept token without gradient is reported as clipped."""
+    log_ratio = torch.linspace(-60, 60, 37, dtype=torch.float64)[:, None]
     for advantage in (1.0, -1.0):
         logprobs = leaf(log_ratio - 1)
         A, mask = torch.full((37,), advantage, dtype=torch.float64), torch.ones(37, 1, dtype=torch.bool)

@@ -113,8 +113,10 @@ def test_every_prompt_is_encoded_where_there_are_many():
 
 
 def test_stop_strings_come_with_the_problems():
-    others = [Problem("x", "1", {"stop": ["#", "!"]}), Problem("y", "1", {})]
-    assert stop_strings([PROBLEM, *others]) == ["\n\nQ", "!", "#"]
+    assert stop_strings([PROBLEM, Problem("x", "1", {"stop": ["#", "\n\nQ"]})]) == ["\n\nQ", "#"]
+    assert stop_strings([Problem("x", "1", {})]) == stop_strings([]) == []
+    with pytest.raises(ValueError, match=r"different stop strings \(\[\] and \['\\n\\nQ', '#'\]\)"):
+        stop_strings([PROBLEM, Problem("y", "1", {})])
 
 
 class Runner:
@@ -145,6 +147,24 @@ def measured(rollout) -> dict:
     sums = Sums()
     measure(rollout, ("a", "b"), sums)
     return sums.reduce()
+
+
+def test_c11_completions_are_drawn_at_the_temperature_that_is_learned_at(monkeypatch):
+    made = collector(None, temperature=0.7)
+    generate, asked = made.sampler.generate, []
+    monkeypatch.setattr(made.sampler, "generate", lambda *a, **k: asked.append(k["temperature"]) or generate(*a, **k))
+    made.sample(1)
+    assert asked == [0.7]
+
+
+def test_a_chat_is_what_is_completed(monkeypatch):
+    made = sampler()
+    made.tokenizer.chat_template = TEMPLATE
+    sizes = {"prompts_per_step": 1, "group_size": 2, "max_new_tokens": 2, "rewards": ("a",), "reward_weights": (1.0,)}
+    shown = Collector(Config(**sizes, chat=True), PROBLEMS, made, None).prompt_ids
+    texts = [render(problem, made.tokenizer, True) for problem in PROBLEMS]
+    assert [ids.tolist() for ids in shown] == [made.tokenizer(text).input_ids for text in texts]
+    assert len(shown[0]) > len(made.tokenizer(PROBLEMS[0].prompt).input_ids)
 
 
 def test_what_all_prompts_of_the_run_begin_with_is_the_trunk_of_every_step(monkeypatch):
@@ -182,6 +202,23 @@ def test_combine_advantages_normalises_each_term_first():
     assert rollout.rewards.tolist() == TOTAL
 
 
+def test_a_group_is_flat_where_no_advantage_is_left_however_terms_are_combined():
+    """Two terms of unlike spread that add up to the same reward: flat as a sum, and not one by one."""
+    a, b = [1, 0, 1, 0] + [1] * 8, [0, 4, 0, 4] + [2] * 8
+    for how, share in (("rewards", 1), ("advantages", 2 / 3)):
+        rollout = collector(Runner(a, b), combine=how).reward(collector(None).sample(1))
+        assert measured(rollout)["reward/flat_groups"] == pytest.approx(share)
+
+
+def test_c35_a_reward_that_is_no_number_in_float32_is_invalid():
+    rollout = collector(Runner([1e39, 1, 0, 0] + A[4:], B)).reward(collector(None).sample(1))
+    assert rollout.valid.tolist() == [[False, True, True, True], [True] * 4, [True] * 4]
+    assert rollout.advantages.isfinite().all() and rollout.advantages[0, 0] == 0
+    metrics = measured(rollout)
+    assert metrics["reward/invalid"] == pytest.approx(1 / 12)
+    assert metrics["reward/a"] == pytest.approx(sum([1, 0, 0] + A[4:]) / 11)
+
+
 def test_c35_c08_a_failed_reward_is_left_out_of_its_baseline_and_counted():
     """Sample 1 of prompt 0 failed one of its rewards, prompt 2 failed altogether."""
     a, b = list(A), list(B)
@@ -215,7 +252,7 @@ def test_a_step_whose_rewards_all_failed_teaches_nothing():
     assert metrics["reward/invalid"] == 1 and metrics["reward/mean"] != metrics["reward/mean"]  # NaN, null in the file
 
 
-def test_mask_truncated_leaves_rows_out_of_the_loss_and_in_the_baseline():
+def test_c08_mask_truncated_leaves_rows_out_of_the_loss_and_in_the_baseline():
     kept = collector(Runner(A, B), mask_truncated=True)
     drawn = kept.sample(1)
     finished = drawn.completions.finished

@@ -125,7 +125,7 @@ def test_transcripts_are_what_the_metrics_count(finished):
         assert all(row["reward"] == 2 * row["rewards"][REWARDS[0]] + row["rewards"][REWARDS[1]] for row in rows)
 
 
-def test_config_is_complete_and_a_recipe(finished, place):
+def test_c29_config_is_complete_and_a_recipe_of_the_same_run(finished, place):
     directory, _ = finished
     text = (directory / "config.yaml").read_text()
     config = from_yaml(directory / "config.yaml")
@@ -204,6 +204,22 @@ def test_checkpoints_are_pruned_and_the_best_is_kept(place, monkeypatch):
     accuracies = iter([0.9, 0.2])
     assert train.main(argv(place, "best_first", **options | {"checkpoint_every": 5}, eval_every=3)) == 0
     assert kept(place / "best_first") == ["step_000003", "step_000005", "step_000006"]
+
+
+def test_validation_is_of_the_weights_that_the_step_has_left(place, monkeypatch):
+    """In bfloat16 the sampler has a copy."""
+    off = []
+
+    def evaluated(sampler, *_):
+        pairs = zip(sampler.policy.parameters(), seen[0].parameters(), strict=True)
+        off.append(max(((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs))
+        return {"accuracy": 0.5, "n": 1}
+
+    seen, load = [], train.load_policy
+    monkeypatch.setattr(train, "load_policy", lambda *a, **k: seen.append((made := load(*a, **k))[0]) or made)
+    monkeypatch.setattr(train.evaluate, "evaluate", evaluated)
+    assert train.main(argv(place, "fresh", precision="bf16", num_steps=2, eval_every=1, learning_rate=0.1)) == 0
+    assert len(off) == 2 and max(off) < 2**-8  # rounded
 
 
 def kept(directory: Path) -> list[str]:

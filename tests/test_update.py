@@ -89,7 +89,7 @@ def plain(policy, batch: Batch):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_loss_gradient_and_metrics_are_the_formulas(loss, weighting):
+def test_c11_c18_c21_loss_gradient_and_metrics_are_the_formulas(loss, weighting):
     policy, batch = tiny_policy(precision="fp64"), experience()
     reference = tiny_policy(precision="fp64", seed=1)
     noise = torch.randn(batch.completion_mask.shape, generator=torch.Generator().manual_seed(1)) / 4
