@@ -19,7 +19,7 @@ import data
 from grpo import distributed, doctor, evaluate, headline, protocol, run
 from grpo.compiled import compile_layers
 from grpo.config import Config, parse_args
-from grpo.memory import device_memory, peak_bytes
+from grpo.machine import device_memory, peak_bytes
 from grpo.metrics import Sums
 from grpo.policy import load_policy, load_shapes, model_directory, save_model
 from grpo.reference import Reference
@@ -59,8 +59,8 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
             reference.remember(collector.trunk_ids)  # exemplars, once for all steps
         evaluate.check(config, tokenizer)
         run.on_main(lambda: doctor.warn(config, policy.model, tokenizer, device))
-        run.claim(directory, config, device)
         state, watch = run.restore(directory, learner), Watch(config)
+        run.claim(directory, config, device)
         with run.Log(directory, config, state.step) as log:
             while state.step < config.num_steps:
                 step = state.step + 1
@@ -84,7 +84,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
                         state, measured = validate(config, sampler, state)
                     metrics |= measured
                 log.write(step, metrics)
-                for trouble in watch.see(step, metrics):
+                for trouble in watch.see(step, metrics, rewards.first_errors):
                     log.display.say(trouble)
                 stop = run.why_stop(state, signals)
                 best = config.checkpoint_every > 0 and state.best_step == step
@@ -110,18 +110,19 @@ def compare(config: Config, directory: Path, device: torch.device, signals: run.
     result = directory / "eval" / "eval.json"
     options = protocol.options_of(config, result.parent)
     if not run.on_main(lambda: protocol.is_evaluated(options)):
-        run.on_main(lambda: run.drop_results(directory))  # of another number of problems or shots, or by another grader
-        evaluate.compare(options, device, config.precision, signals.asked)
+        with run.new_evaluation(directory):  # of another number of problems or shots, or by another grader
+            evaluate.compare(options, device, config.precision, signals.asked)
     if distributed.is_main():
         print(headline.table(json.loads(result.read_text())))
         print(f"transcripts: {result.parent}")
 
 
 def report(directory: Path) -> None:
-    """Draw `report.html`, if it is not there. The run is done and saved: a picture that fails is a warning."""
-    page = directory / "report.html"
+    """Draw `report.html`, if it is not there or old. The run is done and saved: a picture that fails is a warning."""
+    page, lines = directory / "report.html", directory / "metrics.jsonl"
     try:
-        print(f"report: {page if page.exists() else write_report([directory])}")
+        drawn = page.exists() and page.stat().st_mtime >= lines.stat().st_mtime
+        print(f"report: {page if drawn else write_report([directory])}")
     except Exception as error:
         run.say(f"warning: {directory} has no report.html ({type(error).__name__}: {error}); try python -m grpo.report")
 
@@ -149,12 +150,13 @@ def main(argv: list[str]) -> int:
             run.prepare(device, config.precision)
             if distributed.is_main():
                 print(f"base model: {model_directory(config.model)}", flush=True)
-            if not run.is_trained(directory, config):
-                train(config, directory, device, signals)
-            if config.final_eval:
-                compare(config, directory, device, signals)
-            if distributed.is_main():
-                report(directory)
+            with run.sole_user(directory):
+                if not run.is_trained(directory, config):
+                    train(config, directory, device, signals)
+                if config.final_eval:
+                    compare(config, directory, device, signals)
+                if distributed.is_main():
+                    report(directory)
     except run.Stopped as reason:
         run.say(reason)
         code = reason.code

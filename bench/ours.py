@@ -18,7 +18,7 @@ from grpo import distributed, doctor, run
 from grpo.compiled import compile_layers
 from grpo.config import Config, from_yaml
 from grpo.estimate import measured
-from grpo.memory import device_memory, peak_bytes
+from grpo.machine import device_memory, peak_bytes
 from grpo.metrics import Sums
 from grpo.policy import Policy, load_policy
 from grpo.reference import Reference

@@ -18,6 +18,8 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from grpo.machine import commit
+
 ROOT = Path(__file__).parent.parent
 POLL_SECONDS = 0.1
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "numpy")
@@ -116,12 +118,7 @@ def versions() -> dict[str, str | None]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = None
-    try:
-        describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-        found["commit"] = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or None
-    except OSError:
-        found["commit"] = None
-    return found
+    return found | {"commit": commit()}
 
 
 def _answer(function: str, arguments: dict) -> dict:

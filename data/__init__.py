@@ -6,6 +6,7 @@ torch or grpo.
 
 import importlib
 import pkgutil
+import traceback
 
 from data.problem import Problem
 from data.splits import SPLITS
@@ -31,7 +32,21 @@ def load(name: str, split: str, *, path: str | None = None, num_shots: int = 0, 
         raise ValueError(f"data: {name!r} is not one of {', '.join(known)}")
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-    problems = importlib.import_module(f"data.{name}").load(split, path=path, num_shots=num_shots, seed=seed)
+    try:
+        problems = importlib.import_module(f"data.{name}").load(split, path=path, num_shots=num_shots, seed=seed)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}, line {last.lineno}"
+        raise ValueError(f"data: {name!r} failed ({where}: {type(error).__name__}: {error})") from error
+    if not isinstance(problems, list) or not all(map(_is_problem, problems)):
+        raise ValueError(f"data: {name!r} must return a list of Problem, its prompt and answer texts, its info a dict")
     if not problems:
         raise ValueError(f"data: {name!r} (data_path: {path}) has no {split} problems")
     return problems
+
+
+def _is_problem(item: object) -> bool:
+    texts = isinstance(item, Problem) and isinstance(item.prompt, str) and isinstance(item.answer, str)
+    return texts and isinstance(item.info, dict)

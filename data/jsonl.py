@@ -79,6 +79,12 @@ def _problem(row: dict, where: str) -> Problem:
         raise ValueError(f"{where}: 'stop' must be a list of strings, none empty, not {info['stop']!r}")
     if info["shots"] != []:
         raise ValueError(f"{where}: 'shots' is taken (the exemplars of a prompt format); name the field otherwise")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: {error.object[error.start]!r} is half of a character, which no file can hold"
+        ) from None
     return Problem(prompt, str(answer), info)
 
 

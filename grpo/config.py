@@ -179,6 +179,7 @@ def _rules(c: Config) -> list[tuple[str, str, bool]]:
         *((name, "> 0 and finite", 0 < getattr(c, name) < math.inf) for name in _POSITIVE),
         *((name, ">= 0 and finite", 0 <= getattr(c, name) < math.inf) for name in _NOT_NEGATIVE),
         *((name, f"one of {', '.join(known)}", getattr(c, name) in known) for name, known in choices.items()),
+        ("seed", "below 2**63", c.seed < 2**63),
         ("run_name", "a plain name (letters, digits, _.+=,-)", bool(re.fullmatch(r"\w[\w.+=,-]*", c.run_name))),
         ("rewards", "one or more names, none twice", 0 < len(c.rewards) == len(set(c.rewards))),
         ("reward_weights", f"one number for each of {c.rewards}", len(c.reward_weights) == len(c.rewards)),

@@ -9,7 +9,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,12 +20,19 @@ from data.problem import Problem
 from grpo import distributed, grading, headline
 from grpo.config import Config
 from grpo.files import write_whole
-from grpo.options import write_yaml
+from grpo.options import read_yaml, write_yaml
 from grpo.policy import load_policy, load_shapes
 from grpo.protocol import EvalOptions, planned
 from grpo.rollout import encode_prompts, render, stop_strings
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
+
+T = TypeVar("T")
+ROW = frozenset(
+    ("model", "shots", "index", "sample", "question", "prompt", "answer", "info", "stop", "stop_early", "completion")
+    + ("ended", "tokens", "stop_tokens")
+)
+"""What a line of a transcript holds."""
 
 
 def problems_of(options: EvalOptions, shots: int) -> list[Problem]:
@@ -79,7 +88,9 @@ def compare(
         raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
     models = {"base": (options.model, options.revision), "tuned": (options.tuned, None)}
     models = {name: where for name, where in models.items() if where[0] is not None}
-    problems = prepare(options, [_tokenizer(name, *where) for name, where in models.items()])
+    problems = prepare(options, [_named(name, load_shapes, *where)[1] for name, where in models.items()])
+    if len(models) > 1:  # weights that can not be read show now too, and not when the base has been asked
+        _named("tuned", load_policy, options.tuned, device=device, precision=precision)
     if distributed.is_main():
         try:
             out.mkdir(parents=True, exist_ok=True)  # a mistake shows now, and not when all the work is done
@@ -103,10 +114,10 @@ def compare(
     return result
 
 
-def _tokenizer(name: str, path: str, revision: str | None):
-    """The tokenizer of a model that can be loaded, its weights not looked at; an error names the option."""
+def _named(name: str, load: Callable[..., T], *arguments: object, **options: object) -> T:
+    """What `load` makes of a model; an error names the option that the model is."""
     try:
-        return load_shapes(path, revision)[1]
+        return load(*arguments, **options)
     except ValueError as error:
         raise ValueError(str(error) if name == "base" else f"tuned{str(error).removeprefix('model')}") from error
 
@@ -130,15 +141,31 @@ def regrade(options: EvalOptions) -> dict:
     transcripts = {}
     for file in files:
         with open(file, encoding="utf-8") as lines:  # not splitlines: a completion may hold other line separators
-            transcripts[file.stem] = [json.loads(line) for line in lines]
+            transcripts[file.stem] = [_row(line, f"{file}, line {i}") for i, line in enumerate(lines, start=1)]
     if not all(transcripts.values()):
         raise ValueError(f"regrade: a transcript in {directory} is empty")
+    out = Path(options.out) if options.out else directory
+    if out.resolve() != directory.resolve() and (out / "eval.json").exists():
+        raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
     early = any(row["stop_early"] for rows in transcripts.values() for row in rows)
     result = _summarize(transcripts, options, ("stop_string",) if early else grading.STOPS)
-    out = Path(options.out) if options.out else directory
     out.mkdir(parents=True, exist_ok=True)
+    if (out / "options.yaml").exists():  # of the transcripts; the cells are now by these graders
+        made = replace(read_yaml(EvalOptions, out / "options.yaml"), graders=options.graders, format=options.format)
+        write_yaml(made, out / "options.yaml")
     _write(out, result)
     return result
+
+
+def _row(line: str, where: str) -> dict:
+    """A line of a transcript."""
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict) or not row.keys() >= ROW:
+            raise ValueError("not a row of a transcript")
+    except ValueError as error:
+        raise ValueError(f"regrade: {where}: {error}") from None
+    return row
 
 
 def _summarize(transcripts: dict[str, list[dict]], options: EvalOptions, stops: Sequence[str]) -> dict:

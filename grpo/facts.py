@@ -23,7 +23,7 @@ from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
-from grpo.memory import device_memory
+from grpo.machine import device_memory
 from grpo.probes import Disagreement, RewardProbe, examine
 from grpo.rollout import encode_prompts, stop_strings
 from grpo.tree import shared_prefix

@@ -1,6 +1,10 @@
-"""Text files that appear whole or not at all. Checkpoints, which are directories, have their own file."""
+"""Files that appear whole or not at all, and directories that one process works in. Checkpoints have their own file."""
 
+import fcntl
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,3 +23,37 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror})") from error
+
+
+def lock_directory(directory: Path) -> int:
+    """Keep other processes out until the returned descriptor is closed, or this process ends.
+
+    Raises:
+        ValueError: another process has it. File systems without locks are taken as free.
+    """
+    held = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise ValueError(f"run_name: another process works in {directory}; wait for it, or take another name") from None
+    except OSError:
+        pass
+    return held
+
+
+@contextmanager
+def aside(directory: Path) -> Iterator[None]:
+    """Within it the directory is not there, and may be made anew; an exception brings the old one back."""
+    kept = directory.with_name(directory.name + ".old")
+    if directory.exists():
+        shutil.rmtree(kept, ignore_errors=True)
+        directory.rename(kept)
+    try:
+        yield
+    except BaseException:
+        if kept.exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            kept.rename(directory)
+        raise
+    shutil.rmtree(kept, ignore_errors=True)

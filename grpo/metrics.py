@@ -9,6 +9,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -198,13 +199,20 @@ def step_line(line: Mapping[str, float | None], num_steps: int, seconds_left: fl
     return f"step {line['step']:{width}}/{num_steps}  {numbers}  {seconds:.1f} s  left {left}"
 
 
+class _Console(Console):
+    """Where nobody reads any more (`| tee`, interrupted), a run goes on and saves what it has, without a word."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Display:
     """What a run says: a line per step and, where the output is a terminal, a live bar below. Only rank 0 speaks."""
 
     def __init__(self, num_steps: int, steps_done: int = 0, console: Console | None = None) -> None:
         self._num_steps = num_steps
         self._seconds: deque[float] = deque(maxlen=10)  # of the last steps, for the time left
-        self._console = console or Console(quiet=not distributed.is_main())
+        self._console = console or _Console(quiet=not distributed.is_main())
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -226,7 +234,8 @@ class Display:
     def say(self, text: str) -> None:
         """Prints one line, never wrapped, above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-        self._console.file.flush()
+        with suppress(OSError):
+            self._console.file.flush()
 
     def phase(self, name: str) -> None:
         """What the step is doing now; shown beside the bar only."""

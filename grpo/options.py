@@ -10,6 +10,7 @@ import difflib
 import sys
 import types
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -24,7 +25,8 @@ def parse(kind: type[T], argv: list[str], prog: str) -> T:
     """A command line: the defaults of `kind`, under `--recipe FILE`, under `--name value` flags.
 
     Args:
-      kind: flat dataclass of str, int, float, bool, Literal, tuples of one of them, and unions of these with None.
+      kind: flat dataclass of str, int, float, bool, Literal, tuples of one of them, and unions of these with None. A
+        tuple is read from words between commas or white space; with `metadata={"verbatim": True}` from whole arguments.
       argv: the arguments without the program's name; `--name value ...` or `--name=value`; a bool may stand without a
         value, which is True; the last of a name counts.
       prog: the program's name, for messages.
@@ -33,7 +35,8 @@ def parse(kind: type[T], argv: list[str], prog: str) -> T:
     """
     try:
         flags = _flags(argv, kind)
-        recipe = flags.pop("recipe", None)
+        own = any(field.name == "recipe" for field in dataclasses.fields(kind))  # then it means something else here
+        recipe = None if own else flags.pop("recipe", None)
         below = {} if recipe is None else _recipe(kind, _read(str, recipe, "--recipe"))
         if "help" in flags:
             _print_help(kind, prog, below)
@@ -112,7 +115,10 @@ def _build(kind: type[T], raw: dict[str, tuple[str, Any]]) -> T:
     missing = [name for name in _required(kind) if name not in raw]
     if missing:
         raise ValueError(f"--{missing[0]} is missing; see --help")
-    return kind(**{name: _read(hints[name], value, where) for name, (where, value) in raw.items()})
+    verbatim = {field.name for field in dataclasses.fields(kind) if field.metadata.get("verbatim")}
+    as_it_is = {name: tuple([x] if isinstance(x, str) else x) for name, (_, x) in raw.items() if name in verbatim}
+    read = {name: _read(hints[name], x, where) for name, (where, x) in raw.items() if name not in verbatim}
+    return kind(**read | as_it_is)
 
 
 def _required(kind: type) -> list[str]:
@@ -123,7 +129,9 @@ def _print_help(kind: type, prog: str, below: dict[str, tuple[str, Any]]) -> Non
     """Prints every field with its docstring and its default (the recipe's, if one is given), and exits."""
     import tyro  # slow to import, and only needed here
 
-    default = {} if _required(kind) else {"default": _build(kind, below)}
+    default = {}
+    with suppress(ValueError):  # what has no complete default shows those of its fields
+        default["default"] = _build(kind, below)
     markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)
     tyro.cli(kind, prog=prog, args=["--help"], use_underscores=True, config=markers, **default)
 

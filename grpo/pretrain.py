@@ -21,7 +21,6 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 
 from data import arithmetic, prompts
 from data.prompts import answer_line
-from grpo.policy import EMBEDDED
 
 # The corpus. The share of careful (worked) solutions differs from document to document: Beta(CAREFUL, HASTY), on
 # average 0.32; because of that a model that has seen some careful solutions in its context expects another one.
@@ -182,17 +181,23 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / (0.02 * steps + 1), (steps - step) / steps)
 
 
-def main(out: Path = EMBEDDED, steps: int = 2600, tokens_per_batch: int = 2048, seed: int = 0) -> None:
+def main(out: Path, steps: int = 2600, tokens_per_batch: int = 2048, seed: int = 0) -> None:
     """Makes the base model of the demo. The same arguments, versions, threads and processor give the same bits.
 
     The shipped one is from before `Muon` computed in float32: 2,000 steps with torch's own. It behaves alike.
 
     Args:
-      out: directory to write: safetensors, config, generation config, tokenizer.
-      steps: optimiser steps.
+      out: directory to make: safetensors, config, generation config, tokenizer.
+      steps: optimiser steps, >= 1.
       tokens_per_batch: tokens of a step, padding included.
       seed: of the corpus and the initial weights.
     """
+    if steps < 1 or tokens_per_batch < 1:
+        raise SystemExit(f"pretrain: error: steps ({steps}) and tokens_per_batch ({tokens_per_batch}) must be >= 1")
+    try:
+        out.mkdir(parents=True)  # before minutes of work
+    except OSError as error:
+        raise SystemExit(f"pretrain: error: out: {out} can not be made ({error.strerror})") from None
     torch.manual_seed(seed)
     texts = corpus(seed)
     tokenizer = train_tokenizer([next(texts) for _ in range(2000)])

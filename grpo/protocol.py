@@ -1,5 +1,6 @@
 """How an evaluation is done: its options, and those that a training run's own evaluations follow. Runs nothing."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -70,12 +71,16 @@ class EvalOptions:
         for name, low in at_least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}: must be a whole number >= {low}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed}: must be below 2**63")
+        if not 0 < self.timeout < math.inf:
+            raise ValueError(f"timeout is {self.timeout}: must be > 0 and finite")
         if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"shots is {self.shots}: must be whole numbers >= 0, none twice")
         if not self.graders or len(set(self.graders)) < len(self.graders):
             raise ValueError(f"graders is {self.graders}: must be one or more names, none twice")
-        if self.temperature < 0 or (self.samples > 1 and self.temperature == 0):
-            raise ValueError(f"temperature is {self.temperature}: must be >= 0, and > 0 with several samples")
+        if not 0 <= self.temperature < math.inf or (self.samples > 1 and self.temperature == 0):
+            raise ValueError(f"temperature is {self.temperature}: must be finite, >= 0, and > 0 with several samples")
         if (self.model is None) == (self.regrade is None):
             raise ValueError("model: either --model or --regrade must be given, and not both")
         if self.regrade is not None:

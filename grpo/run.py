@@ -8,15 +8,12 @@ an error.
 import ctypes
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -24,7 +21,8 @@ import torch
 from grpo import checkpoint, distributed
 from grpo.compiled import can_compile
 from grpo.config import Config, check_resumable, from_yaml, taken, to_yaml
-from grpo.files import write_whole
+from grpo.files import aside, lock_directory, write_whole
+from grpo.machine import environment
 from grpo.metrics import Display, MetricsWriter
 from grpo.signals import Signals
 from grpo.update import Learner
@@ -235,11 +233,13 @@ def claim(directory: Path, config: Config, device: torch.device) -> None:
     """
 
     def write() -> None:
+        file, earlier = directory / "environment.json", []
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # of an earlier start; nothing hangs on it
+            before = json.loads(file.read_text())
+            earlier = [*before.pop("earlier", []), before]
         shutil.rmtree(directory / "final", ignore_errors=True)
-        drop_results(directory)
-        file = directory / "environment.json"
-        before = json.loads(file.read_text()) if file.exists() else None
-        earlier = [*before.pop("earlier", []), before] if before else []
+        shutil.rmtree(directory / "eval", ignore_errors=True)
+        (directory / "report.html").unlink(missing_ok=True)
         write_whole(file, json.dumps({**environment(device), "earlier": earlier}, indent=1) + "\n")
         to_yaml(config, directory / "config.yaml")
 
@@ -259,29 +259,24 @@ def keep_smaller(directory: Path, config: Config, learner: Learner, display: Dis
     return config
 
 
-def drop_results(directory: Path) -> None:
-    """Drop the run's own evaluation and its page, which would not be of what follows."""
-    shutil.rmtree(directory / "eval", ignore_errors=True)
-    (directory / "report.html").unlink(missing_ok=True)
+@contextmanager
+def sole_user(directory: Path) -> Iterator[None]:
+    """Within it no other process can work in the run's directory; ValueError if one does."""
+    held = on_main(lambda: lock_directory(directory))
+    try:
+        yield
+    finally:
+        if distributed.is_main():
+            os.close(held)
 
 
-def environment(device: torch.device) -> dict:
-    """What a run ran on: commit, versions, device, threads, processes, command."""
-    root = Path(__file__).parent.parent
-    commit = None
-    if shutil.which("git"):
-        describe = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or None
-    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "commit": commit,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "numpy")},
-        "device": processor or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "processes": distributed.world_size(),
-        "command": [sys.executable, *sys.argv],
-    }
+@contextmanager
+def new_evaluation(directory: Path) -> Iterator[None]:
+    """Within it `eval/` is made anew; the old one, and its page, are given up when that is done, and else come back."""
+    with aside(directory / "eval") if distributed.is_main() else nullcontext():
+        on_main(lambda: None)  # nobody looks before it is gone
+        yield
+    on_main(lambda: (directory / "report.html").unlink(missing_ok=True))
 
 
 def save(directory: Path, learner: Learner, state: State, keep: int) -> None:
@@ -309,7 +304,15 @@ def is_trained(directory: Path, config: Config) -> bool:
 
 def restore(directory: Path, learner: Learner) -> State:
     """Load the newest checkpoint, if there is one, into the learner; returns the state to go on from."""
-    path = on_main(lambda: checkpoint.latest(directory / "checkpoints"))
+
+    def newest() -> Path | None:
+        path, places = checkpoint.latest(directory / "checkpoints"), (directory / "checkpoints").glob("step_*")
+        damaged = [place.name for place in places if place.suffix != ".tmp"]
+        if path is None and damaged:
+            raise ValueError(f"resume: of {', '.join(sorted(damaged))} in {directory / 'checkpoints'} none is complete")
+        return path
+
+    path = on_main(newest)
     if path is None:
         return State()
     content = checkpoint.load(path, learner.policy, learner.optimizer)

@@ -3,8 +3,9 @@
 Left out: conversations; a question is put into the few-shot format of training with `--question`.
 """
 
+import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from data.prompts import STOP, completion_prompt
@@ -31,12 +32,22 @@ class SampleOptions:
     """Sampling temperature; 0: greedy. >= 0."""
     seed: int = 0
     """Seed of the draws. >= 0."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = field(default=(), metadata={"verbatim": True})
     """Strings that end a completion; with `question`, those of the prompt format."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: cuda if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
     """Dtype of the matrix products. auto: bf16 on cuda, fp32 on cpu."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on the first option out of its range."""
+        for name, low in {"num": 1, "max_new_tokens": 1, "seed": 0}.items():
+            if not low <= getattr(self, name) < 2**63:
+                raise ValueError(f"{name} is {getattr(self, name)}: must be a whole number >= {low}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}: must be >= 0 and finite")
+        if self.prompt is not None and self.question is not None:
+            raise ValueError("question: either --prompt or --question can be given, not both")
 
 
 def main(argv: list[str]) -> int:

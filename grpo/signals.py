@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 from grpo import distributed
 
@@ -32,7 +33,8 @@ class Signals:
         if self.first is None:
             self.first = now
             if distributed.is_main():
-                print("stopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
+                with suppress(OSError):  # nobody reads any more
+                    print("stopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
 
     def asked(self) -> bool:
         """Whether this process was asked to stop."""

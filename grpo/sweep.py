@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -274,6 +275,7 @@ def run_cell(cell: Cell) -> str | None:
         try:
             code = process.wait()
         except KeyboardInterrupt:
+            process.terminate()  # the same again, if it was Ctrl-C at a terminal, which the run has got too
             process.wait()
             raise
     if code != 0:
@@ -311,4 +313,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@ before (`doctor.py`), what every number means (`docs/metrics.md`), and stopping:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from grpo.config import Config
 from grpo.estimate import updates_per_step
@@ -29,14 +30,20 @@ class Watch:
         self.steps: list[Mapping[str, float | None]] = []
         self.said: set[str] = set()
 
-    def see(self, step: int, metrics: Mapping[str, float | None]) -> list[str]:
-        """Take the metrics of a step (from 1).
+    def see(
+        self, step: int, metrics: Mapping[str, float | None], errors: Mapping[str, str] = MappingProxyType({})
+    ) -> list[str]:
+        """Take the metrics of a step (from 1), and of each reward function that failed so far its first error.
 
         Returns:
             A sentence for each kind of trouble that shows for the first time.
         """
         self.steps.append({**metrics, "step": step})
         sentences = []
+        for name, message in errors.items():
+            if name not in self.said:
+                self.said.add(name)
+                sentences.append(f"trouble: reward {name} failed for the first time: {message}")
         for sign in SIGNS:
             sentence = None if sign.__name__ in self.said else sign(self.config, self.steps)
             if sentence:

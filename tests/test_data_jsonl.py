@@ -75,6 +75,7 @@ def test_equal_prompts_stay_on_one_side(tmp_path):
         ('{"prompt": "p", "answer": "a", "stop": "END"}', "'stop' must be a list of strings, none empty, not 'END'"),
         ('{"prompt": "p", "answer": "a", "stop": [""]}', "'stop' must be a list of strings"),
         ('{"prompt": "p", "answer": "a", "shots": [1]}', "'shots' is taken"),
+        ('{"prompt": "p", "answer": "a\\ud800"}', "'.ud800' is half of a character"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, line, message):

@@ -42,3 +42,17 @@ def test_an_empty_split_is_refused(tmp_path):
     assert len(data.load("jsonl", "train", path=file)) == 1
     with pytest.raises(ValueError, match=r"data: 'jsonl' \(data_path: .*one\.jsonl\) has no validation problems"):
         data.load("jsonl", "validation", path=file)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda *_, **__: 1 / 0, "data: 'jsonl' failed .*test_data_load.py, line .*ZeroDivisionError"),
+        (lambda *_, **__: iter([]), "must return a list of Problem"),
+        (lambda *_, **__: [Problem("1+1=", 2, {})], "must return a list of Problem, its prompt and answer texts"),
+    ],
+)
+def test_a_data_set_of_ones_own_that_is_wrong_is_a_sentence(monkeypatch, made, said):
+    monkeypatch.setattr("data.jsonl.load", made)
+    with pytest.raises(ValueError, match=said):
+        data.load("jsonl", "train")

@@ -1,6 +1,7 @@
 """The command line of eval.py: what it prints and writes, on one process and on two, and what it refuses."""
 
 import json
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -153,3 +154,46 @@ def test_a_mistake_is_one_sentence_before_any_work(place, capsys, monkeypatch, o
     assert code == 2 and sentence in err
     assert err.startswith("eval.py: error: ") and err.count("\n") == 1
     assert not (place / "mistake").exists() or not list((place / "mistake").iterdir())
+
+
+def test_help_needs_no_model(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0 and "--regrade" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("timeout", 0, "timeout is 0.0"), ("timeout", "nan", "timeout"), ("temperature", "nan", "temperature is nan")]
+    + [("temperature", "inf", "temperature is inf"), ("seed", 2**63, "seed is 9223372036854775808")],
+)
+def test_a_number_that_can_not_be_is_one_sentence(place, capsys, option, value, said):
+    with pytest.raises(SystemExit) as ended:
+        command.main(argv(place, "never", **{option: value}))
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and said in err and err.count("\n") == 1
+
+
+def test_a_tuned_model_with_broken_weights_shows_before_the_base_is_asked(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Sampler, "generate", None)
+    broken = shutil.copytree(place / "tuned", tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    assert command.main(argv(place, "broken", tuned=broken)) == 2
+    assert f"eval.py: error: tuned: {str(broken)!r} can not be loaded" in capsys.readouterr().err
+
+
+def test_regrading_overwrites_no_other_evaluation_and_is_remembered(place, capsys):
+    assert command.main(argv(place, "one")) == command.main(argv(place, "other")) == 0
+    before = result(place, "other")
+    words = ["--regrade", str(place / "one"), "--graders", "published"]
+    assert command.main([*words, "--out", str(place / "other")]) == 2
+    assert "holds an evaluation already" in capsys.readouterr().err and result(place, "other") == before
+    assert command.main(words) == 0
+    assert read_yaml(EvalOptions, place / "one" / "options.yaml").graders == ("published",)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"model": "base"}'])
+def test_a_line_that_is_none_of_a_transcript_is_named(place, tmp_path, capsys, line):
+    (tmp_path / "base_0shots.jsonl").write_text(line + "\n")
+    assert command.main(["--regrade", str(tmp_path)]) == 2
+    assert "regrade: " in (err := capsys.readouterr().err) and "base_0shots.jsonl, line 1: " in err

@@ -196,7 +196,7 @@ def test_what_evaluations_will_need_is_checked_before(place):
         ({"shots": ()}, "shots is "),
         ({"shots": (0, 0)}, "none twice"),
         ({"shots": (-1,)}, "shots is "),
-        ({"samples": 2}, "temperature is 0.0: must be >= 0, and > 0 with several samples"),
+        ({"samples": 2}, "temperature is 0.0: must be finite, >= 0, and > 0 with several samples"),
         ({"graders": ()}, "graders is "),
         ({"model": None}, "either --model or --regrade"),
         ({"model": None, "regrade": "d", "budget": 512}, "data: --regrade takes texts as they are, and only graders"),

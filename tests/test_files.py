@@ -1,10 +1,10 @@
-"""Text files appear whole or not at all."""
+"""Text files appear whole or not at all; a directory is one process's, and comes back if what replaces it fails."""
 
 import os
 
 import pytest
 
-from grpo.files import write_whole
+from grpo.files import aside, lock_directory, write_whole
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -43,3 +43,39 @@ def test_the_text_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 def test_a_directory_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(OSError, match=r"cannot write .*nowhere/x \(No such file or directory\)"):
         write_whole(tmp_path / "nowhere" / "x", "")
+
+
+def test_a_directory_is_one_users_until_he_lets_go(tmp_path):
+    held = lock_directory(tmp_path)
+    with pytest.raises(ValueError, match="run_name: another process works in"):
+        lock_directory(tmp_path)
+    os.close(held)
+    os.close(lock_directory(tmp_path))
+
+
+def test_where_there_are_no_locks_a_directory_is_free(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("grpo.files.fcntl.flock", refuse)
+    os.close(lock_directory(tmp_path))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, None])
+def test_what_is_replaced_comes_back_if_that_fails(tmp_path, error):
+    """Also when an earlier try was killed half-way."""
+    place = tmp_path / "eval"
+    (tmp_path / "eval.old").mkdir()
+    place.mkdir()
+    (place / "old").touch()
+    try:
+        with aside(place):
+            assert not place.exists()
+            place.mkdir()
+            (place / "new").touch()
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert [path.name for path in place.iterdir()] == ["old" if error else "new"]
+    assert not (tmp_path / "eval.old").exists()

@@ -276,6 +276,21 @@ def test_on_a_terminal_there_is_a_bar_below_the_same_lines(tmp_path):
     assert "\x1b[" in text and "3/4 left 0:00:25" in text.split("step 3/4")[-1]
 
 
+def test_where_nobody_reads_any_more_a_run_goes_on(monkeypatch):
+    """As after Ctrl-C in `train.py | tee log`, which ends tee at once and the run after its step."""
+
+    class Gone(io.StringIO):
+        def write(self, *_):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with Display(3) as display:
+        display.say("one")
+        display.say("two")
+
+
 def test_only_rank_0_speaks(monkeypatch, capsys):
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     with Display(3) as display:

@@ -1,6 +1,6 @@
 """Texts to options: flags and recipes are read alike, and every mistake is one sentence that says how to mend it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
@@ -214,3 +214,29 @@ def test_help_explains_every_field_and_shows_the_recipes_default(capsys, tmp_pat
 def test_nearest_name():
     assert did_you_mean("learning_rat", ["seed", "learning_rate"]) == "; did you mean learning_rate?"
     assert did_you_mean("zzz", ["seed", "learning_rate"]) == ""
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """Texts taken whole, and a field that happens to be called recipe."""
+
+    stop: tuple[str, ...] = field(default=(), metadata={"verbatim": True})
+    """Texts."""
+    recipe: str | None = None
+    """A file of something else."""
+
+    def __post_init__(self) -> None:
+        if self.recipe is None:
+            raise ValueError("recipe: is needed")
+
+
+def test_texts_may_be_taken_whole_and_a_field_may_be_called_recipe():
+    flags = ["--stop", "\n\nQuestion:", " a, b ", "--recipe", "there.yaml"]
+    assert parse(Verbatim, flags, "x") == Verbatim(("\n\nQuestion:", " a, b "), "there.yaml")
+    assert parse(Verbatim, ["--recipe=r", "--stop=\n"], "x").stop == ("\n",)
+
+
+def test_help_is_shown_although_the_defaults_alone_are_no_options(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(Verbatim, ["--help"], "x")
+    assert ended.value.code == 0 and "A file of something else" in capsys.readouterr().out

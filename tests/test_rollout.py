@@ -157,9 +157,9 @@ def test_c11_completions_are_drawn_at_the_temperature_that_is_learned_at(monkeyp
     assert asked == [0.7]
 
 
-def test_a_chat_is_what_is_completed(monkeypatch):
+def test_a_chat_is_what_is_completed():
     made = sampler()
-    made.tokenizer.chat_template = TEMPLATE
+    made.tokenizer = chat_tokenizer()
     sizes = {"prompts_per_step": 1, "group_size": 2, "max_new_tokens": 2, "rewards": ("a",), "reward_weights": (1.0,)}
     shown = Collector(Config(**sizes, chat=True), PROBLEMS, made, None).prompt_ids
     texts = [render(problem, made.tokenizer, True) for problem in PROBLEMS]

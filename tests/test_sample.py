@@ -82,9 +82,12 @@ def test_every_precision(model, capsys):
     ("argv", "sentence"),
     [
         (["/nowhere", "--prompt", "1"], "model: '/nowhere' can not be loaded"),
-        (["MODEL", "--prompt", "1", "--max_new_tokens", "0"], "max_new_tokens: 0 must be at least 1"),
-        (["MODEL", "--prompt", "1", "--num", "0"], "0 must be at least 1"),
-        (["MODEL", "--prompt", "1", "--temperature", "-1"], "temperature"),
+        (["MODEL", "--prompt", "1", "--max_new_tokens", "0"], "max_new_tokens is 0: must be a whole number >= 1"),
+        (["MODEL", "--prompt", "1", "--num", "0"], "num is 0: must be a whole number >= 1"),
+        (["MODEL", "--prompt", "1", "--temperature", "-1"], "temperature is -1.0: must be >= 0 and finite"),
+        (["MODEL", "--prompt", "1", "--temperature", "nan"], "temperature is nan"),
+        (["MODEL", "--prompt", "1", "--seed", "-1"], "seed is -1"),
+        (["MODEL", "--prompt", "1", "--question", "2"], "either --prompt or --question"),
         (["MODEL", "--promt", "1"], "--promt is no option; did you mean prompt?"),
     ],
 )

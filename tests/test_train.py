@@ -20,6 +20,7 @@ import train
 from grpo import reference
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, from_yaml
+from grpo.files import lock_directory
 from grpo.metrics import metric_names
 from grpo.policy import Policy
 from tests import runs
@@ -218,7 +219,7 @@ def test_validation_is_of_the_weights_that_the_step_has_left(place, monkeypatch)
     seen, load = [], train.load_policy
     monkeypatch.setattr(train, "load_policy", lambda *a, **k: seen.append((made := load(*a, **k))[0]) or made)
     monkeypatch.setattr(train.evaluate, "evaluate", evaluated)
-    assert train.main(argv(place, "fresh", precision="bf16", num_steps=2, eval_every=1, learning_rate=0.1)) == 0
+    assert train.main(argv(place, "validated", precision="bf16", num_steps=2, eval_every=1, learning_rate=0.1)) == 0
     assert len(off) == 2 and max(off) < 2**-8  # rounded
 
 
@@ -489,9 +490,37 @@ def test_an_existing_run_is_an_error_and_stays_as_it_is(finished, place, capsys)
     assert tree(other) == {str(other / "thesis.txt"): b"mine"}
 
 
+def test_a_run_that_can_not_go_on_keeps_what_it_has(place, capsys):
+    """Wrong options for a new evaluation, a damaged checkpoint, none that is complete, somebody else at work."""
+    options = OPTIONS | {"num_steps": 2, "final_eval": True, "resume": "auto", "schedule": "constant"}
+    assert train.main(argv(place, "precious", **options)) == 0
+    directory = place / "precious"
+    before = tree(directory)
+    for mistake, said in (
+        ({"eval_correct": "gsm8k.nope"}, "'gsm8k.nope' is not one of"),
+        ({"eval_shots": "0,99"}, "num_shots: 99"),
+    ):
+        assert said in refused(place, capsys, "precious", **options | mistake)
+        assert tree(directory) == before
+    newest = directory / "checkpoints" / "step_000002" / "optimizer.pt"
+    newest.write_bytes(b"x" * newest.stat().st_size)
+    damaged = tree(directory)
+    assert "step_000002 does not fit" in refused(place, capsys, "precious", **options | {"num_steps": 3})
+    assert tree(directory) == damaged
+    for checkpoint in (directory / "checkpoints").iterdir():
+        (checkpoint / "optimizer.pt").write_bytes(b"x")
+    cut = tree(directory)
+    assert "step_000002 in" in refused(place, capsys, "precious", **options | {"num_steps": 3})
+    assert tree(directory) == cut
+    held = lock_directory(directory)
+    assert "another process works in" in refused(place, capsys, "precious", **options)
+    os.close(held)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
+        ("seed", 2**63, "seed is 9223372036854775808: must be below 2**63"),
         ("data", "gsm9k", "data: 'gsm9k' is not one of arithmetic, gsm8k, jsonl"),
         ("data_path", "/nowhere", "data_path: /nowhere"),
         ("model", "/nowhere", "model: '/nowhere' can not be loaded"),

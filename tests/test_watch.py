@@ -85,3 +85,12 @@ def test_the_first_kl_is_no_sign_after_a_resume_or_with_several_updates():
 
 def test_metrics_without_a_value_are_no_trouble():
     assert run(*[dict.fromkeys(HEALTHY), dict.fromkeys(HEALTHY, float("nan"))] * 8) == []
+
+
+def test_what_a_reward_fails_of_is_said_once():
+    watch = Watch(CONFIG)
+    errors = {"mine.format": "ValueError: no number (rewards/mine.py, line 3)"}
+    assert watch.see(1, HEALTHY) == []
+    (said,) = watch.see(2, HEALTHY, errors)
+    assert said == f"trouble: reward mine.format failed for the first time: {errors['mine.format']}"
+    assert watch.see(3, HEALTHY, errors) == []

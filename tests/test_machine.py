@@ -2,7 +2,7 @@
 
 import torch
 
-from grpo.memory import device_memory, peak_bytes
+from grpo.machine import device_memory, peak_bytes
 
 CPU = torch.device("cpu")
 
