@@ -7,6 +7,7 @@ What is left out: what the numbers mean (`docs/metrics.md`) and where they come 
 import json
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -204,6 +205,8 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
+        with suppress(OSError, ValueError):  # what is still in its buffer can go nowhere when the process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Display:

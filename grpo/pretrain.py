@@ -10,6 +10,7 @@ The corpus is drawn from the train split alone. A plain language-model loop on p
 
 import random
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,12 +193,14 @@ def main(out: Path, steps: int = 2600, tokens_per_batch: int = 2048, seed: int =
       tokens_per_batch: tokens of a step, padding included.
       seed: of the corpus and the initial weights.
     """
-    if steps < 1 or tokens_per_batch < 1:
-        raise SystemExit(f"pretrain: error: steps ({steps}) and tokens_per_batch ({tokens_per_batch}) must be >= 1")
     try:
+        if steps < 1 or tokens_per_batch < 1:
+            raise ValueError(f"steps ({steps}) and tokens_per_batch ({tokens_per_batch}) must be >= 1")
         out.mkdir(parents=True)  # before minutes of work
-    except OSError as error:
-        raise SystemExit(f"pretrain: error: out: {out} can not be made ({error.strerror})") from None
+    except (ValueError, OSError) as error:
+        reason = f"out: {out} can not be made ({error.strerror})" if isinstance(error, OSError) else error
+        print(f"grpo.pretrain: error: {reason}", file=sys.stderr)
+        sys.exit(2)
     torch.manual_seed(seed)
     texts = corpus(seed)
     tokenizer = train_tokenizer([next(texts) for _ in range(2000)])

@@ -1,8 +1,7 @@
 """A run as a thing on disk and in a shell: its directory, its state, its signals, its clock. No algorithm here.
 
 `<out_dir>/<run_name>/` holds config.yaml, environment.json, metrics.jsonl, rollouts/, checkpoints/, final/ and eval/,
-and what `report.py` draws. Rank 0 alone writes. A directory that exists is never overwritten: it is resumed, or it is
-an error.
+and what `report.py` draws. Rank 0 alone writes. A directory that exists is resumed, never overwritten.
 """
 
 import ctypes
@@ -172,7 +171,8 @@ def prepare(device: torch.device, precision: str) -> None:
 def say(sentence: object) -> None:
     """Tell the person at the terminal why a run ends; other ranks than 0 add who they are."""
     who = "" if distributed.is_main() else f"rank {distributed.rank()}: "
-    print(f"{who}{sentence}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads any more
+        print(f"{who}{sentence}", file=sys.stderr, flush=True)
 
 
 def on_main(action: Callable[[], object]) -> object:

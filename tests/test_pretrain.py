@@ -321,10 +321,21 @@ def test_muon_takes_the_steps_of_torchs_own_up_to_its_bfloat16():
 @pytest.mark.slow
 def test_the_command_makes_a_model_that_behaves_like_the_shipped_one(tmp_path):
     """Bits may differ with versions, threads and processors; what the demo rests on may not."""
-    subprocess.run([sys.executable, "-m", "grpo.pretrain", "--out", str(tmp_path)], check=True, timeout=3600)
+    subprocess.run([sys.executable, "-m", "grpo.pretrain", "--out", str(tmp_path / "made")], check=True, timeout=3600)
     for sample, num_problems in ((False, 200), (True, 500)):
-        made = behaviour(tmp_path, sample=sample, num_problems=num_problems)
+        made = behaviour(tmp_path / "made", sample=sample, num_problems=num_problems)
         shipped = behaviour(EMBEDDED, sample=sample, num_problems=num_problems)
         for share in ("strict", "lenient", "worked", "runs on"):
             assert made[share] == pytest.approx(shipped[share], abs=0.12), (share, made, shipped)
     assert made["right when worked"] >= 0.9
+
+
+def test_what_is_there_is_not_overwritten(tmp_path, capsys):
+    for options, said in (
+        ({"out": tmp_path}, "can not be made (File exists)"),
+        ({"out": tmp_path / "x", "steps": 0}, "steps (0)"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            pretrain.main(**options)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
