@@ -20,19 +20,22 @@ OPTIONS = {"group_size": 3, "max_new_tokens": 17} | RUN
 
 def one_at_a_time(sampler, prompts=PROMPTS, **changes):
     """Every group sampled alone: nothing joins, and nothing is beside it but its siblings."""
-    rows = []
-    for i, prompt in enumerate(prompts):
-        options = {"prompt_index": [i]} | OPTIONS | changes
-        group = rows_of(sampler.generate([prompt], **options))
-        assert_rows(sampler.generate([prompt], **options | {"group_size": 1}), group[:1])  # without siblings
-        rows += group
-    return rows
+    groups = [sampler.generate([p], prompt_index=[i], **OPTIONS | changes) for i, p in enumerate(prompts)]
+    return [row for group in groups for row in rows_of(group)]
 
 
 def assert_rows(completions, expected):
     for (ids, logprobs), (expected_ids, expected_logprobs) in zip(rows_of(completions), expected, strict=True):
         assert ids == expected_ids
         torch.testing.assert_close(logprobs, expected_logprobs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_row_alone_is_what_it_is_among_its_siblings():
+    sampler = make_sampler(eos=ENDS)
+    for i, prompt in enumerate(PROMPTS):
+        options = {"prompt_index": [i]} | OPTIONS
+        group = rows_of(sampler.generate([prompt], **options))
+        assert_rows(sampler.generate([prompt], **options | {"group_size": 1}), group[:1])
 
 
 @pytest.mark.parametrize("grain", [1, 4])
