@@ -24,7 +24,7 @@ USED = 0.9
 """Share of a GPU's free memory that `budget` plans with; the rest is for what is not counted, and for gaps."""
 
 LEAST_TOKENS, MOST_TOKENS = 256, 8192
-"""Bounds of `budget`. Above the upper one matrix products are hardly faster, and memory is better left to others."""
+"""Bounds of `budget`. The upper one leaves memory to others once matrix products are large; not measured on a GPU."""
 
 TOKEN_S, LAYER_S, PART_S = 4e-3, 1e-3, 1e-4
 """Seconds that calls alone take, however small the model: one token of all rows, one layer of it, and, in learning, the

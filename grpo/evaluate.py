@@ -84,8 +84,7 @@ def compare(
         Interrupted: `should_stop()` was True on some rank; nothing was written.
     """
     out = Path(options.out or "eval")
-    if (out / "eval.json").exists():
-        raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
+    _refuse_taken(out)
     models = {"base": (options.model, options.revision), "tuned": (options.tuned, None)}
     models = {name: where for name, where in models.items() if where[0] is not None}
     problems = prepare(options, [_named(name, load_shapes, *where)[1] for name, where in models.items()])
@@ -112,6 +111,11 @@ def compare(
         write_yaml(options, out / "options.yaml")
         _write(out, result)  # last, so that it stands for a complete evaluation
     return result
+
+
+def _refuse_taken(out: Path) -> None:
+    if (out / "eval.json").exists():
+        raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
 
 
 def _named(name: str, load: Callable[..., T], *arguments: object, **options: object) -> T:
@@ -145,8 +149,8 @@ def regrade(options: EvalOptions) -> dict:
     if not all(transcripts.values()):
         raise ValueError(f"regrade: a transcript in {directory} is empty")
     out = Path(options.out) if options.out else directory
-    if out.resolve() != directory.resolve() and (out / "eval.json").exists():
-        raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
+    if out.resolve() != directory.resolve():
+        _refuse_taken(out)
     early = any(row["stop_early"] for rows in transcripts.values() for row in rows)
     result = _summarize(transcripts, options, ("stop_string",) if early else grading.STOPS)
     out.mkdir(parents=True, exist_ok=True)
