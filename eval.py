@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
             with run.Signals() as signals:
                 result = evaluate.compare(chosen, device, precision, signals.asked)
     except evaluate.Interrupted:
-        run.say("asked to stop; nothing was written")
+        run.say(f"asked to stop; what was answered is in {chosen.out or 'eval'}, and the same command goes on")
         return 0
     except (ValueError, OSError) as error:
         run.say(f"eval.py: error: {error}")

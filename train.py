@@ -40,7 +40,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
     """
     problems = data.load(config.data, "train", path=config.data_path, num_shots=config.num_shots, seed=config.seed)
     free = min(distributed.gather_objects(device_memory(device)[0]))
-    config = run.on_main(lambda: doctor.fit(config, problems, device, free))
+    config = distributed.on_main(lambda: doctor.fit(config, problems, device, free))
     policy, tokenizer = load_policy(
         config.model,
         revision=config.revision,
@@ -58,7 +58,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
         if reference:
             reference.remember(collector.trunk_ids)  # exemplars, once for all steps
         evaluate.check(config, tokenizer)
-        run.on_main(lambda: doctor.warn(config, policy.model, tokenizer, device))
+        distributed.on_main(lambda: doctor.warn(config, policy.model, tokenizer, device))
         state, watch = run.restore(directory, learner), Watch(config)
         run.claim(directory, config, device)
         with run.Log(directory, config, state.step) as log:
@@ -91,8 +91,8 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
                 if stop or best or step == config.num_steps or run.due(step, config.checkpoint_every):
                     run.save(directory, learner, state, config.keep_checkpoints)
                 if stop:
-                    raise stop
-    run.on_main(lambda: save_model(policy, tokenizer, directory / "final"))
+                    raise run.Stopped(*stop)
+    distributed.on_main(lambda: save_model(policy, tokenizer, directory / "final"))
 
 
 def validate(config: Config, sampler: Sampler, state: run.State) -> tuple[run.State, dict[str, float]]:
@@ -109,9 +109,10 @@ def compare(config: Config, directory: Path, device: torch.device, signals: run.
     """Evaluate the base model and `final/` on test, unless that was done before, and print them side by side."""
     result = directory / "eval" / "eval.json"
     options = protocol.options_of(config, result.parent)
-    if not run.on_main(lambda: protocol.is_evaluated(options)):
-        with run.new_evaluation(directory):  # of another number of problems or shots, or by another grader
-            evaluate.compare(options, device, config.precision, signals.asked)
+    if not distributed.on_main(lambda: protocol.is_evaluated(options)):
+        beside = replace(options, out=str(directory / "eval.new"))  # one by other options stays until this one is done
+        evaluate.compare(beside, device, config.precision, signals.asked, instead=True)
+        run.take_evaluation(directory)
     if distributed.is_main():
         print(headline.table(json.loads(result.read_text())))
         print(f"transcripts: {result.parent}")
@@ -130,7 +131,8 @@ def report(directory: Path) -> None:
 def check(config: Config, device: torch.device) -> int:
     """Say what is wrong with the recipe, from its data, tokenizer and sizes; returns 1 if something surely is."""
     config = run.resolve(config, device)
-    report, code = run.on_main(lambda: doctor.check(config, *load_shapes(config.model, config.revision), device))
+    shapes, tokenizer = load_shapes(config.model, config.revision)
+    report, code = distributed.on_main(lambda: doctor.check(config, shapes, tokenizer, device))
     if distributed.is_main():
         print(report)
     return code

@@ -29,8 +29,9 @@ def grpo(rewards: Tensor, valid: Tensor | None = None) -> Tensor:
     """
     deviation, valid = _deviations(rewards, valid)
     freedom = valid.sum(-1, keepdim=True) - 1
-    std = (deviation.square().sum(-1, keepdim=True) / freedom.clamp(min=1)).sqrt()
-    return deviation / (std + STD_EPS)
+    squares = deviation.double().square()  # in float32 those of rewards above 1e19 are infinite
+    std = (squares.sum(-1, keepdim=True) / freedom.clamp(min=1)).sqrt()
+    return deviation / (std.to(deviation.dtype) + STD_EPS)
 
 
 def dr_grpo(rewards: Tensor, valid: Tensor | None = None) -> Tensor:

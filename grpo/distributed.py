@@ -6,8 +6,9 @@ below but `rank`, `world_size` and `is_main` is a collective call: all ranks mus
 """
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -100,6 +101,20 @@ def broadcast_object(item: T) -> T:
     if dist.is_initialized():
         dist.broadcast_object_list(items, src=0)
     return items[0]
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Do something on rank 0 and give every rank its result, or its ValueError or OSError."""
+    outcome: Any = None
+    if is_main():
+        try:
+            outcome = action()
+        except (ValueError, OSError) as error:
+            outcome = error
+    outcome = broadcast_object(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _gather(tensor: Tensor) -> Tensor:

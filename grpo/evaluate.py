@@ -2,7 +2,8 @@
 
 Each (model, shots) is generated once, greedily unless asked otherwise, to `budget` tokens with only EOS ending it; the
 stop policy and the grader are applied to the same texts afterwards. `stop_early` ends rows at the stop string, for
-speed, when no run-on grading is wanted: so a training run evaluates itself. Left out: judging by another model.
+speed, when no run-on grading is wanted: so a training run evaluates itself. One that is cut short goes on where it was.
+Left out: judging by another model.
 """
 
 import json
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,22 +19,16 @@ import torch
 
 import data
 from data.problem import Problem
-from grpo import distributed, grading, headline
+from grpo import distributed, grading, headline, transcripts
 from grpo.config import Config
-from grpo.files import write_whole
 from grpo.options import read_yaml, write_yaml
-from grpo.policy import load_policy, load_shapes
+from grpo.policy import load_policy, load_shapes, model_directory
 from grpo.protocol import EvalOptions, planned
 from grpo.rollout import encode_prompts, render, stop_strings
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 
 T = TypeVar("T")
-ROW = frozenset(
-    ("model", "shots", "index", "sample", "question", "prompt", "answer", "info", "stop", "stop_early", "completion")
-    + ("ended", "tokens", "stop_tokens")
-)
-"""What a line of a transcript holds."""
 
 
 def problems_of(options: EvalOptions, shots: int) -> list[Problem]:
@@ -66,56 +62,73 @@ def prepare(options: EvalOptions, tokenizers: Sequence) -> dict[int, list[Proble
 
 
 class Interrupted(Exception):
-    """The caller's `should_stop` said so between two batches; nothing was written."""
+    """The caller's `should_stop` said so between two batches. `rows`: what had been answered, on every rank."""
+
+    def __init__(self, rows: list[dict]):
+        super().__init__()
+        self.rows = rows
 
 
 def compare(
-    options: EvalOptions, device: torch.device, precision: str, should_stop: Callable[[], bool] = lambda: False
+    options: EvalOptions,
+    device: torch.device,
+    precision: str,
+    should_stop: Callable[[], bool] = lambda: False,
+    *,
+    instead: bool = False,
 ) -> dict:
     """Evaluate base and tuned model at every number of shots; write transcripts, options and `eval.json` to `out`.
 
-    A collective call: ranks share the problems, rank 0 writes. Both models are looked at before either is asked.
+    A collective call: ranks share the problems, rank 0 writes. Both models are looked at before either is asked. What
+    was answered is in `out` when it is cut short, and is not asked again by the next call with the same options.
+
+    Args:
+        options: what to evaluate, and how.
+        device, precision: where and how to compute.
+        should_stop: asked between batches.
+        instead: whether it takes the place of whatever else `out` holds.
 
     Returns:
         The content of `eval.json`, cells of base before those of tuned.
 
     Raises:
-        ValueError: a model, the data or a grader can not be used, or `out` holds an evaluation.
-        Interrupted: `should_stop()` was True on some rank; nothing was written.
+        ValueError: a model, the data or a grader can not be used, or `out` holds another evaluation.
+        Interrupted: `should_stop()` was True on some rank.
     """
     out = Path(options.out or "eval")
-    _refuse_taken(out)
     models = {"base": (options.model, options.revision), "tuned": (options.tuned, None)}
     models = {name: where for name, where in models.items() if where[0] is not None}
+    sources = {name: model_directory(path) for name, (path, _) in models.items()}
+    ingredients = distributed.on_main(lambda: transcripts.made_of(options, precision, sources))
+    answered = distributed.on_main(lambda: transcripts.left(out, ingredients, instead))
     problems = prepare(options, [_named(name, load_shapes, *where)[1] for name, where in models.items()])
     if len(models) > 1:  # weights that can not be read show now too, and not when the base has been asked
         _named("tuned", load_policy, options.tuned, device=device, precision=precision)
-    if distributed.is_main():
-        try:
-            out.mkdir(parents=True, exist_ok=True)  # a mistake shows now, and not when all the work is done
-        except OSError as error:
-            raise OSError(f"out: {out} can not be made ({error.strerror})") from error
-    transcripts: dict[str, list[dict]] = {}
+    distributed.on_main(lambda: transcripts.begin(out, ingredients, instead))
+    texts: dict[str, list[dict]] = {}
     for name, (path, revision) in models.items():
         policy, tokenizer = load_policy(path, revision=revision, device=device, precision=precision)
         sampler = Sampler(policy, tokenizer)
         for shots, asked in problems.items():
-            start = time.perf_counter()
-            rows = transcribe(sampler, asked, options, should_stop)
+            start, file = time.perf_counter(), f"{name}_{shots}shots"
+            rows, cut = answered.get(file, []), None
+            try:
+                rows = transcribe(sampler, asked, options, should_stop, rows)
+            except Interrupted as interrupted:
+                rows, cut = interrupted.rows, interrupted
+            rows = texts[file] = [{"model": name, "shots": shots, **row} for row in rows]
+            distributed.on_main(partial(transcripts.write, out / f"{file}.jsonl", rows))
+            if cut:
+                raise cut
             _say(f"{name}, {headline.shots(shots)}: {len(rows):,} completions in {time.perf_counter() - start:.0f} s")
-            transcripts[f"{name}_{shots}shots"] = [{"model": name, "shots": shots, **row} for row in rows]
-    result = _summarize(transcripts, options, options.stops)
-    if distributed.is_main():
-        for name, rows in transcripts.items():
-            write_whole(out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        write_yaml(options, out / "options.yaml")
-        _write(out, result)  # last, so that it stands for a complete evaluation
+    result = _summarize(texts, options, options.stops)
+
+    def write() -> None:
+        write_yaml(replace(options, out=None), out / "options.yaml")  # wherever it lies now
+        transcripts.finish(out, result)
+
+    distributed.on_main(write)
     return result
-
-
-def _refuse_taken(out: Path) -> None:
-    if (out / "eval.json").exists():
-        raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
 
 
 def _named(name: str, load: Callable[..., T], *arguments: object, **options: object) -> T:
@@ -142,48 +155,32 @@ def regrade(options: EvalOptions) -> dict:
     files = sorted(directory.glob("*_*shots.jsonl"))
     if not files:
         raise ValueError(f"regrade: {directory} holds no transcripts (base_0shots.jsonl, ...)")
-    transcripts = {}
-    for file in files:
-        with open(file, encoding="utf-8") as lines:  # not splitlines: a completion may hold other line separators
-            transcripts[file.stem] = [_row(line, f"{file}, line {i}") for i, line in enumerate(lines, start=1)]
-    if not all(transcripts.values()):
+    if (directory / transcripts.UNFINISHED).exists():
+        raise ValueError(f"regrade: {directory} holds a part of an evaluation; finish it by the command that began it")
+    texts = {file.stem: transcripts.read(file, "regrade") for file in files}
+    if not all(texts.values()):
         raise ValueError(f"regrade: a transcript in {directory} is empty")
     out = Path(options.out) if options.out else directory
     if out.resolve() != directory.resolve():
-        _refuse_taken(out)
-    early = any(row["stop_early"] for rows in transcripts.values() for row in rows)
-    result = _summarize(transcripts, options, ("stop_string",) if early else grading.STOPS)
+        transcripts.refuse_taken(out)
+    early = any(row["stop_early"] for rows in texts.values() for row in rows)
+    result = _summarize(texts, options, ("stop_string",) if early else grading.STOPS)
     out.mkdir(parents=True, exist_ok=True)
     if (out / "options.yaml").exists():  # of the transcripts; the cells are now by these graders
         made = replace(read_yaml(EvalOptions, out / "options.yaml"), graders=options.graders, format=options.format)
         write_yaml(made, out / "options.yaml")
-    _write(out, result)
+    transcripts.finish(out, result)
     return result
 
 
-def _row(line: str, where: str) -> dict:
-    """A line of a transcript."""
-    try:
-        row = json.loads(line)
-        if not isinstance(row, dict) or not row.keys() >= ROW:
-            raise ValueError("not a row of a transcript")
-    except ValueError as error:
-        raise ValueError(f"regrade: {where}: {error}") from None
-    return row
-
-
-def _summarize(transcripts: dict[str, list[dict]], options: EvalOptions, stops: Sequence[str]) -> dict:
+def _summarize(texts: dict[str, list[dict]], options: EvalOptions, stops: Sequence[str]) -> dict:
     return grading.summarize(
         [
             grades
-            for rows in transcripts.values()
+            for rows in texts.values()
             for grades in grading.grade(rows, options.graders, stops, options.format, options.timeout)
         ]
     )
-
-
-def _write(out: Path, result: dict) -> None:
-    write_whole(out / "eval.json", json.dumps(result, indent=1) + "\n")
 
 
 def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions) -> dict:
@@ -195,7 +192,11 @@ def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions
 
 
 def transcribe(
-    sampler: Sampler, problems: Sequence[Problem], options: EvalOptions, should_stop: Callable[[], bool] = lambda: False
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    options: EvalOptions,
+    should_stop: Callable[[], bool] = lambda: False,
+    answered: Sequence[dict] = (),
 ) -> list[dict]:
     """Answer every problem. A collective call: ranks share the problems.
 
@@ -204,6 +205,7 @@ def transcribe(
         problems: all that count.
         options: how to prompt and sample.
         should_stop: asked between batches.
+        answered: rows of an earlier call that are taken as they are, if their problem is still the same.
 
     Returns:
         On every rank, one row per problem and sample, in that order: index, sample, question, prompt, answer, stop,
@@ -220,23 +222,47 @@ def transcribe(
         problems, sampler.tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens
     )
     trunk = trunk_length(prompt_ids)
+    known = [row for row in answered if _is_of(row, problems, sampler.tokenizer, options.chat)]
+    asked = set(range(len(problems))) - {row["index"] for row in known}
     # Prompts of like length share a batch, and of one length order: no result depends on it.
-    order = sorted(range(len(problems)), key=lambda i: (len(prompt_ids[i]), i))
+    order = sorted(asked, key=lambda i: (len(prompt_ids[i]), i))
     mine = order[distributed.rank() :: distributed.world_size()]
     at_once = max(1, options.batch // options.samples)
     rounds = -(-len(order[:: distributed.world_size()]) // at_once)
-    rows: list[dict] = []
+    rows = known if distributed.is_main() else []
+
+    def of_all_ranks() -> list[dict]:
+        gathered = [row for part in distributed.gather_objects(rows) for row in part]
+        return sorted(gathered, key=lambda row: (row["index"], row["sample"]))
+
     start = said = time.perf_counter()
     for k in range(rounds):
         if distributed.any_true(should_stop()):
-            raise Interrupted
+            raise Interrupted(of_all_ranks())
         if time.perf_counter() - said > 60:
             said = time.perf_counter()
             _say(f"  {k / rounds:.0%} of {len(problems):,} problems after {(said - start) / 60:.0f} min")
         if index := mine[k * at_once : (k + 1) * at_once]:
             rows += _answer(sampler, problems, prompt_ids, trunk, index, options)
-    gathered = [row for rank in distributed.gather_objects(rows) for row in rank]
-    return sorted(gathered, key=lambda row: (row["index"], row["sample"]))
+    return of_all_ranks()
+
+
+def _is_of(row: dict, problems: Sequence[Problem], tokenizer, chat: bool) -> bool:
+    """Whether a row that comes from a file answers the problem that now stands in its place."""
+    if row["index"] >= len(problems):
+        return False
+    asks = json.loads(json.dumps(_asks(problems[row["index"]], tokenizer, chat)))
+    return all(row[name] == value for name, value in asks.items())
+
+
+def _asks(problem: Problem, tokenizer, chat: bool) -> dict:
+    """What the rows of a problem say of it."""
+    return {
+        "question": problem.info.get("question", problem.prompt),
+        "prompt": render(problem, tokenizer, chat),
+        "answer": problem.answer,
+        "info": problem.info,
+    }
 
 
 def _answer(sampler: Sampler, problems, prompt_ids, trunk: int, index: list[int], options: EvalOptions) -> list[dict]:
@@ -272,10 +298,7 @@ def _answer(sampler: Sampler, problems, prompt_ids, trunk: int, index: list[int]
             {
                 "index": index[row // options.samples],
                 "sample": row % options.samples,
-                "question": problem.info.get("question", problem.prompt),
-                "prompt": render(problem, sampler.tokenizer, options.chat),
-                "answer": problem.answer,
-                "info": problem.info,
+                **_asks(problem, sampler.tokenizer, options.chat),
                 "stop": stop,
                 "stop_early": options.stop_early,
                 "completion": text,

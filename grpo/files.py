@@ -2,9 +2,6 @@
 
 import fcntl
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -40,20 +37,3 @@ def lock_directory(directory: Path) -> int:
     except OSError:
         pass
     return held
-
-
-@contextmanager
-def aside(directory: Path) -> Iterator[None]:
-    """Within it the directory is not there, and may be made anew; an exception brings the old one back."""
-    kept = directory.with_name(directory.name + ".old")
-    if directory.exists():
-        shutil.rmtree(kept, ignore_errors=True)
-        directory.rename(kept)
-    try:
-        yield
-    except BaseException:
-        if kept.exists():
-            shutil.rmtree(directory, ignore_errors=True)
-            kept.rename(directory)
-        raise
-    shutil.rmtree(kept, ignore_errors=True)

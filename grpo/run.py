@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import torch
 from grpo import checkpoint, distributed
 from grpo.compiled import can_compile
 from grpo.config import Config, check_resumable, from_yaml, taken, to_yaml
-from grpo.files import aside, lock_directory, write_whole
+from grpo.files import lock_directory, write_whole
 from grpo.machine import environment
 from grpo.metrics import Display, MetricsWriter
 from grpo.signals import Signals
@@ -109,7 +109,7 @@ class Log:
                 directory, reward_names=config.rewards, tensorboard=config.tensorboard, resume_step=steps_done
             )
 
-        on_main(open_files)
+        distributed.on_main(open_files)
 
     def __enter__(self) -> "Log":
         self.display.__enter__()
@@ -127,12 +127,12 @@ class Log:
             self.display.step(self.writer.write(step, metrics))
 
 
-def why_stop(state: State, signals: Signals) -> Stopped | None:
-    """Why the run ends after this step, the same on every rank; None: it goes on."""
+def why_stop(state: State, signals: Signals) -> tuple[str, int] | None:
+    """What the run is `Stopped` with after this step, the same on every rank; None: it goes on."""
     if distributed.any_true(signals.asked()):
-        return Stopped(f"asked to stop; saved after step {state.step}, go on with --resume auto", 0)
+        return f"asked to stop; saved after step {state.step}, go on with --resume auto", 0
     if state.skipped >= MAX_SKIPPED:
-        return Stopped(
+        return (
             f"the gradient was not finite in {state.skipped} steps in a row, whose updates were left out; the last "
             f"good state is saved as step {state.step}",
             1,
@@ -175,20 +175,6 @@ def say(sentence: object) -> None:
         print(f"{who}{sentence}", file=sys.stderr, flush=True)
 
 
-def on_main(action: Callable[[], object]) -> object:
-    """Do something on rank 0 and give every rank its result, or its ValueError or OSError."""
-    outcome: object = None
-    if distributed.is_main():
-        try:
-            outcome = action()
-        except (ValueError, OSError) as error:
-            outcome = error
-    outcome = distributed.broadcast_object(outcome)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
-
-
 def open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
     """Make the run's directory, or find the one to resume. Nothing is written into it yet: `claim` does that.
 
@@ -200,7 +186,7 @@ def open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
         ValueError: it exists and `resume` is `never`, or it was made by another config.
         OSError: it can not be written.
     """
-    return on_main(lambda: _open_directory(config, device))
+    return distributed.on_main(lambda: _open_directory(config, device))
 
 
 def _open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
@@ -239,11 +225,12 @@ def claim(directory: Path, config: Config, device: torch.device) -> None:
             earlier = [*before.pop("earlier", []), before]
         shutil.rmtree(directory / "final", ignore_errors=True)
         shutil.rmtree(directory / "eval", ignore_errors=True)
+        shutil.rmtree(directory / "eval.new", ignore_errors=True)
         (directory / "report.html").unlink(missing_ok=True)
         write_whole(file, json.dumps({**environment(device), "earlier": earlier}, indent=1) + "\n")
         to_yaml(config, directory / "config.yaml")
 
-    on_main(write)
+    distributed.on_main(write)
 
 
 def keep_smaller(directory: Path, config: Config, learner: Learner, display: Display) -> Config:
@@ -251,7 +238,7 @@ def keep_smaller(directory: Path, config: Config, learner: Learner, display: Dis
     before, after = config.max_tokens_per_microbatch, learner.max_tokens
     if after < before:
         config = replace(config, max_tokens_per_microbatch=after)
-        on_main(lambda: to_yaml(config, directory / "config.yaml"))
+        distributed.on_main(lambda: to_yaml(config, directory / "config.yaml"))
         display.say(
             f"warning: out of memory in learning; the updates were made again from the start with "
             f"max_tokens_per_microbatch {after} instead of {before}, as will be all further ones"
@@ -262,7 +249,7 @@ def keep_smaller(directory: Path, config: Config, learner: Learner, display: Dis
 @contextmanager
 def sole_user(directory: Path) -> Iterator[None]:
     """Within it no other process can work in the run's directory; ValueError if one does."""
-    held = on_main(lambda: lock_directory(directory))
+    held = distributed.on_main(lambda: lock_directory(directory))
     try:
         yield
     finally:
@@ -270,13 +257,15 @@ def sole_user(directory: Path) -> Iterator[None]:
             os.close(held)
 
 
-@contextmanager
-def new_evaluation(directory: Path) -> Iterator[None]:
-    """Within it `eval/` is made anew; the old one, and its page, are given up when that is done, and else come back."""
-    with aside(directory / "eval") if distributed.is_main() else nullcontext():
-        on_main(lambda: None)  # nobody looks before it is gone
-        yield
-    on_main(lambda: (directory / "report.html").unlink(missing_ok=True))
+def take_evaluation(directory: Path) -> None:
+    """Let `eval.new/`, which is whole, become `eval/`; an old one is given up, and the page that shows it."""
+
+    def take() -> None:
+        shutil.rmtree(directory / "eval", ignore_errors=True)
+        (directory / "eval.new").rename(directory / "eval")
+        (directory / "report.html").unlink(missing_ok=True)
+
+    distributed.on_main(take)
 
 
 def save(directory: Path, learner: Learner, state: State, keep: int) -> None:
@@ -287,7 +276,7 @@ def save(directory: Path, learner: Learner, state: State, keep: int) -> None:
         checkpoint.save(directory / "checkpoints", state.step, learner.policy, learner.optimizer, content)
         checkpoint.prune(directory / "checkpoints", keep, state.best_step or None)
 
-    on_main(write)
+    distributed.on_main(write)
 
 
 def is_trained(directory: Path, config: Config) -> bool:
@@ -299,7 +288,7 @@ def is_trained(directory: Path, config: Config) -> bool:
             return False
         return int(newest.stem.removeprefix("step_")) >= config.num_steps
 
-    return bool(on_main(look))
+    return bool(distributed.on_main(look))
 
 
 def restore(directory: Path, learner: Learner) -> State:
@@ -312,7 +301,7 @@ def restore(directory: Path, learner: Learner) -> State:
             raise ValueError(f"resume: of {', '.join(sorted(damaged))} in {directory / 'checkpoints'} none is complete")
         return path
 
-    path = on_main(newest)
+    path = distributed.on_main(newest)
     if path is None:
         return State()
     content = checkpoint.load(path, learner.policy, learner.optimizer)

@@ -14,8 +14,8 @@ FLOORS = {  # a module imports from lower floors, and from those before it on it
     1: "advantages losses kl corrections objective weighting sampling",
     2: "tree compiled onednn flex parts attention decoding fused_logprobs logprobs float64 lean policy reference "
     "narrow fused_decode stops rows sampler checkpoint metrics",
-    3: "headline curves statistics graders grading protocol probes rollout microbatch update evaluate facts estimate "
-    "check_data check_algorithm doctor watch signals run sample pretrain report sweep",
+    3: "headline curves statistics graders grading protocol transcripts probes rollout microbatch update evaluate "
+    "facts estimate check_data check_algorithm doctor watch signals run sample pretrain report sweep",
 }
 ORDER = [name for floor in FLOORS.values() for name in floor.split()]
 MATH = FLOORS[1].split()

@@ -1,6 +1,7 @@
 """The command line of eval.py: what it prints and writes, on one process and on two, and what it refuses."""
 
 import json
+import os
 import shutil
 import signal
 from functools import partial
@@ -121,11 +122,82 @@ def test_an_evaluation_that_is_there_is_not_overwritten(place, capsys):
     assert (place / "once" / "eval.json").read_bytes() == before
 
 
-def test_asked_to_stop_nothing_is_written(place):
+def answers_asked_for(monkeypatch) -> list[int]:
+    """Every place in the data that `Sampler.generate` is called for from now on."""
+    asked: list[int] = []
+    generate = Sampler.generate
+
+    def count(sampler, *arguments, **options):
+        asked.extend(options["prompt_index"])
+        return generate(sampler, *arguments, **options)
+
+    monkeypatch.setattr(Sampler, "generate", count)
+    return asked
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_asked_to_stop_and_again_and_the_same_command_goes_on(place, monkeypatch, capsys):
+    """In the base's texts on two ranks, then in the tuned model's: nothing is answered twice, all is as if in one go."""
+    assert command.main(argv(place, "in_one")) == 0
+    once, then = argv(place, "in_three", batch=2), argv(place, "in_three", batch=5)
+    where = runs.asked_to_stop("grpo.sampler:Sampler.generate", 1, signal.SIGINT, rank=1)
+    ended = runs.start_ranks(
+        partial(runs.call_main, "eval", once, where), 2, place / "asked_ranks"
+    )  # 4 of the base's 9
     where = runs.asked_to_stop("grpo.sampler:Sampler.generate", 2, signal.SIGINT)
-    process = runs.start(argv(place, "asked", batch=2), place / "asked_out", program="eval", before=where)
-    assert process.wait() == 0
-    assert "nothing was written" in process.stderr and not list((place / "asked").iterdir())
+    assert [process.wait() for process in ended] == [0, 0], ended[0].stderr
+    ended.append(runs.start(then, place / "asked_out", program="eval", before=where))  # the other 5; 5 of the tuned's
+    assert ended[2].wait() == 0, ended[2].stderr
+    for process in ended:
+        assert f"what was answered is in {place / 'in_three'}, and the same command goes on" in process.stderr
+        assert "Traceback" not in process.stderr
+    assert not (place / "in_three" / "eval.json").exists()
+    assert command.main(["--regrade", str(place / "in_three")]) == 2
+    assert "holds a part of an evaluation; finish it" in capsys.readouterr().err
+    asked = answers_asked_for(monkeypatch)
+    assert command.main(argv(place, "in_three")) == 0
+    assert len(asked) == len(set(asked)) == 4
+    assert files(place / "in_three") == files(place / "in_one")
+
+
+def cut_short(place: Path, out: str, **changes) -> None:
+    where = runs.asked_to_stop("grpo.sampler:Sampler.generate", 2, signal.SIGINT)
+    process = runs.start(argv(place, out, batch=2, **changes), place / "cut_out", program="eval", before=where)
+    assert process.wait() == 0, process.stderr
+
+
+def test_what_was_answered_is_for_the_same_evaluation_only(place, capsys, tmp_path):
+    model = runs.save_digits(tmp_path / "model")
+    cut_short(place, "part", model=model)
+    before = files(place / "part")
+    for change in ({"budget": 7}, {"seed": 1}, {"model": place / "base"}, {"precision": "fp64"}):
+        assert command.main(argv(place, "part", **{"model": model} | change)) == 2, change
+        assert (
+            f"{place / 'part'} holds a part of an evaluation with other options or weights" in capsys.readouterr().err
+        )
+    weights = tmp_path / "model" / "model.safetensors"
+    os.utime(weights, ns=(0, 0))  # as if they had been written again
+    assert command.main(argv(place, "part", model=model)) == 2
+    assert files(place / "part") == before
+
+
+def test_a_problem_that_has_changed_is_asked_again(place, tmp_path, monkeypatch):
+    data = Path(runs.write_problems(tmp_path / "data", num_test=9))
+    cut_short(place, "changed", data_path=data)
+    kept = [json.loads(line)["index"] for line in (place / "changed" / "base_0shots.jsonl").read_text().splitlines()]
+    assert len(kept) == 4
+    lines = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    lines[kept[0]]["answer"], lines[kept[1]]["prompt"] = "4", "1="
+    (data / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = answers_asked_for(monkeypatch)
+    assert command.main(argv(place, "changed", data_path=data, graders="last_number,marker")) == 0
+    assert sorted(asked) == sorted([*range(9), *(set(range(9)) - set(kept[2:]))])  # by the tuned model, and the base
+    rows = [json.loads(line) for line in (place / "changed" / "base_0shots.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(9))
+    assert rows[kept[0]]["answer"] == "4" and rows[kept[1]]["prompt"] == "1="
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""Text files appear whole or not at all; a directory is one process's, and comes back if what replaces it fails."""
+"""Text files appear whole or not at all; a directory is one process's."""
 
 import os
 
 import pytest
 
-from grpo.files import aside, lock_directory, write_whole
+from grpo.files import lock_directory, write_whole
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -59,23 +59,3 @@ def test_where_there_are_no_locks_a_directory_is_free(tmp_path, monkeypatch):
 
     monkeypatch.setattr("grpo.files.fcntl.flock", refuse)
     os.close(lock_directory(tmp_path))
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, None])
-def test_what_is_replaced_comes_back_if_that_fails(tmp_path, error):
-    """Also when an earlier try was killed half-way."""
-    place = tmp_path / "eval"
-    (tmp_path / "eval.old").mkdir()
-    place.mkdir()
-    (place / "old").touch()
-    try:
-        with aside(place):
-            assert not place.exists()
-            place.mkdir()
-            (place / "new").touch()
-            if error:
-                raise error
-    except (ValueError, KeyboardInterrupt):
-        pass
-    assert [path.name for path in place.iterdir()] == ["old" if error else "new"]
-    assert not (tmp_path / "eval.old").exists()

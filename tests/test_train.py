@@ -343,6 +343,22 @@ def test_a_finished_run_asked_for_another_evaluation_makes_it_and_trains_no_more
         assert capsys.readouterr().out.count(f"{grader}  ") == 2
 
 
+def test_another_evaluation_that_is_cut_short_goes_on_and_the_one_before_stays_until_then(place):
+    run = {"num_steps": 1, "final_eval": True, "eval_batch": 2, "resume": "auto"}
+    assert train.main(argv(place, "twice", **run, final_eval_limit=3)) == 0
+    before = tree(place / "twice" / "eval")
+    again = argv(place, "twice", **run)
+    for limit in (4, 0):  # the second one begins anew beside what the first has left
+        where = asked_to_stop("grpo.sampler:Sampler.generate", 2)
+        cut = runs.start(argv(place, "twice", **run, final_eval_limit=limit), place / "twice", before=where)
+        assert cut.wait() == 0, cut.stderr
+        assert tree(place / "twice" / "eval") == before
+        assert json.loads((place / "twice" / "eval.new" / "unfinished.json").read_text())["limit"] == limit
+    runs.run(again, place / "twice")
+    cells = json.loads((place / "twice" / "eval" / "eval.json").read_text())["cells"]
+    assert [cell["n"] for cell in cells] == [7, 7] and not (place / "twice" / "eval.new").exists()
+
+
 def test_resume_auto_without_a_checkpoint_starts_from_the_beginning(place):
     assert train.main(argv(place, "fresh", num_steps=2, resume="auto")) == 0
     assert [line["step"] for line in metrics(place / "fresh")] == [1, 2]
@@ -413,8 +429,13 @@ def test_a_signal_in_the_final_evaluation_keeps_the_model(place):
     where = asked_to_stop("grpo.sampler:Sampler.generate", 3)  # step 1, then batches of the evaluation
     process = runs.start(again, place / "asked_late", before=where)
     assert process.wait() == 0, process.stderr
-    assert "the model is saved" in process.stderr and not (place / "asked_late" / "eval" / "eval.json").exists()
+    assert "the model is saved" in process.stderr and not (place / "asked_late" / "eval").exists()
+    answered = (place / "asked_late" / "eval.new" / "base_0shots.jsonl").read_text()
+    assert answered.count("\n") == 4
     runs.run(again, place / "asked_late")
+    for line in answered.splitlines():
+        assert line in (place / "asked_late" / "eval" / "base_0shots.jsonl").read_text().splitlines()
+    assert not (place / "asked_late" / "eval.new").exists()
     assert (place / "asked_late" / "eval" / "eval.json").exists() and len(metrics(place / "asked_late")) == 1
 
 
