@@ -140,7 +140,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def test_asked_to_stop_and_again_and_the_same_command_goes_on(place, monkeypatch, capsys):
-    """In the base's texts on two ranks, then in the tuned model's: nothing is answered twice, all is as if in one go."""
+    """In the base's texts on two ranks, then in the tuned model's: nothing is answered twice, all as in one go."""
     assert command.main(argv(place, "in_one")) == 0
     once, then = argv(place, "in_three", batch=2), argv(place, "in_three", batch=5)
     where = runs.asked_to_stop("grpo.sampler:Sampler.generate", 1, signal.SIGINT, rank=1)
@@ -149,7 +149,7 @@ def test_asked_to_stop_and_again_and_the_same_command_goes_on(place, monkeypatch
     )  # 4 of the base's 9
     where = runs.asked_to_stop("grpo.sampler:Sampler.generate", 2, signal.SIGINT)
     assert [process.wait() for process in ended] == [0, 0], ended[0].stderr
-    ended.append(runs.start(then, place / "asked_out", program="eval", before=where))  # the other 5; 5 of the tuned's
+    ended.append(runs.start(then, place / "asked_out", program="eval", before=where))  # 5, and 5 of the tuned model
     assert ended[2].wait() == 0, ended[2].stderr
     for process in ended:
         assert f"what was answered is in {place / 'in_three'}, and the same command goes on" in process.stderr
