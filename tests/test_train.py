@@ -1,5 +1,6 @@
 """The whole run from outside: what it leaves, that it repeats and resumes to the bit, how it stops, what it refuses."""
 
+import gc
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -17,12 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
-from grpo import reference
+from grpo import distributed, reference
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, from_yaml
 from grpo.files import lock_directory
 from grpo.metrics import metric_names
 from grpo.policy import Policy
+from grpo.update import Learner
 from tests import runs
 from tests.runs import asked_to_stop, at, flags, killed, metrics, send, transcripts, weights
 
@@ -393,6 +396,26 @@ def test_a_signal_finishes_the_step_saves_and_ends_well(finished, place, number)
     assert not (place / name / "final").exists()
     runs.run(again, place / name)
     runs.assert_same_run(directory, place / name)
+
+
+def test_what_learns_is_gone_before_the_group_it_sums_over(place, monkeypatch):
+    """Gradients are summed by an object of the group; one that outlives it may wait for ever."""
+    learners, alive = [], []
+
+    def ask(learner, *arguments):
+        learners.append(weakref.ref(learner))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(learner, *arguments)
+
+    step = Learner._step
+    monkeypatch.setattr(Learner, "_step", ask)
+    monkeypatch.setattr(distributed, "shutdown", lambda: alive.append(learners[0]()))
+    gc.disable()
+    try:
+        assert train.main(argv(place, "gone", num_steps=2)) == 0
+    finally:
+        gc.enable()
+    assert alive == [None] and len(metrics(place / "gone")) == 1
 
 
 def test_a_signal_from_outside(place):
