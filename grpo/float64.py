@@ -9,6 +9,8 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
+from grpo.lean import norm_forward
+
 
 def keep_float64(model: nn.Module) -> None:
     """Replace forwards of transformers that compute in float32 (RMSNorm, rotary angles) by dtype-keeping ones.
@@ -19,7 +21,7 @@ def keep_float64(model: nn.Module) -> None:
     for module in model.modules():
         name = type(module).__name__
         if name.endswith("RMSNorm"):
-            forward, example = _rms_norm, (torch.linspace(-1, 2, module.weight.numel()),)
+            forward, example = norm_forward, (torch.linspace(-1, 2, module.weight.numel()),)
         elif name.endswith("RotaryEmbedding"):
             forward, example = _rotary, (torch.zeros(1, 3, 2), torch.tensor([[0, 1, 7]]))
         else:
@@ -37,12 +39,6 @@ def keep_float64(model: nn.Module) -> None:
 
 def _tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
-
-
-def _rms_norm(module: nn.Module, hidden: Tensor) -> Tensor:
-    """[..,D] -> [..,D]: x / rms(x) * weight, in the dtype of x."""
-    variance = hidden.pow(2).mean(-1, keepdim=True)
-    return module.weight * (hidden * torch.rsqrt(variance + module.variance_epsilon))
 
 
 def _rotary(module: nn.Module, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ def keep_less(model: nn.Module) -> None:
     """Replace the forwards of norms, MLPs and attention that are of Llama's form; what is of another form stays."""
     for module in model.modules():
         if _is_norm(module):
-            module.forward = MethodType(_norm_forward, module)
+            module.forward = MethodType(norm_forward, module)
         elif is_gated(module):
             module.forward = MethodType(_gated_forward, module)
         elif _is_rotated(module):
@@ -44,7 +44,7 @@ def _is_norm(module: nn.Module) -> bool:
         return False
     x = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
-        return torch.allclose(module(x), _norm_forward(module, x), atol=1e-5)
+        return torch.allclose(module(x), norm_forward(module, x), atol=1e-5)
 
 
 def is_gated(module: nn.Module) -> bool:
@@ -79,7 +79,7 @@ def _is_rotated(module: nn.Module) -> bool:
     return bool((ours - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
-def _norm_forward(module: nn.Module, hidden: Tensor) -> Tensor:
+def norm_forward(module: nn.Module, hidden: Tensor) -> Tensor:
     """[..,D] -> [..,D]: x / rms(x) * weight, in float32 or wider."""
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     arguments = wide, module.weight, module.variance_epsilon

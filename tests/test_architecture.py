@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {  # a module imports from lower floors, and from those before it on its own
     0: "files options config batch distributed machine",
     1: "advantages losses kl corrections objective weighting sampling",
-    2: "tree compiled onednn flex parts attention decoding fused_logprobs logprobs float64 lean policy reference "
+    2: "tree compiled onednn flex parts attention decoding fused_logprobs logprobs lean float64 policy reference "
     "narrow fused_decode stops rows sampler checkpoint metrics",
     3: "headline curves statistics graders grading protocol transcripts probes rollout microbatch update evaluate "
     "facts estimate check_data check_algorithm doctor watch signals run sample pretrain report sweep",
