@@ -160,14 +160,6 @@ def prompts(asked: Work, tokenizer) -> list[list[int]]:
     return [row.tolist() for row in encoded]
 
 
-def query_width(model: nn.Module) -> int:
-    """Heads times head size."""
-    config = model.config.get_text_config()
-    return config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-
-
 def parts(
     asked: Work, model: nn.Module, vocabulary: int, prompt_ids: list[list[int]], computed: float, remembered: int
 ) -> list[Part]:
@@ -187,7 +179,7 @@ def parts(
     weights = width * (layers + head)
     positions = build_trie(prompt_ids).position_ids
     stored = len(positions)
-    per_key = 4 * size.layers * query_width(model)  # operations of a token's scores and values, for each key it sees
+    per_key = 4 * size.layers * size.query_width  # operations of a token's scores and values, for each key it sees
     cache = 2 * size.layers * size.key_width * width  # bytes of a token's keys and values
     keys_of_prompts = int((positions + 1).sum())
     keys_of_decode = asked.group * sum(len(row) + t for row in prompt_ids for t in range(1, T))

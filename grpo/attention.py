@@ -8,11 +8,11 @@ differentiable, in parts (`parts.py`). `flex.py` has the one of a single kernel,
 Left out: sliding windows, logit soft-capping, attention sinks and biases on the scores: refused, never computed wrong.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -24,6 +24,30 @@ KeysValues = list[Pair]
 """Keys and values of every layer."""
 
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
+
+
+class HeadSizes(NamedTuple):
+    """Of attention in a model."""
+
+    heads: int
+    """H, of queries."""
+    key_heads: int
+    """Hkv, of keys and values."""
+    width: int
+    """d, of one head."""
+
+    @property
+    def per_key(self) -> int:
+        """Query heads that read one key head: grouped-query attention."""
+        return self.heads // self.key_heads
+
+
+def head_sizes(model: PreTrainedModel) -> HeadSizes:
+    """What a model's config says, or leaves to be worked out."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    return HeadSizes(heads, key_heads, getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 class Attention(Protocol):

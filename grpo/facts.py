@@ -19,6 +19,7 @@ from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed, evaluate, protocol
 from grpo.advantages import ADVANTAGES
+from grpo.attention import head_sizes
 from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
@@ -42,6 +43,8 @@ class Sizes:
     layers: int
     width: int
     intermediate: int
+    query_width: int
+    """Query heads times head size."""
     key_width: int
     """Key heads times head size: keys of one token in one layer."""
     vocabulary: int
@@ -171,8 +174,7 @@ def spread(items: Sequence, at_most: int) -> list:
 def sizes(model: nn.Module) -> Sizes:
     """Of a model, on whatever device, `meta` included."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = head_sizes(model)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
     return Sizes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -180,7 +182,8 @@ def sizes(model: nn.Module) -> Sizes:
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        key_width=head_size * (getattr(config, "num_key_value_heads", None) or heads),
+        query_width=heads.width * heads.heads,
+        key_width=heads.width * heads.key_heads,
         vocabulary=len(head.weight),
         context=getattr(config, "max_position_embeddings", None),
     )

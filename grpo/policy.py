@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from grpo import flex
-from grpo.attention import Attention, KeysValues, TreeAttention
+from grpo.attention import Attention, KeysValues, TreeAttention, head_sizes
 from grpo.batch import Batch
 from grpo.float64 import keep_float64
 from grpo.lean import keep_less, norms_made_again
@@ -55,10 +55,7 @@ class Policy(nn.Module):
         self.vocab_size = len(tokenizer)
         self.autocast_dtype = AUTOCAST[precision]
         self.compiled = False
-        config = model.config.get_text_config()
-        heads = config.num_attention_heads
-        self.heads_per_key = heads // (getattr(config, "num_key_value_heads", None) or heads)
-        self.head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.heads = head_sizes(model)
 
     @property
     def device(self) -> torch.device:
@@ -115,11 +112,11 @@ class Policy(nn.Module):
         Returns:
             logprobs [M] and entropy [M], float32 (float64 under fp64).
         """
-        if self.compiled and flex.usable(self.device, self.autocast_dtype, self.head_width):
+        if self.compiled and flex.usable(self.device, self.autocast_dtype, self.heads.width):
             tree = tree.padded(flex.padded_size(len(tree.input_ids)))
             attention, known = flex.FlexAttention(tree.subtree_end, self.autocast_dtype), 0
         else:
-            attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads_per_key, trunk)
+            attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads.per_key, trunk)
             known = attention.known
         with self.autocast(), nullcontext() if self.compiled or self.autocast_dtype else norms_made_again():
             hidden = self._run_layers(tree.input_ids[known:], tree.position_ids[known:], attention)
@@ -301,7 +298,7 @@ def refuse_if_different(policy: Policy) -> None:
     prompt, completions = tokens[:4], [tokens[4:7], tokens[7:]]
     tree = pack([prompt], [completions])
     with torch.autocast("cpu", enabled=False):
-        attention = TreeAttention(tree.position_ids, tree.subtree_end, policy.heads_per_key)
+        attention = TreeAttention(tree.position_ids, tree.subtree_end, policy.heads.per_key)
         hidden = policy.hidden_states(tree.input_ids, tree.position_ids, attention)
         ours, _ = linear_logprobs(hidden[tree.source], policy.model.get_output_embeddings().weight, tree.target)
         plain = []

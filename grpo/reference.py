@@ -50,7 +50,7 @@ class Reference(nn.Module):
         if not remembers(policy.device.type, policy.autocast_dtype is not None, policy.compiled, t):
             return
         position_ids = torch.arange(t)
-        attention = PrefillAttention(position_ids, torch.full((t,), t), policy.heads_per_key)
+        attention = PrefillAttention(position_ids, torch.full((t,), t), policy.heads.per_key)
         self.trunk_ids = torch.tensor(list(trunk_ids), dtype=torch.long)
         policy.hidden_states(self.trunk_ids, position_ids, attention)
         self.trunk = [(key.contiguous(), value.contiguous()) for key, value in attention.kept]

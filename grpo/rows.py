@@ -51,7 +51,7 @@ class Rows:
         self.grain = GRAIN[policy.device.type]
         known = fits(policy)
         usable = fused_decode.usable(policy.device.type, policy.autocast_dtype is not None)
-        self.fused = kernels and known and usable and policy.head_width <= fused_decode.WIDEST
+        self.fused = kernels and known and usable and policy.heads.width <= fused_decode.WIDEST
         self.rounded_to = policy.autocast_dtype if self.fused else None
         """What keys and values are kept in, if not in float32 or wider."""
         decoder = FusedDecoder if self.fused else NarrowDecoder
@@ -181,7 +181,7 @@ class Rows:
         trie, device = build_trie(prompts), self.policy.device
         skipped = self.trunk_length if self.trunk_known else 0
         position_ids = torch.from_numpy(trie.position_ids)
-        plan = position_ids, torch.from_numpy(trie.subtree_end), self.policy.heads_per_key
+        plan = position_ids, torch.from_numpy(trie.subtree_end), self.policy.heads.per_key
         trunk = self.attention.trunk if skipped else None
         attention = PrefillAttention(*plan, trunk, device, rounded_to=self.rounded_to)
         last = torch.from_numpy(np.array([path[-1] for path in trie.paths])).to(device) - skipped
@@ -196,12 +196,11 @@ class Rows:
 
     def _room_for_trunk(self) -> KeysValues:
         """Keys and values of so many tokens, not yet filled."""
-        config = self.policy.model.config.get_text_config()
-        key_heads = config.num_attention_heads // self.policy.heads_per_key
+        layers = self.policy.model.config.get_text_config().num_hidden_layers
         dtype = self.rounded_to or torch.promote_types(self.policy.head.dtype, torch.float32)
-        shape = key_heads, self.trunk_length, self.policy.head_width
+        shape = self.policy.heads.key_heads, self.trunk_length, self.policy.heads.width
         room = lambda: torch.empty(shape, dtype=dtype, device=self.policy.device)  # noqa: E731
-        return [(room(), room()) for _ in range(config.num_hidden_layers)]
+        return [(room(), room()) for _ in range(layers)]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[n,D] -> [n,V]: the head's product leaves the matrix product in float32, as in learning."""

@@ -16,7 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -142,10 +142,9 @@ def finished_cells(cell: Cell) -> dict | None:
     if not saved.exists() or not is_evaluated(options_of(cell.config, result.parent)):
         return None
     before = from_yaml(saved)
-    kept = {name: getattr(before, name) for name in ("device", "precision", "max_tokens_per_microbatch")}
-    same = {name: value for name, value in kept.items() if getattr(cell.config, name) == "auto"}
+    precision = before.precision if cell.config.precision == "auto" else cell.config.precision
     try:
-        check_resumable(before, Config(**(vars(cell.config) | same)))
+        check_resumable(before, replace(cell.config, precision=precision))
     except ValueError:
         return None
     if cell.config.num_steps > before.num_steps:

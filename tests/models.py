@@ -4,12 +4,32 @@ from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from grpo.float64 import keep_float64
 from grpo.policy import Policy
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+
+
+class Sizes(TorchDispatchMode):
+    """Within it, the shape of every tensor that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        several = isinstance(result, tuple | list)
+        self.shapes += [x.shape for x in (result if several else (result,)) if torch.is_tensor(x)]
+        return result
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest one."""
+        return max(shape.numel() for shape in self.shapes)
 
 
 def byte_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:

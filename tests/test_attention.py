@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from grpo import parts
 from grpo.attention import TreeAttention, attention_interface
 from grpo.parts import plan_parts
 from grpo.tree import nodes, pack
+from tests.models import Sizes
 
 H, HKV, R, D = 4, 2, 2, 5  # query heads, key heads, query heads per key head, width of a head
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -26,19 +26,6 @@ TREES = {
 }
 every_tree = pytest.mark.parametrize("rows", TREES.values(), ids=TREES.keys())
 every_size = pytest.mark.parametrize("max_scores", [1 << 24, 24, 1])  # whole parts, cut ones, one query at a time
-
-
-class Sizes(TorchDispatchMode):
-    """The shape of every tensor that an operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.shapes += [x.shape for x in (result if isinstance(result, tuple) else (result,)) if torch.is_tensor(x)]
-        return result
 
 
 def tree_of(rows, padding=0):

@@ -7,7 +7,8 @@ import torch
 from grpo.attention import TreeAttention
 from grpo.decoding import DecodeAttention, PrefillAttention
 from grpo.tree import build_trie, trunk_length
-from tests.test_attention import EXACT, HKV, D, H, R, Sizes, dense, random_heads
+from tests.models import Sizes
+from tests.test_attention import EXACT, HKV, D, H, R, dense, random_heads
 
 PROMPTS = {
     "one prompt": [[1, 2, 3]],

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo import flex
 from grpo.attention import TreeAttention
@@ -20,7 +19,7 @@ from grpo.flex import BLOCK, BUCKET, LEAST, FlexAttention, block_mask, padded_si
 from grpo.policy import frozen_copy
 from grpo.tree import pack
 from tests.compiling import aot_eager, forget, graphs  # noqa: F401  (a fixture)
-from tests.models import tiny_policy
+from tests.models import Sizes, tiny_policy
 from tests.test_attention import dense, mask_of
 
 H, HKV, D = 4, 2, 16
@@ -88,19 +87,9 @@ def assert_blocks_are_those_of_the_whole_mask(tree):
 def test_a_mask_of_all_pairs_never_exists():
     tree = tree_of(*[300] * 20)
     S = len(tree.input_ids)
-    largest = 0
-
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            for x in result if isinstance(result, tuple) else (result,):
-                largest = max(largest, x.numel())
-            return result
-
-    with Sizes():
+    with Sizes() as sizes:
         block_mask(tree.subtree_end)
-    assert largest < 2 * max(S, (S // BLOCK + 1) ** 2)
+    assert sizes.largest < 2 * max(S, (S // BLOCK + 1) ** 2)
 
 
 def test_trees_are_padded_to_whole_buckets():
