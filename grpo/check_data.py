@@ -91,7 +91,7 @@ def out_of_reach(c: Config, facts: Facts) -> Iterator[Finding]:
     """Gold answers that a reward or a grader never grants."""
     for grader in facts.graders:
         share = len(grader.never) / grader.graded
-        if not share:
+        if not share or grader.fails:
             continue
         shown = ", ".join(repr(answer) for answer in dict.fromkeys(grader.never[:3]))
         training = grader.name in c.rewards
@@ -108,6 +108,18 @@ def out_of_reach(c: Config, facts: Facts) -> Iterator[Finding]:
             means,
             "Use another reward (rewards/gsm8k.py reads commas, signs, units), or mend this one.",
         )
+
+
+def fails_always(c: Config, facts: Facts) -> Iterator[Finding]:
+    """A reward or a grader that is broken."""
+    for grader in facts.graders:
+        if grader.fails:
+            yield Finding(
+                "sure",
+                f"{grader.name} fails on every text it was tried on: {grader.fails}",
+                "A text on which a reward fails teaches nothing, and one on which a grader fails counts as wrong.",
+                f"Mend {grader.name.replace('.', '.py, function ')}.",
+            )
 
 
 def graders_disagree(c: Config, facts: Facts) -> Iterator[Finding]:
@@ -187,6 +199,6 @@ def fits(c: Config, facts: Facts) -> Iterator[Finding]:
 
 
 DATA_CHECKS = (
-    *(would_stop, long_prompts, context, short_completions, no_stop, chat_model, out_of_reach, graders_disagree),
-    *(trained_on_test, leaking_exemplars, evaluation_plan, fits),
+    *(would_stop, long_prompts, context, short_completions, no_stop, chat_model, fails_always, out_of_reach),
+    *(graders_disagree, trained_on_test, leaking_exemplars, evaluation_plan, fits),
 )

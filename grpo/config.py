@@ -121,7 +121,7 @@ class Config:
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm; 0: off. >= 0."""
     max_tokens_per_microbatch: int | Literal["auto"] = "auto"
-    """Tokens of a forward and backward pass, per process; halved when memory runs out. >= 1, or auto: by the memory."""
+    """Tokens of a forward and backward pass, per process; halved where a GPU has no room. >= 1; auto: by the memory."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     compile: bool | Literal["auto"] = "auto"

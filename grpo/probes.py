@@ -26,6 +26,8 @@ class RewardProbe:
     """Gold answers for which neither the worked solution nor the answer line alone earned more than 0."""
     reads_answers: bool
     """Whether a right answer line earns more than a wrong one, on most problems."""
+    fails: str = ""
+    """How it failed, in words, if it did so on every one of these texts."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def examine(
         best = [max(a or 0.0, b or 0.0) for a, b in zip(lines[k], solutions[k], strict=True)]
         never = tuple(problem.answer for problem, value in zip(problems, best, strict=True) if value <= 0)
         better = sum((a or 0.0) > (b or 0.0) for a, b in zip(right[k], wrong[k], strict=True))
-        graders.append(RewardProbe(name, len(problems), never, reads_answers=2 * better > len(probed)))
+        failed = all(value is None for value in (*lines[k], *solutions[k]))
+        fails = runner.first_errors[name] if failed else ""
+        graders.append(RewardProbe(name, len(problems), never, 2 * better > len(probed), fails))
     disagreements = []
     for grader in graders:
         if judges and grader.reads_answers and grader.name in rewards:

@@ -44,6 +44,12 @@ def test_a_good_recipe_has_no_finding():
         ({}, {"mask_truncated": True}, "note", "mask_truncated leaves cut completions out"),
         ({"stop": ()}, {}, "warning", "without a stop string"),
         ({"has_chat_template": True}, {}, "note", "has a chat template"),
+        (
+            {"graders": (RewardProbe("a.b", 3, ("1",) * 3, False, "KeyError: 'x'"),)},
+            {},
+            "sure",
+            "a.b fails on every text it",
+        ),
         ({"graders": graders("1,080")}, {}, "warning", "nothing to 1.00% of the gold answers (1 of 100: '1,080')"),
         ({"graders": graders(*["1,080"] * 30)}, {}, "sure", "30.00%"),
         ({"graders": graders(*["7"] * 100, reads=False, name="length.penalty")}, {}, "warning", "100.00%"),

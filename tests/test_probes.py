@@ -10,6 +10,7 @@ from data.problem import Problem
 from data.prompts import STOP
 from grpo.probes import examine, writings, wrong_answer
 from rewards import gsm8k
+from rewards.runner import RewardRunner
 
 OURS, PUBLISHED = "gsm8k.correctness", "gsm8k_published.correctness"
 
@@ -51,6 +52,20 @@ def test_equal_graders_never_part():
 
 def test_a_reward_that_only_looks_at_the_form_is_not_compared():
     assert examine(("gsm8k.format",), (OURS,), [problem("18")], timeout=5)[1] == ()
+
+
+@pytest.mark.parametrize("broken_on", ["some", "all"])
+def test_a_reward_that_fails_on_every_text_shows_with_its_reason(monkeypatch, broken_on):
+    score = RewardRunner.score
+
+    def fail(runner, completions, problems):
+        format_values, values = score(runner, completions, problems)
+        runner.first_errors[OURS] = "it broke"
+        return [format_values, [None if broken_on == "all" or "19" in text else 1.0 for text in completions]]
+
+    monkeypatch.setattr(RewardRunner, "score", fail)
+    graders, _ = examine(("gsm8k.format", OURS), (), [problem("18"), problem("19")], timeout=5)
+    assert [grader.fails for grader in graders] == ["", "it broke" if broken_on == "all" else ""]
 
 
 def test_ways_to_write_a_right_answer_are_right_but_where_they_say_so():
