@@ -8,6 +8,8 @@ Left out: everything but reading the options and printing the table; `grpo/evalu
 
 import sys
 
+import torch
+
 from grpo import distributed, evaluate, headline, options, run
 from grpo.protocol import EvalOptions
 
@@ -16,10 +18,10 @@ def main(argv: list[str]) -> int:
     """Returns the exit code: 2 for a wrong option or input."""
     chosen = options.parse(EvalOptions, argv, "eval.py")
     try:
+        device = distributed.init(chosen.device)
         if chosen.regrade is not None:
-            result = evaluate.regrade(chosen)
+            result = distributed.on_main(lambda: evaluate.regrade(chosen))
         else:
-            device = distributed.init(chosen.device)
             precision = run.precision_on(device, chosen.precision)
             run.prepare(device, precision)
             with run.Signals() as signals:
@@ -27,6 +29,9 @@ def main(argv: list[str]) -> int:
     except evaluate.Interrupted:
         run.say(f"asked to stop; what was answered is in {chosen.out or 'eval'}, and the same command goes on")
         return 0
+    except torch.OutOfMemoryError as error:
+        run.say(f"eval.py: error: out of memory; lower batch, budget or the number of shots ({error})")
+        return 2
     except (ValueError, OSError) as error:
         run.say(f"eval.py: error: {error}")
         return 2

@@ -84,7 +84,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
                         state, measured = validate(config, sampler, state)
                     metrics |= measured
                 log.write(step, metrics)
-                for trouble in watch.see(step, metrics, rewards.first_errors):
+                for trouble in watch.see(step, metrics, distributed.gather_objects(rewards.first_errors)):
                     log.display.say(trouble)
                 stop = run.why_stop(state, signals)
                 best = config.checkpoint_every > 0 and state.best_step == step
@@ -164,6 +164,10 @@ def main(argv: list[str]) -> int:
         code = reason.code
     except evaluate.Interrupted:
         run.say("asked to stop; the model is saved, evaluate it with --resume auto")
+    except torch.OutOfMemoryError as error:
+        options = "prompts_per_step, group_size, max_new_tokens or eval_batch"
+        run.say(f"train.py: error: out of memory where no smaller micro-batch helps; lower {options} ({error})")
+        return 2
     except (ValueError, OSError) as error:
         run.say(f"train.py: error: {error}")
         return 2

@@ -5,7 +5,7 @@ leaves the last good one. What is left out: what a run keeps in `state`, and who
 
     step_000010/model.safetensors   parameters and buffers, tensors that are shared (tied) once
                 optimizer.pt        `optimizer.state_dict()`
-                state.json          step, the caller's state, and the size of the two files above
+                state.json          step, the caller's state, size of the two files above, and check sums
 """
 
 import json
@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def save(
         new.mkdir(parents=True)
         safetensors.torch.save_model(model, str(new / "model.safetensors"))
         torch.save(optimizer.state_dict(), new / "optimizer.pt")
-        sizes = {name: (new / name).stat().st_size for name in _FILES}
-        (new / "state.json").write_text(json.dumps({"step": step, "state": state, "sizes": sizes}, indent=1))
+        content = {"step": step, "state": state, "sizes": {name: (new / name).stat().st_size for name in _FILES}}
+        (new / "state.json").write_text(json.dumps(content | {"crc32": _check_sums(new, content)}, indent=1))
         for written in (*new.iterdir(), new):
             _flush(written)
         if _is_complete(path):
@@ -84,13 +85,15 @@ def load(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     path = Path(path)
     if not _is_complete(path):
         raise ValueError(f"{path} is not a complete checkpoint")
+    content = json.loads((path / "state.json").read_text())
+    if content.get("crc32") != _check_sums(path, content):
+        raise ValueError(f"{path} does not match its check sums; remove it, to go on from the one before it")
     try:
         safetensors.torch.load_model(model, path / "model.safetensors")
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
     except (RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} does not fit this model and optimizer: {reason}") from error
-    content = json.loads((path / "state.json").read_text())
     return content["state"] | {"step": content["step"]}
 
 
@@ -119,6 +122,17 @@ def _is_complete(path: Path) -> bool:
         return all((path / name).stat().st_size == sizes[name] for name in _FILES)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _check_sums(path: Path, content: dict[str, Any]) -> dict[str, int]:
+    """CRC-32 of each file, and of what `state.json` says: a disk or a copy may change bytes and no size."""
+    sums = {"state.json": zlib.crc32(json.dumps([content.get(name) for name in ("step", "state")]).encode())}
+    for name in _FILES:
+        sums[name] = 0
+        with open(path / name, "rb") as file:
+            while piece := file.read(1 << 24):
+                sums[name] = zlib.crc32(piece, sums[name])
+    return sums
 
 
 def _clean(directory: Path) -> None:

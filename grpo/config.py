@@ -39,7 +39,7 @@ class Config:
     check: bool = False
     """Start nothing: look at options, data, tokenizer and model sizes, and say what is wrong with them."""
     ddp_timeout: float = 600.0
-    """Seconds a process waits for another one in a collective call before it stops with an error. > 0."""
+    """Seconds a process waits for another one, such as for its slowest rewards, before it stops with an error. > 0."""
 
     # Model and data.
     model: str = "embedded"

@@ -24,7 +24,7 @@ from grpo.config import Config
 from grpo.options import read_yaml, write_yaml
 from grpo.policy import load_policy, load_shapes, model_directory
 from grpo.protocol import EvalOptions, planned
-from grpo.rollout import encode_prompts, render, stop_strings
+from grpo.rollout import encode_prompts, refuse_unequal, render, stop_strings
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 
@@ -184,11 +184,15 @@ def _summarize(texts: dict[str, list[dict]], options: EvalOptions, stops: Sequen
 
 
 def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions) -> dict:
-    """The first cell (first stop policy, first grader) of a model on some problems: the evaluation during training."""
+    """The first cell (first stop policy, first grader) of a model on some problems: the evaluation during training.
+
+    A collective call. All ranks grade, so that none waits long for another; what rank 0 finds counts, since a grader
+    may run into its time limit on one rank only.
+    """
     answers = transcribe(sampler, problems, options)
     rows = [{"model": "tuned", "shots": options.shots[0], **row} for row in answers]
     grades = grading.grade(rows, options.graders[:1], options.stops[:1], options.format, options.timeout)
-    return grading.cell(grades[0])
+    return distributed.broadcast_object(grading.cell(grades[0]))
 
 
 def transcribe(
@@ -213,9 +217,10 @@ def transcribe(
         stop_tokens (tokens up to the one that completes the first stop string; None if there is none).
 
     Raises:
-        ValueError: there is no problem, or a prompt is too long.
+        ValueError: there is no problem, ranks have different ones, or a prompt is too long.
         Interrupted: `should_stop()` was True on some rank.
     """
+    refuse_unequal(problems)
     if not problems:
         raise ValueError("data: there is no problem to evaluate")
     prompt_ids = encode_prompts(

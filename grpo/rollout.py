@@ -7,6 +7,7 @@ a resumed run needs no replay. Left out: filtering or resampling of flat groups.
 
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,16 @@ def stop_strings(problems: Sequence[Problem]) -> list[str]:
     return list(*found)
 
 
+def refuse_unequal(problems: Sequence[Problem]) -> None:
+    """Raise ValueError on every rank if their problems differ: ranks share them by place. A collective call."""
+    content = repr([(problem.prompt, problem.answer) for problem in problems])
+    if len(set(distributed.gather_objects(zlib.crc32(content.encode(errors="replace"))))) > 1:
+        raise ValueError(
+            "data: processes were given different problems, or in another order; its file in data/ must give the same "
+            "ones to all (does it go through a set, or draw without a seed?)"
+        )
+
+
 class Collector:
     """Collects a step's rollout. Built once per run; holds the training set, the sampler and the reward runner."""
 
@@ -146,8 +157,9 @@ class Collector:
         """Encode the prompts and look the algorithm up.
 
         Raises:
-            ValueError: a prompt is too long, there is no problem, or `advantage` is unknown.
+            ValueError: a prompt is too long, there is no problem, ranks have different ones, or `advantage` is unknown.
         """
+        refuse_unequal(problems)
         if not problems:
             raise ValueError(f"data: {config.data!r} has no training problem")
         self.config, self.problems, self.sampler, self.runner = config, problems, sampler, runner
@@ -257,7 +269,10 @@ def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str],
             }
         )
     gathered = distributed.gather_objects(rows)
-    if distributed.is_main():
+
+    def write() -> None:
         lines = sorted((row for rank in gathered for row in rank), key=lambda row: (row["prompt_index"], row["sample"]))
         path.parent.mkdir(exist_ok=True)
         write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    distributed.on_main(write)

@@ -123,8 +123,11 @@ class Log:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Write the line of a step, and say what matters of it."""
-        if self.writer is not None:
+
+        def write() -> None:
             self.display.step(self.writer.write(step, metrics))
+
+        distributed.on_main(write)
 
 
 def why_stop(state: State, signals: Signals) -> tuple[str, int] | None:
@@ -223,12 +226,11 @@ def claim(directory: Path, config: Config, device: torch.device) -> None:
         with suppress(OSError, ValueError, TypeError, AttributeError):  # of an earlier start; nothing hangs on it
             before = json.loads(file.read_text())
             earlier = [*before.pop("earlier", []), before]
-        shutil.rmtree(directory / "final", ignore_errors=True)
-        shutil.rmtree(directory / "eval", ignore_errors=True)
-        shutil.rmtree(directory / "eval.new", ignore_errors=True)
-        (directory / "report.html").unlink(missing_ok=True)
         write_whole(file, json.dumps({**environment(device), "earlier": earlier}, indent=1) + "\n")
         to_yaml(config, directory / "config.yaml")
+        for old in ("final", "eval", "eval.new"):
+            shutil.rmtree(directory / old, ignore_errors=True)
+        (directory / "report.html").unlink(missing_ok=True)
 
     distributed.on_main(write)
 

@@ -10,6 +10,7 @@ gathers gradients alone, all agree that nobody failed, and only then does DDP ad
 
 import gc
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -94,7 +95,8 @@ class Learner:
         self.policy = policy
         self.module: nn.Module = policy
         if distributed.world_size() > 1:
-            self.module = DistributedDataParallel(policy, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in torch 2.9
+                self.module = DistributedDataParallel(policy, broadcast_buffers=False, gradient_as_bucket_view=True)
             # The forward after its first backward lays DDP's buckets out anew, together with the other ranks: now.
             for _ in range(2):
                 self._sum_over_ranks()

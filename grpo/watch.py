@@ -7,7 +7,7 @@ before (`doctor.py`), what every number means (`docs/metrics.md`), and stopping:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from itertools import chain
 
 from grpo.config import Config
 from grpo.estimate import updates_per_step
@@ -31,16 +31,16 @@ class Watch:
         self.said: set[str] = set()
 
     def see(
-        self, step: int, metrics: Mapping[str, float | None], errors: Mapping[str, str] = MappingProxyType({})
+        self, step: int, metrics: Mapping[str, float | None], errors: Sequence[Mapping[str, str]] = ()
     ) -> list[str]:
-        """Take the metrics of a step (from 1), and of each reward function that failed so far its first error.
+        """Take the metrics of a step (from 1), and of each rank the first error of each reward that failed there.
 
         Returns:
             A sentence for each kind of trouble that shows for the first time.
         """
         self.steps.append({**metrics, "step": step})
         sentences = []
-        for name, message in errors.items():
+        for name, message in chain.from_iterable(of_rank.items() for of_rank in errors):
             if name not in self.said:
                 self.said.add(name)
                 sentences.append(f"trouble: reward {name} failed for the first time: {message}")

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,6 +109,21 @@ def test_another_model_or_optimizer_is_a_clear_error(tmp_path):
         checkpoint.load(path, model, torch.optim.AdamW(small.parameters()))
     with pytest.raises(ValueError, match="nowhere is not a complete checkpoint"):
         checkpoint.load(tmp_path / "nowhere", model, optimizer)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
+def test_a_byte_that_changed_since_is_noticed_before_anything_is_loaded(tmp_path, file):
+    path = checkpoint.save(tmp_path, 1, *made(), {"best_step": 4})
+    model, optimizer = made(seed=1)
+    before = bits(model, optimizer)
+    content = bytearray((path / file).read_bytes())
+    place = content.index(b"4") if file == "state.json" else len(content) // 2
+    content[place] ^= 1  # 4 -> 5, in JSON
+    (path / file).write_bytes(content)
+    assert checkpoint.latest(tmp_path) == path  # who only looks does not read it all
+    with pytest.raises(ValueError, match="step_000001 does not match its check sums; remove it"):
+        checkpoint.load(path, model, optimizer)
+    assert equal(before, bits(model, optimizer))
 
 
 def test_latest_is_the_highest_complete_step(tmp_path):
@@ -280,6 +296,7 @@ def test_what_is_loaded_can_hold_no_code(tmp_path):
     torch.save({"state": print}, path / "optimizer.pt")
     content = json.loads((path / "state.json").read_text())
     content["sizes"]["optimizer.pt"] = (path / "optimizer.pt").stat().st_size
+    content["crc32"]["optimizer.pt"] = zlib.crc32((path / "optimizer.pt").read_bytes())
     (path / "state.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="does not fit"):
         checkpoint.load(path, *made())

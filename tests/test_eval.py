@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import eval as command
 from grpo.options import read_yaml
@@ -226,6 +227,17 @@ def test_a_mistake_is_one_sentence_before_any_work(place, capsys, monkeypatch, o
     assert code == 2 and sentence in err
     assert err.startswith("eval.py: error: ") and err.count("\n") == 1
     assert not (place / "mistake").exists() or not list((place / "mistake").iterdir())
+
+
+def test_out_of_memory_is_one_sentence(place, capsys, monkeypatch):
+    def run_out(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Sampler, "generate", run_out)
+    capsys.readouterr()
+    assert command.main(argv(place, "too_much")) == 2
+    err = capsys.readouterr().err
+    assert err == "eval.py: error: out of memory; lower batch, budget or the number of shots (CUDA out of memory)\n"
 
 
 def test_help_needs_no_model(capsys):

@@ -18,14 +18,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import data
 import train
-from grpo import distributed, reference
+from grpo import distributed, grading, reference
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, from_yaml
 from grpo.files import lock_directory
 from grpo.metrics import metric_names
 from grpo.policy import Policy
+from grpo.sampler import Sampler
 from grpo.update import Learner
+from rewards.runner import RewardRunner
 from tests import runs
 from tests.runs import asked_to_stop, at, flags, killed, metrics, send, transcripts, weights
 
@@ -472,6 +475,66 @@ def test_ranks_agree_on_the_step_they_stop_after(place):
     assert last_checkpoint(place / "agreed") == "step_000003"
 
 
+def _grade_otherwise() -> None:
+    """As a grader does that runs into its time limit on one rank only."""
+    cell = grading.cell
+    if os.environ["RANK"] == "1":
+        grading.cell = lambda grades: cell(grades) | {"accuracy": 0.9}
+
+
+def test_ranks_agree_on_what_an_evaluation_found(place):
+    options = {"num_steps": 3, "eval_every": 1, "checkpoint_every": 10, "ddp_timeout": 60}
+    ranks = runs.start_train_ranks(argv(place, "found", **options), 2, place / "found", before=_grade_otherwise)
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
+    assert all(line["eval/accuracy"] < 0.9 for line in metrics(place / "found"))
+
+
+def _problems_in_another_order() -> None:
+    load = data.load
+    data.load = lambda *arguments, **options: load(*arguments, **options)[:: -1 if os.environ["RANK"] == "1" else 1]
+
+
+def test_ranks_that_were_given_other_problems_say_so(place):
+    name = "given"
+    ranks = runs.start_train_ranks(argv(place, name), 2, place / name, before=_problems_in_another_order)
+    assert [rank.wait() for rank in ranks] == [2, 2], ranks[0].stderr
+    assert all("data: processes were given different problems" in rank.stderr for rank in ranks)
+
+
+def test_what_a_reward_fails_of_on_another_rank_is_said_too(place):
+    ranks = runs.start_train_ranks(
+        argv(place, "elsewhere", num_steps=1), 2, place / "elsewhere", before=_fail_on_rank_1
+    )
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
+    assert "trouble: reward gsm8k.format failed for the first time: it broke" in ranks[0].stdout + ranks[0].stderr
+
+
+def _fail_on_rank_1() -> None:
+    score = RewardRunner.score
+
+    def fail(runner, completions, problems):
+        runner.first_errors["gsm8k.format"] = "it broke"
+        return score(runner, completions, problems)
+
+    if os.environ["RANK"] == "1":
+        RewardRunner.score = fail
+
+
+@pytest.mark.parametrize("where", ["sampling", "validating"])
+def test_out_of_memory_where_nothing_can_be_halved_is_one_sentence(place, capsys, monkeypatch, where):
+    generate, calls = Sampler.generate, []
+
+    def run_out(*arguments, **options):
+        calls.append(options.get("purpose", "training"))
+        if calls[-1] == ("training" if where == "sampling" else "evaluation"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(Sampler, "generate", run_out)
+    said = refused(place, capsys, f"full_{where}", eval_every=1)
+    assert "lower prompts_per_step, group_size, max_new_tokens or eval_batch (CUDA out of memory. Tried" in said
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_when_a_rank_dies_the_other_stops_with_an_error(place, lost):
     name = f"lost_{lost}"
@@ -549,7 +612,9 @@ def test_a_run_that_can_not_go_on_keeps_what_it_has(place, capsys):
     newest = directory / "checkpoints" / "step_000002" / "optimizer.pt"
     newest.write_bytes(b"x" * newest.stat().st_size)
     damaged = tree(directory)
-    assert "step_000002 does not fit" in refused(place, capsys, "precious", **options | {"num_steps": 3})
+    assert "step_000002 does not match its check sums" in refused(
+        place, capsys, "precious", **options | {"num_steps": 3}
+    )
     assert tree(directory) == damaged
     for checkpoint in (directory / "checkpoints").iterdir():
         (checkpoint / "optimizer.pt").write_bytes(b"x")

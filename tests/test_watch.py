@@ -91,6 +91,6 @@ def test_what_a_reward_fails_of_is_said_once():
     watch = Watch(CONFIG)
     errors = {"mine.format": "ValueError: no number (rewards/mine.py, line 3)"}
     assert watch.see(1, HEALTHY) == []
-    (said,) = watch.see(2, HEALTHY, errors)
+    (said,) = watch.see(2, HEALTHY, [{}, errors, {"mine.format": "of another rank"}])
     assert said == f"trouble: reward mine.format failed for the first time: {errors['mine.format']}"
-    assert watch.see(3, HEALTHY, errors) == []
+    assert watch.see(3, HEALTHY, [errors]) == []
