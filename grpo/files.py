@@ -1,11 +1,17 @@
-"""Files that appear whole or not at all, and directories that one process works in. Checkpoints have their own file."""
+"""Files that appear whole or not at all, JSON that says what is wrong with it, directories that one process works in.
+
+Checkpoints have their own file.
+"""
 
 import fcntl
+import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -23,6 +29,36 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror})") from error
+
+
+def read_object(text: bytes, where: object, kinds: Mapping[str, Any]) -> dict:
+    """A JSON object that a person may have touched. NaN and infinities are read as None: JSON has no place for them.
+
+    Args:
+        text: UTF-8.
+        where: it stands, for messages.
+        kinds: what must be in it at least: name -> type, or union of types.
+
+    Raises:
+        ValueError: one sentence, what is wrong with it.
+    """
+    try:
+        found = json.loads(text.decode("utf-8"), parse_constant=lambda _: None, parse_float=_finite)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: must be a JSON object, not {found!r:.60}")
+    for name, kind in kinds.items():
+        if name not in found:
+            raise ValueError(f"{where}: lacks {name!r}")
+        if not isinstance(found[name], kind):
+            allowed = getattr(kind, "__name__", kind)
+            raise ValueError(f"{where}: {name} is {found[name]!r:.60}: must be of type {allowed}")
+    return found
+
+
+def _finite(text: str) -> float | None:
+    return value if math.isfinite(value := float(text)) else None
 
 
 def lock_directory(directory: Path) -> int:
