@@ -19,7 +19,7 @@ import data
 from data.problem import Problem
 from grpo import distributed, grading, headline
 from grpo.config import Config
-from grpo.files import write_whole
+from grpo.files import read_object, write_whole
 from grpo.options import read_yaml, write_yaml
 from grpo.policy import load_policy, load_shapes
 from grpo.protocol import EvalOptions, planned
@@ -28,10 +28,9 @@ from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 
 T = TypeVar("T")
-ROW = frozenset(
-    ("model", "shots", "index", "sample", "question", "prompt", "answer", "info", "stop", "stop_early", "completion")
-    + ("ended", "tokens", "stop_tokens")
-)
+ROW = dict.fromkeys(("model", "question", "prompt", "answer", "completion", "ended"), str)
+ROW |= dict.fromkeys(("shots", "index", "sample", "tokens"), int)
+ROW |= {"info": dict, "stop": list, "stop_early": bool, "stop_tokens": int | None}
 """What a line of a transcript holds."""
 
 
@@ -144,10 +143,13 @@ def regrade(options: EvalOptions) -> dict:
         raise ValueError(f"regrade: {directory} holds no transcripts (base_0shots.jsonl, ...)")
     transcripts = {}
     for file in files:
-        with open(file, encoding="utf-8") as lines:  # not splitlines: a completion may hold other line separators
-            transcripts[file.stem] = [_row(line, f"{file}, line {i}") for i, line in enumerate(lines, start=1)]
+        with open(file, "rb") as lines:  # not splitlines: a completion may hold other line separators
+            transcripts[file.stem] = [
+                read_object(line, f"regrade: {file}, line {i}", ROW) for i, line in enumerate(lines, start=1)
+            ]
     if not all(transcripts.values()):
         raise ValueError(f"regrade: a transcript in {directory} is empty")
+    _refuse_partial(transcripts, directory)
     out = Path(options.out) if options.out else directory
     if out.resolve() != directory.resolve():
         _refuse_taken(out)
@@ -161,15 +163,19 @@ def regrade(options: EvalOptions) -> dict:
     return result
 
 
-def _row(line: str, where: str) -> dict:
-    """A line of a transcript."""
-    try:
-        row = json.loads(line)
-        if not isinstance(row, dict) or not row.keys() >= ROW:
-            raise ValueError("not a row of a transcript")
-    except ValueError as error:
-        raise ValueError(f"regrade: {where}: {error}") from None
-    return row
+def _refuse_partial(transcripts: dict[str, list[dict]], directory: Path) -> None:
+    """Raise ValueError if a transcript has lost lines, or base and tuned did not answer the same problems."""
+    asked: dict[int, list[int]] = {}
+    for name, rows in transcripts.items():
+        index, samples = list(dict.fromkeys(row["index"] for row in rows)), 1 + max(row["sample"] for row in rows)
+        whole = len(rows) == len(index) * samples
+        whole = whole and all(row["sample"] == i % samples for i, row in enumerate(rows))
+        if not whole or asked.setdefault(rows[0]["shots"], index) != index:
+            raise ValueError(
+                f"regrade: {directory / name}.jsonl must hold {samples} of every problem that the others hold"
+            )
+        if not all(isinstance(text, str) for row in rows for text in row["stop"]):
+            raise ValueError(f"regrade: {directory / name}.jsonl: stop must be texts")
 
 
 def _summarize(transcripts: dict[str, list[dict]], options: EvalOptions, stops: Sequence[str]) -> dict:
