@@ -68,10 +68,7 @@ class Work(Sampled):
 
 
 def at_least(asked: Any, lowest: dict[str, int]) -> None:
-    """Raises ValueError naming the first option, of one number or several, that is below its lowest value or endless.
-
-    Endless is what no 64 bits hold; NaN is not at least anything.
-    """
+    """Raises ValueError naming the first option, of one number or several, that is below its lowest value or NaN."""
     for name, low in lowest.items():
         value = getattr(asked, name)
         several = value if isinstance(value, tuple) else (value,)

@@ -1,7 +1,4 @@
-"""Files that appear whole or not at all, JSON that says what is wrong with it, directories that one process works in.
-
-Checkpoints have their own file.
-"""
+"""Files that appear whole or not at all, JSON checked as it is read, directories of one process. Not checkpoints."""
 
 import fcntl
 import json
@@ -32,15 +29,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_object(text: bytes, where: object, kinds: Mapping[str, Any]) -> dict:
-    """A JSON object that a person may have touched. NaN and infinities are read as None: JSON has no place for them.
-
-    Args:
-        text: UTF-8.
-        where: it stands, for messages.
-        kinds: what must be in it at least: name -> type, or union of types.
+    """The JSON object in a UTF-8 text, with NaN and infinities, for which JSON has no place, as None.
 
     Raises:
-        ValueError: one sentence, what is wrong with it.
+        ValueError: names `where` and what is wrong, such as a name of `kinds` that is missing or of another type.
     """
     try:
         found = json.loads(text.decode("utf-8"), parse_constant=lambda _: None, parse_float=_finite)
