@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bench.work import at_least
 from grpo import fused_logprobs, logprobs, options
 
 
@@ -35,6 +36,10 @@ class Options:
     """Logits held at one time, in units of V; 0: as in a run."""
     repeats: int = 5
     """Timed calls, after one that is not; the median counts."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a size that can not be."""
+        at_least(self, {"rows": 1, "width": 1, "vocabulary": 1, "chunk": 0, "repeats": 1})
 
 
 def measure(way: Callable[[], tuple[Tensor, Tensor]], inputs: tuple[Tensor, Tensor], repeats: int) -> tuple[float, int]:

@@ -24,9 +24,15 @@ def make(model: str, directory: str, tokenizer: str | None = None, changes: dict
         {"parameters": their number}.
 
     Raises:
-        ValueError: the tokenizer has more tokens than the model, or is of a kind that can not be filled.
+        ValueError: it can not be read; the tokenizer has more tokens than the model, or is of a kind that can not be
+            filled.
     """
-    config = AutoConfig.from_pretrained(model_directory(model))
+    try:
+        config = AutoConfig.from_pretrained(model_directory(model))
+        words = AutoTokenizer.from_pretrained(model_directory(tokenizer or model))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"model: {model!r} with tokenizer {tokenizer!r} can not be loaded: {reason}") from None
     for name, value in (changes or {}).items():
         setattr(config, name, value)
     if changes and "num_hidden_layers" in changes and getattr(config, "layer_types", None):
@@ -34,7 +40,7 @@ def make(model: str, directory: str, tokenizer: str | None = None, changes: dict
     torch.manual_seed(seed)
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     made.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(model_directory(tokenizer or model)).save_pretrained(directory)
+    words.save_pretrained(directory)
     _fill(Path(directory) / "tokenizer.json", config.vocab_size)
     size = len(AutoTokenizer.from_pretrained(directory))
     assert size == config.vocab_size, f"the filled tokenizer has {size} tokens, not {config.vocab_size}"

@@ -20,7 +20,7 @@ from grpo.config import Config, from_yaml
 from grpo.estimate import measured
 from grpo.machine import device_memory, peak_bytes
 from grpo.metrics import Sums
-from grpo.policy import Policy, load_policy
+from grpo.policy import Policy, load_policy, load_shapes
 from grpo.reference import Reference
 from grpo.rollout import Collector, draw_prompts
 from grpo.sampler import Sampler
@@ -70,6 +70,16 @@ def config_of(work: Work) -> Config:
         kl_coef=KL_COEF,
         learning_rate=LEARNING_RATE,
     )
+
+
+def check(work: dict) -> dict:
+    """Read what every contestant will read, the weights aside: raises ValueError naming what is wrong. Returns {}."""
+    asked = Work(**work)
+    distributed.init(asked.device)
+    config_of(asked)
+    problems_of(asked)
+    load_shapes(asked.model)
+    return {}
 
 
 def ours(work: dict) -> dict:

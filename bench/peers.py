@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.process import call, machine, versions
-from bench.work import Work, at_least, work_of
+from bench.work import Work, at_least, check_out, prepared
 from grpo import options
 from grpo.files import write_whole
 
@@ -57,7 +57,11 @@ class Peers(Work):
     def __post_init__(self) -> None:
         """Raises ValueError on a size or file that can not be."""
         super().__post_init__()
-        at_least(self, {"rounds": 1})
+        at_least(self, {"rounds": 1, "limit": 1, "trl_batch": 0, "trl_max_gb": 1})
+        if not self.only:
+            raise ValueError(f"only is empty: must be one or more of {', '.join(CONTESTANTS)}")
+        if self.trl_batch and self.prompts * self.group % self.trl_batch:
+            raise ValueError(f"trl_batch is {self.trl_batch}: must divide prompts x group, {self.prompts * self.group}")
 
 
 def main(argv: list[str]) -> int:
@@ -65,22 +69,16 @@ def main(argv: list[str]) -> int:
     asked = options.parse(Peers, argv, "bench.peers")
     console, runs = Console(), {name: [] for name in asked.only}
     with tempfile.TemporaryDirectory() as place:
-        work = work_of(asked)
-        if asked.random_weights:
-            made = {"model": asked.model, "directory": place, "tokenizer": asked.tokenizer, "seed": asked.seed}
-            failed = call("bench.models:make", made, limit=asked.limit).get("error")
-            if failed:
-                print(f"bench.peers: error: {failed}", file=sys.stderr)
-                return 2
-            work["model"] = place
-        for name in [*asked.only] * asked.rounds:
-            console.print(f"{name} ...", style="dim")
-            runs[name].append(measure(name, asked, work, runs[name]))
-            try:
+        try:
+            check_out(asked.out)
+            work = prepared(asked, place, asked.limit)
+            for name in [*asked.only] * asked.rounds:
+                console.print(f"{name} ...", style="dim")
+                runs[name].append(measure(name, asked, work, runs[name]))
                 write_whole(Path(asked.out), json.dumps(report(asked, runs), indent=1) + "\n")
-            except OSError as error:
-                print(f"bench.peers: error: {error}", file=sys.stderr)
-                return 2
+        except (ValueError, OSError) as error:
+            print(f"bench.peers: error: {error}", file=sys.stderr)
+            return 2
     final = report(asked, runs)
     console.print(table(final))
     for line in notes(final):

@@ -60,8 +60,8 @@ def call(function: str, arguments: dict, *, limit: float, max_bytes: float = mat
             killed = process.returncode == -9
             why = "most likely for want of memory" if killed else " ".join(log.read_text().split("\n")[-2:]).strip()
             failed = {"error": f"ended with code {process.returncode}: {why}", "out_of_memory": killed}
-        if "error" in failed:
-            print(log.read_text()[-4000:], file=sys.stderr)
+        if "error" in failed and (said := log.read_text()[-4000:].strip()):
+            print(said, file=sys.stderr)
         return failed
 
 
@@ -127,7 +127,8 @@ def _answer(function: str, arguments: dict) -> dict:
     try:
         return getattr(importlib.import_module(module), name)(**arguments)
     except Exception as error:  # whatever a library does: it is a result, and stops no other measurement
-        traceback.print_exc()
+        if not isinstance(error, ValueError):  # which says what is wrong in its sentence
+            traceback.print_exc()
         first = str(error).strip().partition("\n")[0]
         kind = type(error).__name__
         memory = isinstance(error, MemoryError) or "out of memory" in first or "can't allocate memory" in first

@@ -21,7 +21,7 @@ from torch import nn
 
 from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
 from bench.process import call, machine, versions
-from bench.work import Work, work_of
+from bench.work import Work, at_least, check_out, prepared
 from grpo import onednn, options
 from grpo.estimate import fastest, measured
 from grpo.facts import sizes
@@ -44,6 +44,11 @@ class Roofline(Work):
     out: str = "roofline.json"
     """File of the results."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError on a size or file that can not be."""
+        super().__post_init__()
+        at_least(self, {"limit": 1})
+
 
 @dataclass(frozen=True)
 class Part:
@@ -65,6 +70,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code: 1 if the step failed, 2 for a wrong option."""
     asked = options.parse(Roofline, argv, "bench.roofline")
     try:
+        check_out(asked.out)
         with tempfile.TemporaryDirectory() as place:
             written = measure(asked, place)
         write_whole(Path(asked.out), json.dumps(written, indent=1) + "\n")
@@ -87,11 +93,7 @@ def measure(asked: Roofline, place: str) -> dict:
         ValueError: the model or the data can not be read.
         RuntimeError: the step failed.
     """
-    work = work_of(asked)
-    if asked.random_weights:
-        made = {"model": asked.model, "directory": place, "tokenizer": asked.tokenizer, "seed": asked.seed}
-        _or_raise(call("bench.models:make", made, limit=asked.limit))
-        work["model"] = place
+    work = prepared(asked, place, asked.limit)
     step = _or_raise(call("bench.ours:ours", {"work": work}, limit=asked.limit, threads=asked.threads))
     if asked.threads:
         torch.set_num_threads(asked.threads)

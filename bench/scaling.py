@@ -20,7 +20,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
 
 from bench.process import call, machine, versions
-from bench.work import Work, work_of
+from bench.work import Work, at_least, prepared, work_of
 from grpo import options
 from grpo.files import write_whole
 
@@ -64,12 +64,19 @@ class Scaling:
     out: str = "runs/scaling"
     """Directory of table and picture."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError on a size that can not be."""
+        sizes = {"shots": 0, "group": 2, "new_tokens": 1, "vocabulary": 1}
+        at_least(self, sizes | {"warmup": 0, "threads": 0, "limit": 1})
+
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 1 if a point failed, 2 for a wrong option."""
     asked = options.parse(Scaling, argv, "bench.scaling")
     directory, console = Path(asked.out), Console()
     try:
+        most = Work(model=asked.model or "embedded", shots=max(asked.shots), device=asked.device)
+        prepared(most, "", asked.limit)
         directory.mkdir(parents=True, exist_ok=True)
         written = {"machine": machine(asked.device), "versions": versions(), "settings": vars(asked) | {"base": BASE}}
         rows: list[dict] = []
@@ -79,7 +86,8 @@ def main(argv: list[str]) -> int:
             write_whole(directory / "scaling.md", markdown(rows))
         draw(rows).savefig(directory / "scaling.png", dpi=120)
     except (ValueError, OSError) as error:
-        print(f"bench.scaling: error: {error}", file=sys.stderr)
+        told = error if isinstance(error, ValueError) else f"out is {asked.out!r}: {error}"
+        print(f"bench.scaling: error: {told}", file=sys.stderr)
         return 2
     console.print(markdown(rows), soft_wrap=True, highlight=False)
     return int(any("error" in row for row in rows))

@@ -20,8 +20,8 @@ from rich.table import Table
 
 from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
 from bench.process import machine, versions
-from bench.work import Sampled
-from grpo import options, run
+from bench.work import Sampled, at_least, check_out
+from grpo import distributed, options, run
 from grpo.files import write_whole
 from grpo.policy import load_policy
 from grpo.rollout import encode_prompts
@@ -41,11 +41,17 @@ class Stopping(Sampled):
     out: str = "stopping.json"
     """File of the results."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError on a size or file that can not be."""
+        super().__post_init__()
+        at_least(self, {"one_in": 0, "in_flight": 0})
+
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 2 for a wrong option."""
     asked = options.parse(Stopping, argv, "bench.stopping")
     try:
+        check_out(asked.out)
         rows = measure(asked)
         written = {"machine": machine(asked.device), "versions": versions(), "settings": vars(asked), "rollouts": rows}
         write_whole(Path(asked.out), json.dumps(written, indent=1) + "\n")
@@ -63,7 +69,7 @@ def measure(asked: Stopping) -> list[dict]:
     """One row of numbers per share of EOS and rows in flight, after one rollout that nobody times."""
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    device = torch.device(asked.device)
+    device = distributed.init(asked.device)
     run.prepare(device, asked.dtype)
     policy, tokenizer = load_policy(asked.model, device=device, precision=asked.dtype)
     problems = problems_of_step(asked, problems_of(asked), 1)

@@ -5,9 +5,12 @@ Imports nothing heavy: the process that starts measurements stays small. The pro
 `ours.py`.
 """
 
+import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from bench.process import call
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,10 @@ class Sampled:
 
     def __post_init__(self) -> None:
         """Raises ValueError on a size or file that can not be."""
-        at_least(self, {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 1, "threads": 0})
-        if self.train is not None and not Path(self.train).is_file():
-            raise ValueError(f"train is {self.train!r}: must be a file")
+        at_least(self, {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 1, "threads": 0, "seed": 0})
+        for name in ("train", "recipe"):
+            if (file := getattr(self, name, None)) is not None and not Path(file).is_file():
+                raise ValueError(f"{name} is {file!r}: must be a file")
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,42 @@ class Work(Sampled):
         at_least(self, {"steps": 1, "warmup": 0})
 
 
-def at_least(asked: Sampled, lowest: dict[str, int]) -> None:
-    """Raises ValueError naming the first option that is below its lowest value."""
+def at_least(asked: Any, lowest: dict[str, int]) -> None:
+    """Raises ValueError naming the first option, of one number or several, that is below its lowest value or NaN."""
     for name, low in lowest.items():
-        if getattr(asked, name) < low:
-            raise ValueError(f"{name} is {getattr(asked, name)}: must be at least {low}")
+        value = getattr(asked, name)
+        several = value if isinstance(value, tuple) else (value,)
+        if not several or not all(low <= number < 2**63 for number in several):
+            raise ValueError(f"{name} is {value}: must be at least {low}, and below 2**63")
+
+
+def check_out(out: str) -> None:
+    """Raises ValueError if no file can be written there: before the work, which would be lost, and not after it."""
+    path = Path(out)
+    try:
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"out is {out!r}: must be a file that can be written ({error.strerror})") from None
 
 
 def work_of(options: Work) -> dict:
     """The fields of `Work` alone, of options that may have more: the argument of every contestant."""
     return {field.name: getattr(options, field.name) for field in fields(Work)}
+
+
+def prepared(asked: Work, place: str, limit: float) -> dict:
+    """The work, when all of it could be read, in a process of its own; `place`: where random weights are drawn to.
+
+    Raises:
+        ValueError: what is wrong with it; nothing was measured or written yet.
+    """
+    work, calls = work_of(asked), []
+    if asked.random_weights:
+        made = {"model": asked.model, "directory": place, "tokenizer": asked.tokenizer, "seed": asked.seed}
+        calls.append(("bench.models:make", made))
+        work["model"] = place
+    for function, arguments in [*calls, ("bench.ours:check", {"work": work})]:
+        if failed := call(function, arguments, limit=limit).get("error"):
+            raise ValueError(failed)
+    return work

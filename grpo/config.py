@@ -39,7 +39,7 @@ class Config:
     check: bool = False
     """Start nothing: look at options, data, tokenizer and model sizes, and say what is wrong with them."""
     ddp_timeout: float = 600.0
-    """Seconds a process waits for another one, such as for its slowest rewards, before it stops with an error. > 0."""
+    """Seconds a process waits for another one, such as for its slowest rewards, before it stops. > 0, at most 1e9."""
 
     # Model and data.
     model: str = "embedded"
@@ -180,6 +180,7 @@ def _rules(c: Config) -> list[tuple[str, str, bool]]:
         *((name, ">= 0 and finite", 0 <= getattr(c, name) < math.inf) for name in _NOT_NEGATIVE),
         *((name, f"one of {', '.join(known)}", getattr(c, name) in known) for name, known in choices.items()),
         ("seed", "below 2**63", c.seed < 2**63),
+        ("ddp_timeout", "at most 1e9", c.ddp_timeout <= 1e9),  # in 64 bits, torch counts 9.2e9 s of nanoseconds
         ("run_name", "a plain name (letters, digits, _.+=,-)", bool(re.fullmatch(r"\w[\w.+=,-]*", c.run_name))),
         ("rewards", "one or more names, none twice", 0 < len(c.rewards) == len(set(c.rewards))),
         ("reward_weights", f"one number for each of {c.rewards}", len(c.reward_weights) == len(c.rewards)),

@@ -160,6 +160,7 @@ def regrade(options: EvalOptions) -> dict:
     texts = {file.stem: transcripts.read(file, "regrade") for file in files}
     if not all(texts.values()):
         raise ValueError(f"regrade: a transcript in {directory} is empty")
+    transcripts.refuse_partial(texts, directory)
     out = Path(options.out) if options.out else directory
     if out.resolve() != directory.resolve():
         transcripts.refuse_taken(out)

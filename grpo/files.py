@@ -1,8 +1,12 @@
-"""Files that appear whole or not at all, and directories that one process works in. Checkpoints have their own file."""
+"""Files that appear whole or not at all, JSON checked as it is read, directories of one process. Not checkpoints."""
 
 import fcntl
+import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -20,6 +24,31 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror})") from error
+
+
+def read_object(text: bytes, where: object, kinds: Mapping[str, Any]) -> dict:
+    """The JSON object in a UTF-8 text, with NaN and infinities, for which JSON has no place, as None.
+
+    Raises:
+        ValueError: names `where` and what is wrong, such as a name of `kinds` that is missing or of another type.
+    """
+    try:
+        found = json.loads(text.decode("utf-8"), parse_constant=lambda _: None, parse_float=_finite)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: must be a JSON object, not {found!r:.60}")
+    for name, kind in kinds.items():
+        if name not in found:
+            raise ValueError(f"{where}: lacks {name!r}")
+        if not isinstance(found[name], kind):
+            allowed = getattr(kind, "__name__", kind)
+            raise ValueError(f"{where}: {name} is {found[name]!r:.60}: must be of type {allowed}")
+    return found
+
+
+def _finite(text: str) -> float | None:
+    return value if math.isfinite(value := float(text)) else None
 
 
 def lock_directory(directory: Path) -> int:

@@ -41,9 +41,12 @@ def parse(kind: type[T], argv: list[str], prog: str) -> T:
         if "help" in flags:
             _print_help(kind, prog, below)
         return _build(kind, below | {name: (f"--{name}", value) for name, value in flags.items()})
-    except (ValueError, OSError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except OSError as error:  # nothing but the recipe is opened here
+        sentence = f"--recipe is {error.filename!r}: must be a file that can be read ({error.strerror})"
+    except ValueError as error:
+        sentence = str(error)
+    print(f"{prog}: error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_yaml(kind: type[T], path: str | Path) -> T:

@@ -12,8 +12,9 @@ import html
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ import yaml
 
 from grpo import curves, headline
 from grpo.config import Config
-from grpo.files import write_whole
+from grpo.files import read_object, write_whole
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ROLLOUT_BYTES = 4_000_000
 """Bytes of transcripts that a page takes in, over all its runs, about; beyond that, a spread of steps and prompts."""
 FEWEST_STEPS = 8
 """Steps of transcripts per run that are there at least, with fewer prompts each if need be."""
+
+TRANSCRIPT = dict.fromkeys(("question", "answer", "completion"), str) | {"prompt_index": int, "finished": bool}
+TRANSCRIPT |= {"rewards": dict, "reward": int | float | None, "advantage": int | float | None}
+TRANSCRIPT |= {"tokens": list, "logprobs": list}
+"""What the reader needs of a line of `rollouts/`."""
 
 # Options that do not make another experiment: runs that differ in nothing else are one line with a band.
 _SAME_EXPERIMENT = frozenset(
@@ -81,37 +87,57 @@ def read_run(path: Path) -> Run:
     """Read a run directory as `train.py` leaves it, or a run that is still going on.
 
     Raises:
-        ValueError: it has no config.yaml or no metrics.jsonl, or one of its files is not JSON or YAML.
+        ValueError: it has no config.yaml or no metrics.jsonl, or one of its files does not hold what it should.
         OSError: a file can not be read.
     """
     for name in ("config.yaml", "metrics.jsonl"):
         if not (path / name).is_file():
             raise ValueError(f"{path} is not a run directory: it has no {name}")
-    whole_lines = (path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    evaluations = [_json(file.read_text(encoding="utf-8")) for file in sorted(path.glob("eval*/eval.json"))]
-    environment = path / "environment.json"
+    whole_lines = (path / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path / 'config.yaml'} is not YAML: {' '.join(str(error).split())}") from error
-    return Run(
-        path=path,
-        config=config,
-        environment=_in_turn(_json(environment.read_text(encoding="utf-8"))) if environment.exists() else {},
-        metrics=[_json(line) for line in whole_lines],
-        evaluation=max(evaluations, key=lambda found: (len(found.get("split", ())), len(found["cells"])), default=None),
-    )
+    if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
+        raise ValueError(f"{path / 'config.yaml'} must hold `name: value` lines")
+    metrics = [_metrics(line, f"{path / 'metrics.jsonl'}, line {i}") for i, line in enumerate(whole_lines, start=1)]
+    run = Run(path, config, {}, metrics, None)
+    if (environment := path / "environment.json").exists():
+        with _named(environment):
+            run = replace(run, environment=_in_turn(read_object(environment.read_bytes(), environment, {})))
+    evaluations = [_graded(run, file) for file in sorted(path.glob("eval*/eval.json"))]
+    richest = max(evaluations, key=lambda found: (len(found["split"]), len(found["cells"])), default=None)
+    return replace(run, evaluation=richest)
+
+
+def _metrics(line: bytes, where: str) -> dict[str, float | None]:
+    """A line of `metrics.jsonl`."""
+    numbers = read_object(line, where, {"step": int})
+    return read_object(line, where, dict.fromkeys(numbers, int | float | None))
+
+
+def _graded(run: Run, file: Path) -> dict:
+    """An `eval.json`, when the page could be made of it."""
+    found = read_object(file.read_bytes(), file, dict.fromkeys(("cells", "paired", "split", "format"), list))
+    with _named(file):
+        _evaluation(run, found)
+        _facts([replace(run, evaluation=found)], ())
+    return found
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Whatever a file of another content leads to becomes one sentence that names the file."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} does not hold what a run writes ({type(error).__name__}: {error})") from error
 
 
 def _in_turn(environment: dict) -> dict[str, str]:
     """What a run ran on, from its first start to its last; where they differ, one after the other."""
     starts = [*environment.pop("earlier", []), environment]
     return {name: ", then ".join(dict.fromkeys(_text(start.get(name)) for start in starts)) for name in environment}
-
-
-def _json(text: str) -> Any:
-    """JSON, with NaN and infinities read as None: they have no place in the page's JSON."""
-    return json.loads(text, parse_constant=lambda _: None)
 
 
 def build(runs: Sequence[Run]) -> dict:
@@ -241,7 +267,7 @@ def _text(value: Any) -> str:
 
 def _rollouts(run: Run, budget: float) -> dict | None:
     """Transcripts of a run for the reader, as many steps and prompts as about `budget` bytes of them hold."""
-    files = sorted(run.path.glob("rollouts/step_*.jsonl"))
+    files = sorted(run.path.glob("rollouts/step_[0-9]*.jsonl"))
     if not files:
         return None
     average = sum(file.stat().st_size for file in files) / len(files)
@@ -259,9 +285,9 @@ def _transcripts(path: Path, budget: float) -> dict:
     """The groups of a step: the first ones until the budget is used up; `prompts` counts all."""
     groups: dict[int, dict] = {}
     seen, used = set(), 0
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = _json(line)
+    with path.open("rb") as file:
+        for i, line in enumerate(file, start=1):
+            row = read_object(line, f"{path}, line {i}", TRANSCRIPT)
             index = row["prompt_index"]
             if index not in seen and used < budget:
                 groups[index] = {"question": row["question"], "answer": row["answer"], "rows": []}

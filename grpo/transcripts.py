@@ -9,13 +9,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo.files import write_whole
+from grpo.files import read_object, write_whole
 from grpo.protocol import NO_RESULT, EvalOptions
 
-ROW = frozenset(
-    ("model", "shots", "index", "sample", "question", "prompt", "answer", "info", "stop", "stop_early", "completion")
-    + ("ended", "tokens", "stop_tokens")
-)
+ROW = dict.fromkeys(("model", "question", "prompt", "answer", "completion", "ended"), str)
+ROW |= dict.fromkeys(("shots", "index", "sample", "tokens"), int)
+ROW |= {"info": dict, "stop": list, "stop_early": bool, "stop_tokens": int | None}
 """What a line holds."""
 
 UNFINISHED = "unfinished.json"
@@ -112,15 +111,20 @@ def read(path: Path, option: str) -> list[dict]:
     Raises:
         ValueError: a line is none; names the option, the file and the line.
     """
-    with open(path, encoding="utf-8") as lines:  # not splitlines: a completion may hold other line separators
-        return [_row(line, f"{option}: {path}, line {i}") for i, line in enumerate(lines, start=1)]
+    with open(path, "rb") as lines:  # not splitlines: a completion may hold other line separators
+        return [read_object(line, f"{option}: {path}, line {i}", ROW) for i, line in enumerate(lines, start=1)]
 
 
-def _row(line: str, where: str) -> dict:
-    try:
-        row = json.loads(line)
-        if not isinstance(row, dict) or not row.keys() >= ROW:
-            raise ValueError("not a row of a transcript")
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    return row
+def refuse_partial(texts: dict[str, list[dict]], directory: Path) -> None:
+    """Raise ValueError if a transcript has lost lines, or base and tuned did not answer the same problems."""
+    asked: dict[int, list[int]] = {}
+    for name, rows in texts.items():
+        index, samples = list(dict.fromkeys(row["index"] for row in rows)), 1 + max(row["sample"] for row in rows)
+        whole = len(rows) == len(index) * samples
+        whole = whole and all(row["sample"] == i % samples for i, row in enumerate(rows))
+        if not whole or asked.setdefault(rows[0]["shots"], index) != index:
+            raise ValueError(
+                f"regrade: {directory / name}.jsonl must hold {samples} of every problem that the others hold"
+            )
+        if not all(isinstance(text, str) for row in rows for text in row["stop"]):
+            raise ValueError(f"regrade: {directory / name}.jsonl: stop must be texts")

@@ -139,6 +139,7 @@ def test_rounds_are_run_in_turn_and_the_median_counts(tmp_path, monkeypatch, cap
         }
 
     monkeypatch.setattr(peers, "measure", measure)
+    monkeypatch.setattr(peers, "prepared", lambda *_: {})
     code, written = run_peers(tmp_path, "--only", "ours", "hf_generate", "--rounds", "3")
     found = written["contestants"]
     assert code == 0 and asked == ["ours", "hf_generate"] * 3
@@ -169,12 +170,88 @@ def test_a_process_has_limits_and_its_end_is_an_error(capfd):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--group", "1"], ["--rounds", "0"], ["--train", "absent.jsonl"], ["--only", "vllm"]]
+    ("bench", "flags", "said"),
+    [
+        *((peers, ["--group", n], "group is") for n in ("1", "-3", "99999999999999999999")),
+        *((peers, [f"--{name}", "0"], f"{name} is 0") for name in ("prompts", "new_tokens", "steps", "rounds")),
+        *((peers, [f"--{name}", "-1"], f"{name} is -1") for name in ("shots", "warmup", "threads", "seed")),
+        (peers, ["--train", "absent.jsonl"], "train is 'absent.jsonl': must be a file"),
+        (peers, ["--recipe", "absent.yaml"], "recipe is 'absent.yaml': must be a file"),
+        (peers, ["--only", "vllm"], "--only is 'vllm': must be a list, each item ours or trl"),
+        (peers, ["--only"], "only is"),
+        (peers, ["--trl-batch", "-8"], "trl_batch is -8"),
+        (peers, ["--trl-batch", "5"], "trl_batch is 5: must divide prompts x group, 32"),
+        (peers, ["--trl-max-gb", "nan"], "trl_max_gb is nan"),
+        *((bench, ["--limit", n], "limit is") for bench in (peers, roofline, scaling) for n in ("nan", "-1", "inf")),
+        (stopping, ["--one-in", "-3"], "one_in is (-3,): must be at least 0"),
+        (stopping, ["--one-in"], "one_in is ()"),
+        (stopping, ["--in-flight", "0", "-1"], "in_flight is (0, -1): must be at least 0"),
+        (stopping, ["--seed", "-1"], "seed is -1"),
+        (scaling, ["--shots", "-1"], "shots is (-1,)"),
+        (scaling, ["--group", "8", "1"], "group is (8, 1): must be at least 2"),
+        (scaling, ["--vocabulary", "-1"], "vocabulary is (-1,)"),
+        (scaling, ["--new-tokens"], "new_tokens is ()"),
+        (scaling, ["--warmup", "-1"], "warmup is -1"),
+    ],
 )
-def test_a_wrong_option_is_one_sentence(flags, capsys):
+def test_a_wrong_option_is_one_sentence(bench, flags, said, capsys):
     with pytest.raises(SystemExit) as exit:
-        peers.main(flags)
-    assert exit.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+        bench.main(flags)
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bench", [peers, roofline, stopping])
+@pytest.mark.parametrize("out", ["absent/x.json", "/proc/x.json", "."])
+def test_a_file_that_can_not_be_written_shows_before_the_work(bench, out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "measure", None)
+    assert bench.main(["--out", out]) == 2
+    err = capsys.readouterr().err
+    assert f"error: out is {out!r}: must be a file that can be written" in err and err.count("\n") == 1
+
+
+def test_a_directory_that_can_not_be_made_names_its_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "prepared", lambda *_: {})
+    (tmp_path / "file").touch()
+    assert scaling.main(["--out", str(tmp_path / "file")]) == 2
+    err = capsys.readouterr().err
+    assert f"out is '{tmp_path / 'file'}': " in err and err.count("\n") == 1
+
+
+NO_GPU = [] if torch.cuda.is_available() else [(["--device", "cuda"], "device is 'cuda'")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "/absent"], "model: '/absent' can not be loaded"),
+        (["--random-weights", "--model", "/absent"], "model: '/absent' with tokenizer None can not be loaded"),
+        (["--shots", "100000"], "100000 is not between 0 and"),
+        *NO_GPU,
+    ],
+)
+def test_work_that_can_not_be_read_is_one_sentence_and_overwrites_nothing(flags, said, tmp_path, capfd):
+    out = tmp_path / "old.json"
+    out.write_text("old")
+    assert peers.main(["--only", "ours", "--out", str(out), *flags]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("bench.peers: error: ") and said in err and err.count("\n") == 1
+    assert out.read_text() == "old"
+
+
+@pytest.mark.parametrize(("flags", "said"), NO_GPU)
+def test_sampling_alone_on_a_gpu_that_is_not_there_is_one_sentence(flags, said, tmp_path, capsys):
+    assert stopping.main([*flags, "--out", str(tmp_path / "x.json")]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bench", [roofline, scaling])
+def test_every_bench_reads_its_work_before_it_measures(bench, tmp_path, capfd):
+    assert bench.main(["--model", "/absent", "--out", str(tmp_path / "x")]) == 2
+    err = capfd.readouterr().err
+    assert "model: '/absent' can not be loaded" in err and err.count("\n") == 1 and not any(tmp_path.iterdir())
 
 
 def test_all_contestants_ask_what_our_loop_asks_and_nothing_stops_them(tmp_path):
@@ -255,6 +332,7 @@ def test_roofline_says_how_far_above_the_floor_each_phase_is(model, tmp_path, mo
 
 
 def test_a_step_that_fails_fails_the_roofline(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(roofline, "prepared", lambda *_: {})
     monkeypatch.setattr(roofline, "call", lambda *_, **__: {"error": "no room"})
     assert roofline.main(["--out", str(tmp_path / "x.json")]) == 1 and "no room" in capsys.readouterr().err
 
@@ -278,6 +356,7 @@ def test_scaling_varies_one_thing_at_a_time_and_measures_equal_points_once(monke
         return dict.fromkeys(names, 10.0) | {"tokens_sampled": 100}
 
     monkeypatch.setattr(scaling, "call", answer)
+    monkeypatch.setattr(scaling, "prepared", lambda *_: {})
     flags = ["--shots", "0", "4", "--group", "8", "16", "--new-tokens", "64", "--vocabulary", "32768", "65536"]
     assert scaling.main([*flags, "--out", str(tmp_path)]) == 1  # a point has failed
     assert len(measured) == 4 and [work["shots"] for work in measured] == [0, 4, 4, 4]

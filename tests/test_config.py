@@ -67,6 +67,7 @@ def test_flags_go_on_top_of_the_recipe():
         ({"temperature": 0.0}, "temperature is 0.0: must be > 0 and finite"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"reward_timeout": float("inf")}, "reward_timeout is inf: must be > 0 and finite"),
+        ({"ddp_timeout": 1e20}, "ddp_timeout is 1e+20: must be at most 1e9"),
         ({"learning_rate": -1e-3}, "learning_rate is -0.001: must be >= 0"),
         ({"kl_coef": float("nan")}, "kl_coef is nan"),
         ({"clip_low": 1.5}, "clip_low is 1.5: must be between 0 and 1"),
@@ -107,6 +108,7 @@ def test_a_value_out_of_range_names_option_value_and_what_is_allowed(changes, sa
         {"minibatch_size": 16},
         {"reward_weights": (-1.0, 0.0)},
         {"eval_shots": (0, 8)},
+        {"ddp_timeout": 1e9},
         {"run_name": "lr=1e-5,seed=0"},
     ],
 )

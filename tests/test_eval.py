@@ -276,8 +276,43 @@ def test_regrading_overwrites_no_other_evaluation_and_is_remembered(place, capsy
     assert read_yaml(EvalOptions, place / "one" / "options.yaml").graders == ("published",)
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"model": "base"}'])
+@pytest.mark.parametrize("line", ["{", "[1]", "null", "3", '{"model": "base"}', "\xff"])
 def test_a_line_that_is_none_of_a_transcript_is_named(place, tmp_path, capsys, line):
-    (tmp_path / "base_0shots.jsonl").write_text(line + "\n")
+    (tmp_path / "base_0shots.jsonl").write_text(line + "\n", encoding="latin-1")
     assert command.main(["--regrade", str(tmp_path)]) == 2
     assert "regrade: " in (err := capsys.readouterr().err) and "base_0shots.jsonl, line 1: " in err
+
+
+@pytest.fixture(scope="module")
+def both(place) -> Path:
+    """An evaluation of two models."""
+    assert command.main(argv(place, "complete")) == 0
+    return place / "complete"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"completion": None}, "line 1: completion is None: must be of type str"),
+        ({"shots": "a"}, "line 1: shots is 'a': must be of type int"),
+        ({"tokens": "3"}, "line 1: tokens is '3'"),
+        ({"stop_tokens": [1]}, "line 1: stop_tokens is [1]: must be of type int | None"),
+        ({"info": None}, "line 1: info is None"),
+        ({"stop": "##"}, "line 1: stop is '##'"),
+        ({"stop": [3]}, "stop must be texts"),
+        ({"sample": 3}, "must hold 4 of every problem"),
+        ({"index": 99}, "must hold 1 of every problem that the others hold"),
+        (None, "must hold 1 of every problem that the others hold"),
+    ],
+)
+def test_a_transcript_of_wrong_values_is_one_sentence_and_loses_nothing(both, tmp_path, capsys, change, said):
+    damaged = shutil.copytree(both, tmp_path / "damaged")
+    first, *rest = (damaged / "tuned_0shots.jsonl").read_text().splitlines(keepends=True)
+    first = "" if change is None else json.dumps(json.loads(first) | change) + "\n"
+    (damaged / "tuned_0shots.jsonl").write_text(first + "".join(rest))
+    before = (damaged / "eval.json").read_text()
+    capsys.readouterr()
+    assert command.main(["--regrade", str(damaged), "--graders", "published"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("eval.py: error: regrade: ") and "tuned_0shots.jsonl" in err and said in err
+    assert err.count("\n") == 1 and (damaged / "eval.json").read_text() == before

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from grpo.files import lock_directory, write_whole
+from grpo.files import lock_directory, read_object, write_whole
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -59,3 +59,27 @@ def test_where_there_are_no_locks_a_directory_is_free(tmp_path, monkeypatch):
 
     monkeypatch.setattr("grpo.files.fcntl.flock", refuse)
     os.close(lock_directory(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b'{"a": 1', "f, line 3: not JSON ("),
+        (b"\xff\xfe", "f, line 3: not JSON ("),
+        (b"[]", "f, line 3: must be a JSON object, not []"),
+        (b"{}", "f, line 3: lacks 'a'"),
+        (b'{"a": "x"}', "f, line 3: a is 'x': must be of type int | None"),
+    ],
+)
+def test_an_object_that_is_none_is_one_sentence(text, said):
+    with pytest.raises(ValueError) as error:
+        read_object(text, "f, line 3", {"a": int | None})
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+def test_an_object_is_read_without_numbers_that_json_lacks():
+    assert read_object(b'{"a": NaN, "b": 1e999, "c": 0.5}', "f", {"a": None | float}) == {
+        "a": None,
+        "b": None,
+        "c": 0.5,
+    }

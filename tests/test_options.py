@@ -144,7 +144,8 @@ def test_a_flag_beats_the_recipe_and_the_recipe_the_default(tmp_path):
         (["--shots", "0,x"], ["--shots", "'0,x'", "None or a list, each item a whole number"]),
         (["--name", "null"], ["--name", "'null'", "a text"]),
         (["steps", "3"], ["'steps'", "--name value"]),
-        (["--recipe", "missing.yaml"], ["missing.yaml", "No such file"]),
+        (["--recipe", "missing.yaml"], ["--recipe is 'missing.yaml': must be a file", "No such file"]),
+        (["--recipe", "/"], ["--recipe is '/': must be a file", "Is a directory"]),
         (["--recipe"], ["--recipe", "a text"]),
     ],
 )

@@ -177,6 +177,53 @@ def test_another_directory_is_an_error(tmp_path, capsys, missing):
     assert capsys.readouterr().err == f"report: error: {run} is not a run directory: it has no {missing}\n"
 
 
+ROLLOUTS = "rollouts/step_000002.jsonl"
+WRONG = [  # (file, content, what is said of it)
+    ("metrics.jsonl", "hello\n", ", line 1: not JSON"),
+    ("metrics.jsonl", '{"step": 1}\n{"step": 2, "rew\n{"step": 3}\n', ", line 2: not JSON"),
+    ("metrics.jsonl", "[1]\n", ", line 1: must be a JSON object, not [1]"),
+    ("metrics.jsonl", '{"reward/mean": 1}\n', ", line 1: lacks 'step'"),
+    ("metrics.jsonl", '{"step": null}\n', ", line 1: step is None"),
+    ("metrics.jsonl", '{"step": 1, "time/step": "x"}\n', ", line 1: time/step is 'x': must be of type int | float"),
+    ("metrics.jsonl", "\xff\n", ", line 1: not JSON"),
+    ("eval/eval.json", '{"cells": [', ": not JSON"),
+    ("eval/eval.json", "[]", ": must be a JSON object, not []"),
+    ("eval/eval.json", "{}", ": lacks 'cells'"),
+    ("eval/eval.json", json.dumps(graded() | {"paired": "x"}), ": paired is 'x': must be of type list"),
+    ("eval/eval.json", json.dumps(graded() | {"cells": [1]}), " does not hold what a run writes"),
+    ("eval/eval.json", json.dumps(graded() | {"split": [{"shots": 0}]}), " does not hold what a run writes"),
+    (ROLLOUTS, '{"prompt_ind', ", line 1: not JSON"),
+    (ROLLOUTS, "[1]\n", ", line 1: must be a JSON object"),
+    (ROLLOUTS, "{}\n", ", line 1: lacks 'question'"),
+    (ROLLOUTS, json.dumps(completion(0, 0, "x") | {"tokens": 3}) + "\n", ", line 1: tokens is 3"),
+    (ROLLOUTS, json.dumps(completion(0, 0, "x") | {"completion": None}) + "\n", ", line 1: completion is None"),
+    ("config.yaml", "a: [1", " is not YAML"),
+    ("config.yaml", "- 1\n", " must hold `name: value` lines"),
+    ("config.yaml", "", " must hold `name: value` lines"),
+    ("config.yaml", "1: 2\n", " must hold `name: value` lines"),
+    ("config.yaml", "\xff", " is not YAML"),
+    ("environment.json", "null", ": must be a JSON object, not None"),
+    ("environment.json", '{"earlier": 3}', " does not hold what a run writes"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "said"), WRONG)
+def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path, capsys, file, content, said):
+    run = make_run(tmp_path / "one", evaluation=graded())
+    (run / file).write_text(content, encoding="latin-1")
+    assert report.main([str(run)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"report: error: {run / file}{said}") and err.count("\n") == 1
+    assert not (run / "report.html").exists()
+
+
+def test_numbers_that_are_not_finite_are_none(tmp_path):
+    run = make_run(tmp_path / "one")
+    (run / "metrics.jsonl").write_text('{"step": 1, "optim/loss": 1e999, "optim/lr": NaN}\n')
+    assert report.read_run(run).metrics == [{"step": 1, "optim/loss": None, "optim/lr": None}]
+    assert report.main([str(run)]) == 0
+
+
 def test_the_command_line_says_where_the_page_is(tmp_path, capsys):
     out = tmp_path / "pages" / "x.html"
     assert report.main([str(make_run(tmp_path / "one")), "--out", str(out)]) == 0
