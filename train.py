@@ -111,7 +111,7 @@ def compare(config: Config, directory: Path, device: torch.device, signals: run.
     options = protocol.options_of(config, result.parent)
     if not distributed.on_main(lambda: protocol.is_evaluated(options)):
         beside = replace(options, out=str(directory / "eval.new"))  # one by other options stays until this one is done
-        evaluate.compare(beside, device, config.precision, signals.asked, instead=True)
+        evaluate.compare(beside, device, config.precision, signals.asked, instead=True, kernels=bool(config.compile))
         run.take_evaluation(directory)
     if distributed.is_main():
         print(headline.table(json.loads(result.read_text())))

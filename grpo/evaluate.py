@@ -76,6 +76,7 @@ def compare(
     should_stop: Callable[[], bool] = lambda: False,
     *,
     instead: bool = False,
+    kernels: bool = True,
 ) -> dict:
     """Evaluate base and tuned model at every number of shots; write transcripts, options and `eval.json` to `out`.
 
@@ -87,6 +88,7 @@ def compare(
         device, precision: where and how to compute.
         should_stop: asked between batches.
         instead: whether it takes the place of whatever else `out` holds.
+        kernels: whether the sampler may use those of a GPU.
 
     Returns:
         The content of `eval.json`, cells of base before those of tuned.
@@ -108,7 +110,7 @@ def compare(
     texts: dict[str, list[dict]] = {}
     for name, (path, revision) in models.items():
         policy, tokenizer = load_policy(path, revision=revision, device=device, precision=precision)
-        sampler = Sampler(policy, tokenizer)
+        sampler = Sampler(policy, tokenizer, kernels=kernels)
         for shots, asked in problems.items():
             start, file = time.perf_counter(), f"{name}_{shots}shots"
             rows, cut = answered.get(file, []), None

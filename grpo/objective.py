@@ -58,5 +58,5 @@ def objective(
     corrected = correction(old_logprobs, sampling_logprobs) * surrogate
     if ref_logprobs is None:
         return Objective(corrected, clipped, None)
-    penalty = kl(logprobs, ref_logprobs)
+    penalty = kl(logprobs.where(mask, 0), ref_logprobs.where(mask, 0))  # not times a weight of 0: it may be infinite
     return Objective(corrected + kl_coef * penalty, clipped, penalty)

@@ -3,11 +3,12 @@
 import math
 from functools import partial
 
+import pytest
 import torch
 
 from grpo.corrections import mask as masked
 from grpo.corrections import none, truncate
-from grpo.kl import k1, k2
+from grpo.kl import k1, k2, k3
 from grpo.losses import grpo, reinforce
 from grpo.objective import objective
 
@@ -34,6 +35,16 @@ def test_a_token_that_the_correction_masks_still_pays_its_kl():
     parts = {"loss": CLIPPED, "correction": partial(masked, cap=3.0), "kl": k1, "kl_coef": 0.1}
     found = objective(LOGPROBS, OLD, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts)
     torch.testing.assert_close(found.per_token_loss, torch.tensor([[0.05, -0.75 - 0.2, 0.0]]))
+
+
+@pytest.mark.parametrize("there", [math.nan, math.inf, -math.inf, -1e30])
+def test_whatever_stands_where_nothing_is_learned_reaches_neither_loss_nor_gradient(there):
+    logprobs = LOGPROBS.masked_fill(~MASK, there).requires_grad_()
+    parts = {"loss": CLIPPED, "correction": partial(truncate, cap=3.0), "kl": k3, "kl_coef": 0.1}
+    found = objective(logprobs, OLD, SAMPLING, REFERENCE.masked_fill(~MASK, -there), ADVANTAGE, MASK, **parts)
+    assert (found.per_token_loss[0, 2], found.kl[0, 2]) == (0, 0) and found.per_token_loss.isfinite().all()
+    (found.per_token_loss * MASK).sum().backward()
+    assert logprobs.grad[0, 2] == 0 and logprobs.grad.isfinite().all()
 
 
 def test_without_a_reference_there_is_no_kl():
