@@ -109,7 +109,7 @@ class Config:
     learning_rate: float = 2e-4
     """Peak learning rate. >= 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or falling to 0 at num_steps."""
+    """Learning rate after the warm-up: constant, or falling, to reach 0 after num_steps."""
     warmup_steps: int = 0
     """Steps of linear warm-up from 0. >= 0."""
     adam_beta1: float = 0.9

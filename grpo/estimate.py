@@ -1,7 +1,7 @@
 """What a step will cost: tokens, bytes, seconds, before anything is started. Arithmetic over shapes.
 
-Weights, gradient, optimiser and the sampler's keys and values are exact; activations and times are rough, and a time
-can be off by a factor of two or three. Left out: attention itself, whose share is small up to a few thousand tokens.
+Weights, gradient and optimiser are exact; the sampler's room and activations are estimates, and a time can be off by a
+factor of two or three. Left out: attention itself, whose share is small up to a few thousand tokens.
 """
 
 import math

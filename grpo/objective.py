@@ -16,7 +16,7 @@ class Objective(NamedTuple):
     """What the update adds up, and what it logs."""
 
     per_token_loss: Tensor
-    """[B,T], minimised; 0 where masked out."""
+    """[B,T], minimised; exactly 0 where the mask is False, whatever stands there."""
     clipped: Tensor
     """[B,T] bool, of the surrogate."""
     kl: Tensor | None

@@ -219,7 +219,7 @@ def updates_of(made: Learner, batch: Batch, step: int = 1) -> list[list[int]]:
     return seen
 
 
-def test_minibatches_are_whole_groups_of_a_permutation_by_seed_step_and_epoch():
+def test_c33_minibatches_are_whole_groups_of_a_permutation_by_seed_step_and_epoch():
     policy, batch = tiny_policy(precision="fp64"), experience([2] * 14)
     options = {"minibatch_size": 6, "num_epochs": 2, "learning_rate": 0.0}
     drawn = updates_of(learner(policy, **options), batch)
