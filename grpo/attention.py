@@ -1,9 +1,10 @@
 """Attention over a packed token tree: shared tokens are read once, and nothing is copied per leaf.
 
 Models of transformers reach this file through its attention interface, under the name `tree`. What is attended to
-comes with the call, as the keyword argument `tree_attention` (never through a global, so that activation checkpointing can run
-a layer again in backward): anything with an `attend`. Here it is `TreeAttention`, all tokens of a packed tree at once,
-differentiable, in parts (`parts.py`). `flex.py` has the one of a single kernel, `decoding.py` the one that samples.
+comes with the call, as the keyword argument `tree_attention` (never through a global, so that activation checkpointing
+can run a layer again in backward): anything with an `attend`. Here it is `TreeAttention`, all tokens of a packed tree
+at once, differentiable, in parts (`parts.py`). `flex.py` has the one of a single kernel, `decoding.py` the one that
+samples.
 
 Left out: sliding windows, logit soft-capping, attention sinks and biases on the scores: refused, never computed wrong.
 """
