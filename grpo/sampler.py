@@ -3,8 +3,8 @@
 Each token is drawn by inverse CDF from a uniform that is a hash of (seed, purpose, step, prompt, sample, token), which
 depends on no batch layout, rank or resume; nor does a completion, but for roundings: none in float64. A row ends with
 the token that is an EOS or that completes a stop string in the decoded text, wherever the string begins; it then leaves
-the batch, and where not all prompts are in flight the next ones take its room. `rows.py` has the device side of it. Left
-out: top-k, top-p and beams (the learner's softmax is the whole one).
+the batch, and where not all prompts are in flight the next ones take its room. `rows.py` has the device side of it.
+Left out: top-k, top-p and beams (the learner's softmax is the whole one).
 """
 
 from collections.abc import Sequence

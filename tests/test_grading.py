@@ -345,7 +345,7 @@ def test_grading_again_gives_the_same_eval_json(tmp_path, monkeypatch, samples):
     }
     answers = iter(texts.values())  # both numbers of shots of base, then those of tuned
     monkeypatch.setattr(evaluate, "load_policy", lambda *_, **__: (None, None))
-    monkeypatch.setattr(evaluate, "Sampler", lambda *_: None)
+    monkeypatch.setattr(evaluate, "Sampler", lambda *_, **__: None)
     monkeypatch.setattr(evaluate, "load_shapes", lambda *_: (None, None))
     monkeypatch.setattr(evaluate, "prepare", lambda options, _: dict.fromkeys(options.shots))
     monkeypatch.setattr(
