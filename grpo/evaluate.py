@@ -157,7 +157,7 @@ def regrade(options: EvalOptions) -> dict:
     files = sorted(directory.glob("*_*shots.jsonl"))
     if not files:
         raise ValueError(f"regrade: {directory} holds no transcripts (base_0shots.jsonl, ...)")
-    if (directory / transcripts.UNFINISHED).exists():
+    if (directory / transcripts.UNFINISHED).exists() and not (directory / "eval.json").exists():
         raise ValueError(f"regrade: {directory} holds a part of an evaluation; finish it by the command that began it")
     texts = {file.stem: transcripts.read(file, "regrade") for file in files}
     if not all(texts.values()):

@@ -162,6 +162,9 @@ def test_asked_to_stop_and_again_and_the_same_command_goes_on(place, monkeypatch
     assert command.main(argv(place, "in_three")) == 0
     assert len(asked) == len(set(asked)) == 4
     assert files(place / "in_three") == files(place / "in_one")
+    (place / "in_three" / "unfinished.json").write_text("{}")  # as if killed when all but this was done
+    assert command.main(["--regrade", str(place / "in_three"), "--graders", "last_number"]) == 0
+    assert files(place / "in_three") == files(place / "in_one")
 
 
 def cut_short(place: Path, out: str, **changes) -> None:
