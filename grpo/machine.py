@@ -1,10 +1,8 @@
-"""What a run runs on: versions and commit, memory that there is and that was held, of a GPU or of the machine."""
+"""What a run runs on: versions, memory that there is and that was held, of a GPU or of the machine."""
 
 import os
 import platform
 import resource
-import shutil
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import torch
 
 from grpo import distributed
+from grpo.version import commit
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
@@ -31,14 +30,6 @@ def peak_bytes(device: torch.device) -> dict[str, float]:
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"memory/peak_bytes": float(distributed.all_max(torch.tensor(peak, dtype=torch.float64)))}
-
-
-def commit() -> str | None:
-    """Of the code that runs, `-dirty` behind it if files differ; None without git."""
-    if not shutil.which("git"):
-        return None
-    describe = ["git", "-C", str(Path(__file__).parent.parent), "describe", "--always", "--dirty"]
-    return subprocess.run(describe, capture_output=True, text=True).stdout.strip() or None
 
 
 def environment(device: torch.device) -> dict:

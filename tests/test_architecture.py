@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = {  # a module imports from lower floors, and from those before it on its own
-    0: "files options config batch distributed machine",
+    0: "files options config batch distributed version machine",
     1: "advantages losses kl corrections objective weighting sampling",
     2: "tree compiled onednn flex parts attention decoding fused_logprobs logprobs lean float64 policy reference "
     "narrow fused_decode stops rows sampler checkpoint metrics",

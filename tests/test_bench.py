@@ -1,6 +1,7 @@
 """The measurements run, say what they promise, and count right; how fast anything is, no test asks."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bench.work import Work, work_of
 from grpo.policy import EMBEDDED, Policy, load_policy
 from grpo.tree import pack
 from tests.models import byte_tokenizer, save_tiny, tiny_model
+from tests.runs import ROOT
 
 TINY = ["--shots", "1", "--prompts", "2", "--group", "2", "--new-tokens", "3", "--threads", "1"]
 KEYS = {"rollout_s", "learn_s", "step_s", "peak_bytes", "tokens_sampled", "ratio"}
@@ -91,6 +93,12 @@ def test_without_trl_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ValueError, match="requirements.txt"):
         theirs.trl(work_of(Work()), batch=4)
+
+
+def test_the_process_that_starts_measurements_stays_without_torch():
+    said = "import sys; from bench import peers; peers.versions(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", said], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_batch_of_trl_is_the_largest_that_fits(monkeypatch):
