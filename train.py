@@ -131,8 +131,9 @@ def report(directory: Path) -> None:
 def check(config: Config, device: torch.device) -> int:
     """Say what is wrong with the recipe, from its data, tokenizer and sizes; returns 1 if something surely is."""
     config = run.resolve(config, device)
-    shapes, tokenizer = load_shapes(config.model, config.revision)
-    report, code = distributed.on_main(lambda: doctor.check(config, shapes, tokenizer, device))
+    report, code = distributed.on_main(
+        lambda: doctor.check(config, *load_shapes(config.model, config.revision), device)
+    )
     if distributed.is_main():
         print(report)
     return code

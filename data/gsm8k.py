@@ -1,9 +1,9 @@
 """GSM8K: grade-school word problems with worked solutions (arXiv 2110.14168), from the hub or from local JSON lines.
 
 Rows are `{"question", "answer"}`, the answer being a solution with calculator marks (`<<48/2=24>>`, removed here) and a
-last line `#### 72`. The test file is the test split. Of the training file a tenth, but at most 500
-problems, drawn by the seed alone, are validation, and the others train; exemplars, of the `8 * num_shots` shortest rows
-(question + answer as in the file), are then taken out of both. No grading here: see `rewards/gsm8k.py`.
+last line `#### 72`. The test file is the test split. Of the training file a tenth, but at most 500 problems, drawn by
+the seed alone, are validation, and the others train; exemplars, of the `8 * num_shots` shortest rows (question + answer
+as in the file), are then taken out of both. No grading here: see `rewards/gsm8k.py`.
 """
 
 import re

@@ -21,6 +21,7 @@ import data
 from data.problem import Problem
 from grpo import distributed, grading, headline, transcripts
 from grpo.config import Config
+from grpo.files import write_lines
 from grpo.options import read_yaml, write_yaml
 from grpo.policy import load_policy, load_shapes, model_directory
 from grpo.protocol import EvalOptions, planned
@@ -119,7 +120,7 @@ def compare(
             except Interrupted as interrupted:
                 rows, cut = interrupted.rows, interrupted
             rows = texts[file] = [{"model": name, "shots": shots, **row} for row in rows]
-            distributed.on_main(partial(transcripts.write, out / f"{file}.jsonl", rows))
+            distributed.on_main(partial(write_lines, out / f"{file}.jsonl", rows))
             if cut:
                 raise cut
             _say(f"{name}, {headline.shots(shots)}: {len(rows):,} completions in {time.perf_counter() - start:.0f} s")

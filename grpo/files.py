@@ -4,7 +4,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ def write_whole(path: Path, text: str) -> None:
         raise OSError(f"cannot write {path} ({error.strerror})") from error
 
 
+def write_lines(path: Path, rows: Iterable[dict]) -> None:
+    """Write JSON objects, a line each, as `write_whole` does."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def read_object(text: bytes, where: object, kinds: Mapping[str, Any]) -> dict:
     """The JSON object in a UTF-8 text, with NaN and infinities, for which JSON has no place, as None.
 
@@ -38,13 +43,18 @@ def read_object(text: bytes, where: object, kinds: Mapping[str, Any]) -> dict:
         raise ValueError(f"{where}: not JSON ({error})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{where}: must be a JSON object, not {found!r:.60}")
+    check_kinds(found, where, kinds)
+    return found
+
+
+def check_kinds(found: dict, where: object, kinds: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming `where`, for the first name that is missing in an object or of another type."""
     for name, kind in kinds.items():
         if name not in found:
             raise ValueError(f"{where}: lacks {name!r}")
         if not isinstance(found[name], kind):
             allowed = getattr(kind, "__name__", kind)
             raise ValueError(f"{where}: {name} is {found[name]!r:.60}: must be of type {allowed}")
-    return found
 
 
 def _finite(text: str) -> float | None:

@@ -22,7 +22,7 @@ import yaml
 
 from grpo import curves, headline
 from grpo.config import Config
-from grpo.files import read_object, write_whole
+from grpo.files import check_kinds, read_object, write_whole
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ROLLOUT_BYTES = 4_000_000
@@ -113,7 +113,8 @@ def read_run(path: Path) -> Run:
 def _metrics(line: bytes, where: str) -> dict[str, float | None]:
     """A line of `metrics.jsonl`."""
     numbers = read_object(line, where, {"step": int})
-    return read_object(line, where, dict.fromkeys(numbers, int | float | None))
+    check_kinds(numbers, where, dict.fromkeys(numbers, int | float | None))
+    return numbers
 
 
 def _graded(run: Run, file: Path) -> dict:

@@ -5,7 +5,6 @@ training set, prompt i of a step lives on rank i mod world size, and the sampler
 a resumed run needs no replay. Left out: filtering or resampling of flat groups.
 """
 
-import json
 import math
 import zlib
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from grpo import distributed
 from grpo.advantages import ADVANTAGES, combine, weighted_sum
 from grpo.batch import Batch, Completions
 from grpo.config import Config, lookup
-from grpo.files import write_whole
+from grpo.files import write_lines
 from grpo.metrics import Sums
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
@@ -273,6 +272,6 @@ def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str],
     def write() -> None:
         lines = sorted((row for rank in gathered for row in rank), key=lambda row: (row["prompt_index"], row["sample"]))
         path.parent.mkdir(exist_ok=True)
-        write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_lines(path, lines)
 
     distributed.on_main(write)

@@ -6,7 +6,6 @@ evaluation goes on from them, and no other takes them for its own. Left out: wha
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from grpo.files import read_object, write_whole
@@ -98,11 +97,6 @@ def finish(out: Path, result: dict) -> None:
     """Write `eval.json`, which stands for a whole evaluation."""
     write_whole(out / "eval.json", json.dumps(result, indent=1) + "\n")
     (out / UNFINISHED).unlink(missing_ok=True)
-
-
-def write(path: Path, rows: Sequence[dict]) -> None:
-    """Write rows, a line each."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read(path: Path, option: str) -> list[dict]:
