@@ -7,32 +7,16 @@ of the first run; the first run itself leaves no trace. Left out: how kernels of
 memory, more than one device.
 """
 
-import ctypes
 import importlib.util
 import os
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
+
+from tests import device
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
-
-
-def _declare_device() -> None:
-    """Compile and load `stand_in.cpp`. Before torch is imported, which asks once whether there is a device."""
-    (torch_path,) = importlib.util.find_spec("torch").submodule_search_locations
-    with tempfile.TemporaryDirectory() as directory:
-        library = Path(directory) / "stand_in.so"
-        paths = [f"-I{torch_path}/include", f"-L{torch_path}/lib", f"-Wl,-rpath,{torch_path}/lib"]
-        source = str(Path(__file__).with_suffix(".cpp"))
-        command = ["c++", "-std=c++20", "-shared", "-fPIC", source, "-o", str(library), *paths, "-lc10", "-ltorch_cpu"]
-        subprocess.run(command, check=True)
-        ctypes.CDLL(str(library))
-
-
-_declare_device()
+device.declare()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

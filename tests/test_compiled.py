@@ -210,15 +210,20 @@ on_gpu = pytest.mark.parametrize(
 @on_gpu
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_c22_a_compiled_step_is_exact_where_it_has_to_be_and_near_the_plain_one(device, checkpointing):
-    forget()
     plain = tiny_policy(precision="bf16", head_dim=64, num_hidden_layers=3).to(device).train()
+    assert_exact_and_near(plain, checkpointing, (3, 40, 1, 70, 5), gap=0.3, cosine=0.98)
+
+
+def assert_exact_and_near(plain, checkpointing, sizes, gap, cosine):
+    """A compiled copy of a policy: old policy and reference to the bit, the policy as it was but for rounding."""
+    forget()
     policy, reference = copy.deepcopy(plain), frozen_copy(plain)
     if checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     compile_layers(policy, reference)
     made = []
-    for rows in (3, 40, 1, 70, 5):
-        tree = tree_of(rows).to(device)
+    for rows in sizes:
+        tree = tree_of(rows).to(plain.device)
         with torch.no_grad():
             referred, old = reference(tree, 0.7)[0], policy(tree, 0.7)[0]
         logprobs, entropy = policy(tree, 0.7)
@@ -226,9 +231,9 @@ def test_c22_a_compiled_step_is_exact_where_it_has_to_be_and_near_the_plain_one(
         assert torch.equal(logprobs, referred) and torch.equal(logprobs, old)
         theirs, their_entropy = plain(tree, 0.7)
         their_gradients = gradients(plain, (2 * theirs + their_entropy).sum())
-        assert (logprobs - theirs).abs().max() < 0.3
+        assert (logprobs - theirs).abs().max() < gap
         for name, gradient in found.items():
-            assert torch.cosine_similarity(gradient.flatten(), their_gradients[name].flatten(), 0) > 0.98, name
+            assert torch.cosine_similarity(gradient.flatten(), their_gradients[name].flatten(), 0) > cosine, name
         made.append(graphs())
     assert made[-1] == made[1]  # all after the second tree is a repetition
 

@@ -1,0 +1,39 @@
+"""The kernels that Inductor writes for an H100, against the plain operations. Run where `interpreted.py` is loaded."""
+
+import re
+
+import pytest
+import torch
+
+from grpo import flex
+from tests import interpreted
+from tests.models import tiny_policy
+from tests.test_compiled import assert_exact_and_near
+from tests.test_flex import assert_the_kernel_equals_attention_in_parts
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    """As on a GPU, but for trees of 256 tokens where a GPU would pad to 1,024."""
+    monkeypatch.setattr(flex, "usable", lambda *_: True)
+    monkeypatch.setattr(flex, "LEAST", flex.BUCKET)
+    interpreted.SOURCES.clear()
+    yield
+    assert re.search(r"def triton_tem\w*_flex_attention_backward", "".join(interpreted.SOURCES))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "heads", "tolerance"),
+    [(torch.float16, 14, 1e-3), pytest.param(torch.float32, 2, 1e-5, marks=pytest.mark.slow)],
+)
+def test_c39_attention_equals_attention_in_parts_backwards_too(dtype, heads, tolerance):
+    assert_the_kernel_equals_attention_in_parts("cpu", dtype, heads, [(40, 40, 40), (1, 190, 30)], tolerance)
+
+
+@pytest.mark.parametrize(
+    ("layers", "checkpointing", "sizes"),
+    [(1, False, (2, 9)), pytest.param(2, True, (2, 9, 1), marks=pytest.mark.slow)],
+)
+def test_c22_a_step_is_exact_where_it_has_to_be_and_near_the_plain_one(layers, checkpointing, sizes):
+    plain = tiny_policy(precision="fp16", head_dim=16, num_hidden_layers=layers).train()
+    assert_exact_and_near(plain, checkpointing, sizes, gap=0.02, cosine=0.9999)
