@@ -1,0 +1,26 @@
+"""Every Triton kernel, compiled for GPUs that are not there: it fits into their registers and shared memory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton comes with torch on Linux")
+
+SHARED = {80: 163, 86: 99, 90: 227}
+"""KiB that a program may have, by compute capability: A100; the GPUs of desktops, which have least; H100."""
+LEARNING = ["_forward", "_hidden_gradient", "_head_gradient"]
+DECODING = ["_rotate", "_over_trunk", "_over_rows", "_add_norm", "_gated", "_block_masses"]
+
+
+@pytest.mark.parametrize("capability", SHARED)
+def test_kernels_keep_what_they_compute_on_the_chip(capability):
+    command = [sys.executable, "-m", "tests.machine_code", str(capability)]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [kernel["name"] for kernel in kernels] == 2 * (LEARNING + DECODING)
+    for kernel in kernels:
+        assert kernel["spilled"] == 0 and kernel["shared"] <= SHARED[capability] << 10, kernel
