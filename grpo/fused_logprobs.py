@@ -51,7 +51,7 @@ class _FusedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, product_dtype: torch.dtype):
-        h, head = (_factor(x, product_dtype) for x in (hidden, weight))
+        h, head = (x.to(product_dtype).contiguous() for x in (hidden, weight))
         M = len(h)
         logprobs, entropy, lse = (h.new_empty(M, dtype=torch.float32) for _ in range(3))
         if M:
@@ -67,7 +67,7 @@ class _FusedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_logprobs: Tensor, d_entropy: Tensor):
         hidden, weight, targets, entropy, lse = ctx.saved_tensors
-        h, head = (_factor(x, ctx.product_dtype) for x in (hidden, weight))
+        h, head = (x.to(ctx.product_dtype).contiguous() for x in (hidden, weight))
         M, V = len(h), len(head)
         d_hidden, d_head = torch.zeros_like(h, dtype=torch.float32), torch.zeros_like(head, dtype=torch.float32)
         upstream = targets, entropy, lse, d_logprobs.contiguous(), d_entropy.contiguous()
@@ -76,12 +76,6 @@ class _FusedLogprobs(torch.autograd.Function):
             _hidden_gradient[(triton.cdiv(M, ROWS),)](h, head, *upstream, d_hidden, *sizes, num_warps=WARPS)
             _head_gradient[(triton.cdiv(V, WORDS),)](h, head, *upstream, d_head, *sizes, num_warps=WARPS)
         return d_hidden.to(hidden.dtype), d_head.to(weight.dtype), None, None, None
-
-
-def _factor(x: Tensor, product_dtype: torch.dtype) -> Tensor:
-    """Rounded, in rows; on a CPU in float32 again, as the interpreter has no products of bfloat16."""
-    x = x.to(product_dtype).contiguous()
-    return x if x.is_cuda else x.float()
 
 
 if triton is not None:

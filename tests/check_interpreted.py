@@ -24,7 +24,7 @@ def kernels(monkeypatch):
 
 @pytest.mark.parametrize(
     ("dtype", "heads", "tolerance"),
-    [(torch.float16, 14, 1e-3), pytest.param(torch.float32, 2, 1e-5, marks=pytest.mark.slow)],
+    [(torch.bfloat16, 14, 2e-2), pytest.param(torch.float32, 2, 1e-5, marks=pytest.mark.slow)],
 )
 def test_c39_attention_equals_attention_in_parts_backwards_too(dtype, heads, tolerance):
     assert_the_kernel_equals_attention_in_parts("cpu", dtype, heads, [(40, 40, 40), (1, 190, 30)], tolerance)
@@ -35,5 +35,5 @@ def test_c39_attention_equals_attention_in_parts_backwards_too(dtype, heads, tol
     [(1, False, (2, 9)), pytest.param(2, True, (2, 9, 1), marks=pytest.mark.slow)],
 )
 def test_c22_a_step_is_exact_where_it_has_to_be_and_near_the_plain_one(layers, checkpointing, sizes):
-    plain = tiny_policy(precision="fp16", head_dim=16, num_hidden_layers=layers).train()
-    assert_exact_and_near(plain, checkpointing, sizes, gap=0.02, cosine=0.9999)
+    plain = tiny_policy(precision="bf16", head_dim=16, num_hidden_layers=layers).train()
+    assert_exact_and_near(plain, checkpointing, sizes, gap=0.1, cosine=0.999)

@@ -1,6 +1,7 @@
 """Settings of all tests, and what every test leaves behind as it found it."""
 
 import os
+from importlib.util import find_spec
 
 # Before torch and transformers are imported. Tiny models gain nothing from threads, and where other work runs beside
 # the tests they lose two minutes in waiting for each other; a test that downloads is a mistake.
@@ -13,6 +14,10 @@ import torch  # noqa: E402
 # Triton decides when a kernel is defined. Without a GPU the kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if find_spec("triton"):
+        from tests import bfloat16
+
+        bfloat16.teach_the_interpreter()
 
 
 @pytest.fixture(params=["large", "all"])

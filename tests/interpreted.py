@@ -2,8 +2,8 @@
 
 A pytest plugin: `python -m pytest -p tests.interpreted tests/check_interpreted.py`. Inductor is told that a graph's
 tensors lie on an H100. The Triton code that it writes for it, FlexAttention's kernels among it, then runs instruction
-by instruction in NumPy; products of matrices are those of the host. Left out: bfloat16, which the interpreter lacks
-(float16 rounds in the same places); whatever is decided after Triton's code: machine code, memory, time.
+by instruction in NumPy; products of matrices are those of the host. Left out: whatever is decided after Triton's code:
+machine code, memory, time.
 """
 
 import functools

@@ -271,17 +271,10 @@ def _interpret_kernels() -> None:
     """Have Triton's interpreter compute kernels on the tensors' inner ones, and in a graph again."""
     from triton.runtime.interpreter import GridExecutor
 
+    from tests import bfloat16
+
+    bfloat16.teach_the_interpreter()
     interpret = GridExecutor.__call__
-
-    def widened(x):  # it has no bfloat16
-        return x.float() if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16 else x
-
-    def run(executor, *args, **kwargs) -> None:
-        wide = each(widened, args)
-        interpret(executor, *wide, **kwargs)
-        for argument, result in zip(tensors_in(args), tensors_in(wide), strict=True):
-            if argument is not result:
-                argument.copy_(result)
 
     def launch(executor, *args, **kwargs) -> None:
         if any(x.ndim and not isinstance(x, OnDevice) for x in tensors_in(args)):
@@ -292,9 +285,9 @@ def _interpret_kernels() -> None:
         assert told, "kernels here know sizes, and no strides but those they are given"
         if Device.graph:
             Device.graph.protect(tensors_in(inner))
-            Device.graph.operations.append((partial(run, executor), inner, kwargs, None))
+            Device.graph.operations.append((partial(interpret, executor), inner, kwargs, None))
         with _disable_current_modes():
-            run(executor, *inner, **kwargs)
+            interpret(executor, *inner, **kwargs)
 
     GridExecutor.__call__ = launch
 

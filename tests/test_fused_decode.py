@@ -75,6 +75,25 @@ def test_attention_is_that_of_the_plain_one(device, heads, key_heads, width, tru
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_attention_in_bfloat16_rounds_what_goes_into_products_and_no_sum(device):
+    plain, fused = rooms(4, 2, 16, 330, [3, 1, 90], device)
+    for name in ("trunk", "branch", "own"):
+        rounded = [[x.bfloat16() for x in buffers] for buffers in getattr(fused, name)]
+        setattr(fused, name, rounded)
+        setattr(plain, name, [[x.float() for x in buffers] for buffers in rounded])
+    random = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(8, n, 16, generator=random).bfloat16().to(device) for n in (4, 2, 2))
+    cos, sin = torch.ones(8, 16, device=device), torch.zeros(8, 16, device=device)
+    plain.begin()
+    expected = plain.attend_rows(0, query.float(), key.float(), value.float(), 0.3)
+    ours = fused.attend_heads(0, torch.cat([query, key, value], 1), cos, sin, 0.3)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.float(), expected, rtol=5e-3, atol=3e-3)  # weights and result, rounded
+    for our, their in zip(fused.own[0], plain.own[0], strict=True):
+        assert torch.equal(our.float(), their)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_norm_and_gate_are_those_of_torch(device):
     torch.manual_seed(0)
     hidden, added = torch.randn(5, 44, device=device), torch.randn(5, 44, device=device)
