@@ -32,8 +32,9 @@ def test_c39_attention_equals_attention_in_parts_backwards_too(dtype, heads, tol
 
 @pytest.mark.parametrize(
     ("layers", "checkpointing", "sizes"),
-    [(1, False, (2, 9)), pytest.param(2, True, (2, 9, 1), marks=pytest.mark.slow)],
+    [(1, False, (2, 9)), (2, True, (2, 9, 1))],
 )
+@pytest.mark.slow
 def test_c22_a_step_is_exact_where_it_has_to_be_and_near_the_plain_one(layers, checkpointing, sizes):
     plain = tiny_policy(precision="bf16", head_dim=16, num_hidden_layers=layers).train()
     assert_exact_and_near(plain, checkpointing, sizes, gap=0.1, cosine=0.999)
