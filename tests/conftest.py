@@ -14,10 +14,10 @@ import torch  # noqa: E402
 # Triton decides when a kernel is defined. Without a GPU the kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    if find_spec("triton"):
-        from tests import bfloat16
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+    from tests import bfloat16
 
-        bfloat16.teach_the_interpreter()
+    bfloat16.teach_the_interpreter()
 
 
 @pytest.fixture(params=["large", "all"])

@@ -271,9 +271,6 @@ def _interpret_kernels() -> None:
     """Have Triton's interpreter compute kernels on the tensors' inner ones, and in a graph again."""
     from triton.runtime.interpreter import GridExecutor
 
-    from tests import bfloat16
-
-    bfloat16.teach_the_interpreter()
     interpret = GridExecutor.__call__
 
     def launch(executor, *args, **kwargs) -> None:
