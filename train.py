@@ -17,8 +17,8 @@ import torch
 
 import data
 from grpo import distributed, doctor, evaluate, headline, protocol, run
-from grpo.compiled import compile_layers
 from grpo.config import Config, parse_args
+from grpo.kernels.compiled import compile_layers
 from grpo.machine import device_memory, peak_bytes
 from grpo.metrics import Sums
 from grpo.policy import load_policy, load_shapes, model_directory, save_model

@@ -15,9 +15,9 @@ import data
 from bench.work import Sampled, Work
 from data.problem import Problem
 from grpo import distributed, doctor, run
-from grpo.compiled import compile_layers
 from grpo.config import Config, from_yaml
 from grpo.estimate import measured
+from grpo.kernels.compiled import compile_layers
 from grpo.machine import device_memory, peak_bytes
 from grpo.metrics import Sums
 from grpo.policy import Policy, load_policy, load_shapes

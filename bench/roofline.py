@@ -22,10 +22,11 @@ from torch import nn
 from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
 from bench.process import call, machine, versions
 from bench.work import Work, at_least, check_out, prepared
-from grpo import onednn, options
+from grpo import options
 from grpo.estimate import fastest, measured
 from grpo.facts import sizes
 from grpo.files import write_whole
+from grpo.kernels import onednn
 from grpo.policy import load_shapes
 from grpo.rollout import encode_prompts
 from grpo.tree import build_trie

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from grpo import fused_decode, onednn
+from grpo import fused_decode
 from grpo.config import Config
 from grpo.facts import Facts
+from grpo.kernels import onednn
 from grpo.logprobs import vocabularies_per_chunk
 from grpo.reference import remembers
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from grpo.compiled import any_size
+from grpo.kernels.compiled import any_size
 
 BLOCK = 128
 """Queries and keys of a block."""

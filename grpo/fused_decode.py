@@ -11,8 +11,8 @@ The plain twins are `narrow.py` and `decoding.py`. Left out: prefill; float32, w
 import torch
 from torch import Tensor, nn
 
-from grpo.compiled import can_compile
 from grpo.decoding import DecodeAttention
+from grpo.kernels.compiled import can_compile
 from grpo.narrow import NarrowDecoder, head_norms
 from grpo.sampling import BLOCK
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from grpo.attention import attention_interface
-from grpo.onednn import linear, multiply
+from grpo.kernels.onednn import linear, multiply
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 ROTATED = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from grpo import fused_logprobs
-from grpo.compiled import any_size
-from grpo.onednn import faster, multiply
+from grpo.kernels.compiled import any_size
+from grpo.kernels.onednn import faster, multiply
 
 CHUNK = 128
 """Logits held at one time on a CPU, in units of V: 128 times V numbers."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from grpo.decoding import DecodeAttention
+from grpo.kernels.onednn import multiply_packed, packable, packed
 from grpo.lean import is_gated, probe, rotated, rotates
-from grpo.onednn import multiply_packed, packable, packed
 from grpo.policy import Policy
 
 

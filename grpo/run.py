@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from grpo import checkpoint, distributed
-from grpo.compiled import can_compile
 from grpo.config import Config, check_resumable, from_yaml, taken, to_yaml
 from grpo.files import lock_directory, write_whole
+from grpo.kernels.compiled import can_compile
 from grpo.machine import environment
 from grpo.metrics import Display, MetricsWriter
 from grpo.signals import Signals

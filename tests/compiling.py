@@ -5,7 +5,7 @@ import torch
 import torch.nn.attention.flex_attention as flex_attention
 from torch._dynamo.utils import counters
 
-from grpo import compiled
+from grpo.kernels import compiled
 
 
 @pytest.fixture

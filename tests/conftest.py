@@ -24,7 +24,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
 def weights_for_onednn(request, monkeypatch):
     """Which weights of float32 oneDNN multiplies by on a CPU; those of tiny models are not large."""
     if request.param == "all":
-        monkeypatch.setattr("grpo.onednn.LEAST", 0)
+        monkeypatch.setattr("grpo.kernels.onednn.LEAST", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ from torch.utils import _triton  # noqa: E402
 from torch.utils._pytree import tree_map  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from grpo import compiled  # noqa: E402
+from grpo.kernels import compiled  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
 SIZES = {

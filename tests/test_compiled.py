@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from grpo import compiled, flex
+from grpo import flex
 from grpo.batch import Batch
-from grpo.compiled import any_size, can_compile, compile_layers
 from grpo.estimate import kept
 from grpo.facts import sizes
 from grpo.flex import FlexAttention
+from grpo.kernels import compiled
+from grpo.kernels.compiled import any_size, can_compile, compile_layers
 from grpo.logprobs import _add_tile, _tile_gradient, linear_logprobs
 from grpo.policy import frozen_copy, token_logprobs
 from grpo.sampler import Sampler

@@ -14,8 +14,8 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from grpo import flex
 from grpo.attention import TreeAttention
-from grpo.compiled import compile_layers
 from grpo.flex import BLOCK, BUCKET, LEAST, FlexAttention, block_mask, padded_size, usable
+from grpo.kernels.compiled import compile_layers
 from grpo.policy import frozen_copy
 from grpo.tree import pack
 from tests.compiling import aot_eager, forget, graphs  # noqa: F401  (a fixture)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from grpo import onednn
 from grpo.decoding import DecodeAttention
+from grpo.kernels import onednn
 from grpo.narrow import JointLinear, NarrowDecoder, fits
 from grpo.policy import Policy, frozen_copy
 from grpo.rows import Rows

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from grpo import onednn
-from grpo.onednn import faster, linear, multiply
+from grpo.kernels import onednn
+from grpo.kernels.onednn import faster, linear, multiply
 
 pytestmark = pytest.mark.skipif(not onednn.AVAILABLE, reason="torch has no oneDNN for this processor")
 WIDE, NARROW = 400, 300  # of a layer that is large enough

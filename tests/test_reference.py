@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grpo import parts, reference
-from grpo.compiled import compile_layers
+from grpo.kernels.compiled import compile_layers
 from grpo.reference import Reference
 from grpo.tree import pack
 from tests.models import FAMILIES, tiny_policy
