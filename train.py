@@ -21,8 +21,7 @@ from grpo.config import Config, parse_args
 from grpo.kernels.compiled import compile_layers
 from grpo.machine import device_memory, peak_bytes
 from grpo.metrics import Sums
-from grpo.policy import load_policy, load_shapes, model_directory, save_model
-from grpo.reference import Reference
+from grpo.policy import Reference, load_policy, load_shapes, model_directory, save_model
 from grpo.report import write_report
 from grpo.rollout import Collector, measure, write_transcripts
 from grpo.sampler import Sampler

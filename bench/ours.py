@@ -20,8 +20,7 @@ from grpo.estimate import measured
 from grpo.kernels.compiled import compile_layers
 from grpo.machine import device_memory, peak_bytes
 from grpo.metrics import Sums
-from grpo.policy import Policy, load_policy, load_shapes
-from grpo.reference import Reference
+from grpo.policy import Policy, Reference, load_policy, load_shapes
 from grpo.rollout import Collector, draw_prompts
 from grpo.sampler import Sampler
 from grpo.tree import shared_prefix

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grpo.attention import KeysValues, Pair, TreeAttention
-from grpo.parts import fused_part
+from grpo.policy.attention import KeysValues, Pair, TreeAttention
+from grpo.policy.attention_parts import fused_part
 
 
 class PrefillAttention(TreeAttention):

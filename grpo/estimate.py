@@ -16,7 +16,7 @@ from grpo.config import Config
 from grpo.facts import Facts
 from grpo.kernels import onednn
 from grpo.logprobs import vocabularies_per_chunk
-from grpo.reference import remembers
+from grpo.policy import remembers
 
 EFFICIENCY = 0.5
 """Share of the speed of one large matrix product that a whole model reaches."""

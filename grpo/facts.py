@@ -19,12 +19,12 @@ from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed, evaluate, protocol
 from grpo.advantages import ADVANTAGES
-from grpo.attention import head_sizes
 from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.machine import device_memory
+from grpo.policy.attention import head_sizes
 from grpo.probes import Disagreement, RewardProbe, examine
 from grpo.rollout import encode_prompts, stop_strings
 from grpo.tree import shared_prefix

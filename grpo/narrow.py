@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from grpo.decoding import DecodeAttention
 from grpo.kernels.onednn import multiply_packed, packable, packed
-from grpo.lean import is_gated, probe, rotated, rotates
 from grpo.policy import Policy
+from grpo.policy.lean import is_gated, probe, rotated, rotates
 
 
 @torch.no_grad()

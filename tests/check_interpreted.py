@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from grpo import flex
+from grpo.policy import attention_flex
 from tests import interpreted
 from tests.models import tiny_policy
 from tests.test_compiled import assert_exact_and_near
@@ -15,8 +15,8 @@ from tests.test_flex import assert_the_kernel_equals_attention_in_parts
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
     """As on a GPU, but for trees of 256 tokens where a GPU would pad to 1,024."""
-    monkeypatch.setattr(flex, "usable", lambda *_: True)
-    monkeypatch.setattr(flex, "LEAST", flex.BUCKET)
+    monkeypatch.setattr(attention_flex, "usable", lambda *_: True)
+    monkeypatch.setattr(attention_flex, "LEAST", attention_flex.BUCKET)
     interpreted.SOURCES.clear()
     yield
     assert re.search(r"def triton_tem\w*_flex_attention_backward", "".join(interpreted.SOURCES))

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from grpo.float64 import keep_float64
 from grpo.policy import Policy
+from grpo.policy.float64 import keep_float64
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 

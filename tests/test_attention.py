@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from grpo import parts
-from grpo.attention import TreeAttention, attention_interface
-from grpo.parts import plan_parts
+from grpo.policy import attention_parts
+from grpo.policy.attention import TreeAttention, attention_interface
+from grpo.policy.attention_parts import plan_parts
 from grpo.tree import nodes, pack
 from tests.models import Sizes
 
@@ -58,9 +58,9 @@ def random_heads(S, key_heads=HKV, dtype=torch.float64, seed=0):
 @pytest.mark.parametrize("fused", [True, False])
 def test_c39_tree_attention_equals_dense_attention(rows, max_scores, key_heads, fused, monkeypatch):
     """By torch's fused kernel for CPUs, and by the matrix products of other devices."""
-    monkeypatch.setattr(parts, "_fused", lambda q: fused)
-    monkeypatch.setattr(parts, "MAX_SCORES", max_scores)
-    monkeypatch.setattr(parts, "SIDES", (1, 3))
+    monkeypatch.setattr(attention_parts, "_fused", lambda q: fused)
+    monkeypatch.setattr(attention_parts, "MAX_SCORES", max_scores)
+    monkeypatch.setattr(attention_parts, "SIDES", (1, 3))
     tree = tree_of(rows, padding=2)
     S = len(tree.input_ids)
     inputs = random_heads(S, key_heads)
@@ -88,8 +88,8 @@ def test_parts_cover_the_mask_exactly_once_and_keep_their_size(rows, padding, ma
     _, end, last = nodes(tree.position_ids, tree.subtree_end)[0]
     known = min(known, end, S - 1) if last == S else 0  # all rows pass through what is known
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "MAX_SCORES", max_scores)
-        patch.setattr(parts, "SIDES", sides)
+        patch.setattr(attention_parts, "MAX_SCORES", max_scores)
+        patch.setattr(attention_parts, "SIDES", sides)
         plan = plan_parts(tree.position_ids, tree.subtree_end, heads_per_key, known)
     covered, places = torch.zeros(S, S, dtype=torch.int64), []
     for squares in plan.squares:
@@ -113,7 +113,7 @@ def test_parts_cover_the_mask_exactly_once_and_keep_their_size(rows, padding, ma
 
 
 def test_squares_of_about_the_same_size_are_one_call_whatever_else_is_there(monkeypatch):
-    monkeypatch.setattr(parts, "SIDES", (2, 4, 6))
+    monkeypatch.setattr(attention_parts, "SIDES", (2, 4, 6))
     found = []
     for more in ([], [[7, 1, 2, 3, 4, 5, 6, 7, 8]]):
         tree = tree_of([[0, 1, 2], [0, 3, 4, 4], [0, 5, 6, 6, 6], [0, 7], *more])
@@ -156,8 +156,8 @@ def test_a_second_derivative_is_refused():
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("known", range(1, 6))
 def test_with_a_known_trunk_the_rest_is_that_of_the_whole_tree(known, fused, monkeypatch):
-    monkeypatch.setattr(parts, "_fused", lambda q: fused)
-    monkeypatch.setattr(parts, "SIDES", (2, 4))
+    monkeypatch.setattr(attention_parts, "_fused", lambda q: fused)
+    monkeypatch.setattr(attention_parts, "SIDES", (2, 4))
     tree = tree_of([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 8], [1, 2, 3, 4, 5, 9]])
     query, key, value = inputs = random_heads(len(tree.input_ids))
     rest = [x[:, :, known:] for x in inputs]

@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from grpo import flex
 from grpo.batch import Batch
 from grpo.estimate import kept
 from grpo.facts import sizes
-from grpo.flex import FlexAttention
 from grpo.kernels import compiled
 from grpo.kernels.compiled import any_size, can_compile, compile_layers
 from grpo.logprobs import _add_tile, _tile_gradient, linear_logprobs
-from grpo.policy import frozen_copy, token_logprobs
+from grpo.policy import attention_flex, frozen_copy, token_logprobs
+from grpo.policy.attention_flex import FlexAttention
 from grpo.sampler import Sampler
 from grpo.tree import pack
 from tests import known_facts, saved
@@ -54,8 +53,8 @@ def a_pair(**options):
 
 def use_flex(monkeypatch, policy, dtype=torch.float32):
     """FlexAttention on a CPU, where autocast would name the dtype on a GPU."""
-    monkeypatch.setattr(flex, "usable", lambda *_: True)
-    monkeypatch.setattr(flex, "FlexAttention", lambda ends, _: FlexAttention(ends, dtype))
+    monkeypatch.setattr(attention_flex, "usable", lambda *_: True)
+    monkeypatch.setattr(attention_flex, "FlexAttention", lambda ends, _: FlexAttention(ends, dtype))
 
 
 @pytest.mark.slow

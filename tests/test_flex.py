@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
-from grpo import flex
-from grpo.attention import TreeAttention
-from grpo.flex import BLOCK, BUCKET, LEAST, FlexAttention, block_mask, padded_size, usable
 from grpo.kernels.compiled import compile_layers
-from grpo.policy import frozen_copy
+from grpo.policy import attention_flex, frozen_copy
+from grpo.policy.attention import TreeAttention
+from grpo.policy.attention_flex import BLOCK, BUCKET, LEAST, FlexAttention, block_mask, padded_size, usable
 from grpo.tree import pack
 from tests.compiling import aot_eager, forget, graphs  # noqa: F401  (a fixture)
 from tests.models import Sizes, tiny_policy
@@ -143,7 +142,8 @@ def test_c27_inputs_are_rounded_and_the_output_has_the_dtype_of_the_query(dtype)
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_the_compiled_kernel_of_a_cpu_equals_attention_in_parts(monkeypatch):
-    monkeypatch.setattr(flex, "any_size", lambda function: torch.compile(function, dynamic=False))  # all that a CPU can
+    # All that a CPU can: one graph for one size.
+    monkeypatch.setattr(attention_flex, "any_size", lambda function: torch.compile(function, dynamic=False))
     tree = tree_of(200, 1, 190, 30)
     inputs = [x.detach() for x in heads(len(tree.input_ids))]
     ours = FlexAttention(tree.subtree_end, torch.float32).attend(0, *inputs, 0.3)
@@ -166,9 +166,9 @@ def test_c22_policy_and_reference_agree_exactly_and_with_attention_in_parts_up_t
     in_parts, _ = policy(tree, 1.0)
     reference = frozen_copy(policy)
     compile_layers(policy, reference, None)
-    monkeypatch.setattr(flex, "usable", lambda *_: True)
+    monkeypatch.setattr(attention_flex, "usable", lambda *_: True)
     made = []
-    monkeypatch.setattr(flex, "FlexAttention", lambda *a: made.append(len(a[0])) or FlexAttention(*a))
+    monkeypatch.setattr(attention_flex, "FlexAttention", lambda *a: made.append(len(a[0])) or FlexAttention(*a))
     learned, _ = policy(tree, 1.0)
     with torch.no_grad():
         old, _ = policy(tree, 1.0)

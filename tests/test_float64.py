@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo.float64 import keep_float64
+from grpo.policy.float64 import keep_float64
 from tests.models import FAMILIES, tiny_model
 
 

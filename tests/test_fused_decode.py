@@ -14,8 +14,8 @@ pytest.importorskip("triton", reason="Triton comes with torch where there is a G
 from grpo import fused_decode  # noqa: E402
 from grpo.decoding import DecodeAttention  # noqa: E402
 from grpo.fused_decode import FusedDecodeAttention, FusedDecoder, add_norm, gated  # noqa: E402
-from grpo.lean import rotated  # noqa: E402
 from grpo.narrow import NarrowDecoder  # noqa: E402
+from grpo.policy.lean import rotated  # noqa: E402
 from grpo.sampling import BLOCK, block_masses, sample  # noqa: E402
 
 DEVICES = [

@@ -14,7 +14,7 @@ from grpo.batch import Batch
 from grpo.config import from_yaml
 from grpo.estimate import MOST_TOKENS
 from grpo.metrics import Sums
-from grpo.reference import Reference
+from grpo.policy import Reference
 from grpo.sampler import Sampler
 from grpo.update import Learner
 from tests.models import byte_tokenizer, tiny_policy
@@ -87,7 +87,7 @@ def test_a_token_is_drawn_without_waiting_for_the_gpu(precision, prompts, monkey
     ],
 )
 def test_an_update_is_that_of_a_cpu(float64, changes, monkeypatch):
-    monkeypatch.setattr("grpo.reference.MIN_TRUNK", 1)
+    monkeypatch.setattr("grpo.policy.reference.MIN_TRUNK", 1)
 
     def learn(policy, batch):
         reference = Reference(policy) if changes["kl_coef"] else None

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.models.llama import modeling_llama
 
-from grpo import lean
-from grpo.lean import keep_less, norms_made_again
+from grpo.policy import lean
+from grpo.policy.lean import keep_less, norms_made_again
 from tests import saved
 from tests.models import FAMILIES, keep_float64, tiny_model
 
@@ -38,7 +38,7 @@ def test_values_and_gradients_are_those_of_transformers(family):
         keep_float64(model)
     keep_less(ours)
     forwards = [(type(m).__name__, vars(m).get("forward")) for m in ours.modules()]
-    replaced = [name for name, forward in forwards if getattr(forward, "__module__", "") == "grpo.lean"]
+    replaced = [name for name, forward in forwards if getattr(forward, "__module__", "") == "grpo.policy.lean"]
     assert sum(name.endswith("MLP") for name in replaced) == 2
     assert sum(name.endswith("Attention") for name in replaced) == 2
     assert sum(name.endswith("RMSNorm") for name in replaced) >= 5

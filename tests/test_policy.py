@@ -9,22 +9,24 @@ from safetensors.torch import load_file, save_file
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo import attention, flex, parts
-from grpo import policy as policy_module
 from grpo.batch import Batch
-from grpo.float64 import keep_float64
 from grpo.logprobs import linear_logprobs
 from grpo.policy import (
     EMBEDDED,
     Policy,
+    attention,
+    attention_flex,
+    attention_parts,
     eos_ids,
     frozen_copy,
     load_policy,
     model_directory,
-    refuse_if_different,
     save_model,
     token_logprobs,
 )
+from grpo.policy import model as policy_module
+from grpo.policy.float64 import keep_float64
+from grpo.policy.model import refuse_if_different
 from grpo.tree import pack
 from tests.models import (
     FAMILIES,
@@ -300,7 +302,7 @@ def test_attention_that_differs_is_noticed(fault, monkeypatch):
         if fault == "blind to ancestors":
             return value[0].repeat_interleave(2, 0).transpose(0, 1)[None]
         if fault == "sees siblings":
-            everything = parts.Rectangle(0, query.shape[2], 0, query.shape[2])
+            everything = attention_parts.Rectangle(0, query.shape[2], 0, query.shape[2])
             self.parts = self.parts._replace(rectangles=[everything])
         return attend(self, layer, query, key, value, torch.nan if fault == "NaN" else scaling)
 
@@ -403,7 +405,7 @@ def test_c15_every_eos_of_tokenizer_config_and_generation_config_counts():
 def test_norms_are_made_again_only_where_they_are_ours(precision, compiled, ours, monkeypatch):
     packed = []
     monkeypatch.setattr(policy_module, "norms_made_again", lambda: saved_tensors_hooks(packed.append, lambda x: x))
-    monkeypatch.setattr(flex, "usable", lambda *of: False)
+    monkeypatch.setattr(attention_flex, "usable", lambda *of: False)
     policy = tiny_policy(precision=precision)
     policy.compiled = compiled
     policy(pack([[1, 2, 3]], [[[4, 5]]]), 1.0)

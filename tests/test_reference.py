@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from grpo import parts, reference
 from grpo.kernels.compiled import compile_layers
-from grpo.reference import Reference
+from grpo.policy import Reference, attention_parts, reference
 from grpo.tree import pack
 from tests.models import FAMILIES, tiny_policy
 
@@ -23,7 +22,7 @@ TREES = {
 def small(monkeypatch):
     """Short trunks are worth it, and squares are so small that the trunk is cut."""
     monkeypatch.setattr(reference, "MIN_TRUNK", 1)
-    monkeypatch.setattr(parts, "SIDES", (1, 3))
+    monkeypatch.setattr(attention_parts, "SIDES", (1, 3))
 
 
 def remembering(policy, trunk=TRUNK):
@@ -56,7 +55,7 @@ def test_the_numbers_are_those_of_the_whole_tree(precision, family, case, monkey
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("length", range(1, 8))
 def test_a_trunk_of_any_length(length, fused, monkeypatch):
-    monkeypatch.setattr(parts, "_fused", lambda q: fused)
+    monkeypatch.setattr(attention_parts, "_fused", lambda q: fused)
     policy, tree = tiny_policy(precision="fp64"), pack(*TREES["prompts share more"])
     with torch.no_grad():
         ours, whole = remembering(policy, TRUNK[:length])(tree, 1.0), policy(tree, 1.0)

@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import data
 import train
-from grpo import distributed, grading, reference
+from grpo import distributed, grading
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, from_yaml
 from grpo.files import lock_directory
 from grpo.metrics import metric_names
-from grpo.policy import Policy
+from grpo.policy import Policy, reference
 from grpo.sampler import Sampler
 from grpo.update import Learner
 from rewards.runner import RewardRunner

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from grpo.attention import KeysValues
 from grpo.decoding import PrefillAttention
-from grpo.policy import Policy, frozen_copy
+from grpo.policy.attention import KeysValues
+from grpo.policy.model import Policy, frozen_copy
 from grpo.tree import PackedTree
 
 MIN_TRUNK = 64

@@ -19,15 +19,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from grpo import flex
-from grpo.attention import Attention, KeysValues, TreeAttention, head_sizes
 from grpo.batch import Batch
-from grpo.float64 import keep_float64
-from grpo.lean import keep_less, norms_made_again
 from grpo.logprobs import linear_logprobs
+from grpo.policy import attention_flex
+from grpo.policy.attention import Attention, KeysValues, TreeAttention, head_sizes
+from grpo.policy.float64 import keep_float64
+from grpo.policy.lean import keep_less, norms_made_again
 from grpo.tree import PackedTree, pack
 
-EMBEDDED = Path(__file__).parent / "base_model"
+EMBEDDED = Path(__file__).parent.parent / "base_model"
 """Where the model named `embedded` lies: about a million parameters, made by `python -m grpo.pretrain`."""
 
 AUTOCAST = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,9 +112,9 @@ class Policy(nn.Module):
         Returns:
             logprobs [M] and entropy [M], float32 (float64 under fp64).
         """
-        if self.compiled and flex.usable(self.device, self.autocast_dtype, self.heads.width):
-            tree = tree.padded(flex.padded_size(len(tree.input_ids)))
-            attention, known = flex.FlexAttention(tree.subtree_end, self.autocast_dtype), 0
+        if self.compiled and attention_flex.usable(self.device, self.autocast_dtype, self.heads.width):
+            tree = tree.padded(attention_flex.padded_size(len(tree.input_ids)))
+            attention, known = attention_flex.FlexAttention(tree.subtree_end, self.autocast_dtype), 0
         else:
             attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads.per_key, trunk)
             known = attention.known

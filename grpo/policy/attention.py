@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from grpo.parts import AttentionInParts, plan_parts
+from grpo.policy.attention_parts import AttentionInParts, plan_parts
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values of a layer."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from grpo.attention import attention_interface
 from grpo.kernels.onednn import linear, multiply
+from grpo.policy.attention import attention_interface
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 ROTATED = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")

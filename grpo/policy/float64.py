@@ -9,7 +9,7 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
-from grpo.lean import norm_forward
+from grpo.policy.lean import norm_forward
 
 
 def keep_float64(model: nn.Module) -> None:
