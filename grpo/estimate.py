@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from grpo import fused_decode
 from grpo.config import Config
 from grpo.facts import Facts
-from grpo.kernels import onednn
+from grpo.kernels import decode, onednn
 from grpo.logprobs import vocabularies_per_chunk
 from grpo.policy import remembers
 
@@ -116,7 +115,7 @@ def cache(config: Config, facts: Facts, branch: float, *, validating: bool = Fal
     """
     size, (prompts, rows) = facts.sizes, room(config, facts, validating=validating)
     held = facts.shared_tokens + prompts * branch + rows * config.max_new_tokens
-    fused = config.compile and fused_decode.usable(config.device, _half(config))
+    fused = config.compile and decode.usable(config.device, _half(config))
     number = _compute(config) if fused else _whole(config)
     return 2 * size.layers * size.key_width * number * held
 

@@ -24,8 +24,10 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from grpo import fused_decode, fused_logprobs  # noqa: E402
-from grpo.fused_decode import FusedDecodeAttention  # noqa: E402
+from grpo import fused_logprobs  # noqa: E402
+from grpo.kernels import decode  # noqa: E402
+from grpo.sampler.decoder_fused import FusedDecodeAttention  # noqa: E402
+from grpo.sampler.draw import BLOCK  # noqa: E402
 
 
 @dataclass
@@ -102,9 +104,9 @@ def start_all(dtype: torch.dtype, head_width: int) -> None:
     room.attend_heads(0, new, *torch.zeros(2, 40, head_width), 0.125)
     norm = torch.nn.RMSNorm(896)
     norm.variance_epsilon = 1e-6
-    fused_decode.add_norm(torch.zeros(40, 896), torch.zeros(40, 896, dtype=dtype), norm, dtype)
-    fused_decode.gated(torch.zeros(40, 2 * 4864, dtype=dtype))
-    fused_decode.block_masses(torch.zeros(40, 151_936), 0.7)
+    decode.add_norm(torch.zeros(40, 896), torch.zeros(40, 896, dtype=dtype), norm, dtype)
+    decode.gated(torch.zeros(40, 2 * 4864, dtype=dtype))
+    decode.block_masses(torch.zeros(40, 151_936), 0.7, BLOCK)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.decoding import DecodeAttention, PrefillAttention
-from grpo.policy.attention import TreeAttention
+from grpo.policy.attention import PrefillAttention, TreeAttention
+from grpo.sampler.cache import DecodeAttention
 from grpo.tree import build_trie, trunk_length
 from tests.models import Sizes
 from tests.test_attention import EXACT, HKV, D, H, R, dense, random_heads

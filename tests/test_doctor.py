@@ -57,7 +57,7 @@ def test_the_summary_says_what_was_counted():
 
 def test_a_step_that_can_not_fit_is_refused_with_its_numbers(monkeypatch):
     """750 common tokens, the shortest prompt 50 more; 32 prompts x 8 rows of up to 4,096 tokens, float32 keys."""
-    monkeypatch.setattr("grpo.fused_decode.usable", lambda *_: False)
+    monkeypatch.setattr("grpo.kernels.decode.usable", lambda *_: False)
     recipe = config(max_new_tokens=4096)
     held, sampling, _ = least(recipe, facts())
     assert (held, sampling) == (7.3e9 + 2 * 150_000 * 896, 2 * 24 * 128 * 4 * (750 + 32 * (50 + 8 * 4096)))

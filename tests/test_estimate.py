@@ -5,8 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo import fused_decode
-from grpo.decoding import DecodeAttention
 from grpo.estimate import (
     LEAST_TOKENS,
     MOST_TOKENS,
@@ -25,7 +23,9 @@ from grpo.estimate import (
     updates_per_step,
 )
 from grpo.facts import sizes
+from grpo.kernels import decode
 from grpo.sampler import Sampler
+from grpo.sampler.cache import DecodeAttention
 from grpo.tree import pack
 from tests import saved
 from tests.known_facts import SIZES, config, facts
@@ -38,7 +38,7 @@ KNOWN = facts(prompt_tokens=(100,) * 40, shared_tokens=80, solution_tokens=(50,)
 
 @pytest.fixture(autouse=True)
 def without_triton(monkeypatch):
-    monkeypatch.setattr(fused_decode, "usable", lambda *_: False)
+    monkeypatch.setattr(decode, "usable", lambda *_: False)
 
 
 def test_tokens_of_a_step():
@@ -98,7 +98,7 @@ def test_what_a_step_surely_takes():
 )
 def test_the_cache_is_the_trunk_once_a_branch_per_prompt_and_own_tokens_per_row(precision, kernels, size, monkeypatch):
     """4 prompts of 80 common and 20 own tokens, 8 rows each of up to 60 tokens, 24 layers, keys 128 wide."""
-    monkeypatch.setattr(fused_decode, "usable", lambda device, half: kernels and half)
+    monkeypatch.setattr(decode, "usable", lambda device, half: kernels and half)
     recipe = config(**RECIPE, precision=precision, compile=True)
     assert cache(recipe, KNOWN, 20) == 2 * 24 * 128 * size * (80 + 4 * 20 + 32 * 60)
     assert cache(recipe, replace(KNOWN, world_size=3), 20) == 2 * 24 * 128 * size * (80 + 2 * 20 + 16 * 60)

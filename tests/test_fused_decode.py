@@ -11,12 +11,14 @@ from tests.test_sampler import ENDS, make_sampler, rows_of
 
 pytest.importorskip("triton", reason="Triton comes with torch where there is a GPU")
 
-from grpo import fused_decode  # noqa: E402
-from grpo.decoding import DecodeAttention  # noqa: E402
-from grpo.fused_decode import FusedDecodeAttention, FusedDecoder, add_norm, gated  # noqa: E402
-from grpo.narrow import NarrowDecoder  # noqa: E402
+from grpo.kernels import decode  # noqa: E402
+from grpo.kernels.decode import add_norm, gated  # noqa: E402
 from grpo.policy.lean import rotated  # noqa: E402
-from grpo.sampling import BLOCK, block_masses, sample  # noqa: E402
+from grpo.sampler.cache import DecodeAttention  # noqa: E402
+from grpo.sampler.decoder_fused import FusedDecodeAttention, FusedDecoder  # noqa: E402
+from grpo.sampler.decoder_fused import block_masses as fused_block_masses
+from grpo.sampler.draw import BLOCK, block_masses, sample  # noqa: E402
+from grpo.sampler.narrow import NarrowDecoder  # noqa: E402
 
 DEVICES = [
     "cpu" if not torch.cuda.is_available() else pytest.param("cpu", marks=pytest.mark.skip("the interpreter is off")),
@@ -56,7 +58,7 @@ def rooms(heads, key_heads, width, trunk_length, branches, device, group_size=3,
 @pytest.mark.parametrize("heads, key_heads, width", [(4, 2, 16), (7, 1, 8), (3, 3, 64), (20, 1, 24)])
 @pytest.mark.parametrize("trunk_length", [0, 1, 64, 330])
 def test_attention_is_that_of_the_plain_one(device, heads, key_heads, width, trunk_length, monkeypatch):
-    monkeypatch.setattr(fused_decode, "PROGRAMS", 9)
+    monkeypatch.setattr(decode, "PROGRAMS", 9)
     plain, fused = rooms(heads, key_heads, width, trunk_length, [3, 1, 90], device)
     n, random = plain.shape[0], torch.Generator().manual_seed(1)
     assert n == fused.shape[0] == 8 and fused.key == (8,)
@@ -118,7 +120,7 @@ def test_blocks_of_the_vocabulary_weigh_what_they_weigh(device, temperature, voc
     logits = (30 * torch.randn(4, vocabulary + 5, device=device))[:, :vocabulary]  # as of a head of whole tiles
     logits[1] -= 1000
     logits[2, : vocabulary // 2] = -torch.inf
-    ours, expected = (masses(logits, temperature) for masses in (fused_decode.block_masses, block_masses))
+    ours, expected = (masses(logits, temperature) for masses in (fused_block_masses, block_masses))
     assert ours[0].equal(expected[0]) and ours[1].dtype == torch.float64
     torch.testing.assert_close(ours[1], expected[1], rtol=1e-5, atol=1e-30)
 
@@ -127,7 +129,7 @@ def test_blocks_of_the_vocabulary_weigh_what_they_weigh(device, temperature, voc
 def test_a_block_weighs_nothing_where_none_of_its_words_does(device):
     logits = torch.full((1, 3 * BLOCK), -torch.inf, device=device)
     logits[0, 1:BLOCK], logits[0, 700] = -200.0, 0.0
-    ids, logprobs = sample(logits, torch.zeros(1, dtype=torch.float64, device=device), 1.0, fused_decode.block_masses)
+    ids, logprobs = sample(logits, torch.zeros(1, dtype=torch.float64, device=device), 1.0, fused_block_masses)
     assert (ids.tolist(), logprobs.tolist()) == ([700], [0.0])
 
 
@@ -154,15 +156,15 @@ def test_a_decoder_is_the_plain_one(device, family):
     ],
 )
 def test_kernels_are_for_half_precision_on_a_gpu(device, half, compiles, expected, monkeypatch):
-    monkeypatch.setattr(fused_decode, "can_compile", lambda: compiles)
-    assert fused_decode.usable(device, half) is expected
+    monkeypatch.setattr(decode, "can_compile", lambda: compiles)
+    assert decode.usable(device, half) is expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off")
 def test_rows_are_those_of_the_plain_sampler(monkeypatch):
     plain = make_sampler(eos=ENDS, precision="fp32")
     expected = one_at_a_time(plain)
-    monkeypatch.setattr(fused_decode, "usable", lambda *_: True)
+    monkeypatch.setattr(decode, "usable", lambda *_: True)
     fused = make_sampler(eos=ENDS, precision="fp32")
     fused.rows.grain, fused.check_every = 4, 3
     assert isinstance(fused.rows.decoder, FusedDecoder)

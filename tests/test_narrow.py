@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from grpo.decoding import DecodeAttention
 from grpo.kernels import onednn
-from grpo.narrow import JointLinear, NarrowDecoder, fits
 from grpo.policy import Policy, frozen_copy
-from grpo.rows import Rows
 from grpo.sampler import Sampler
+from grpo.sampler.cache import DecodeAttention
+from grpo.sampler.narrow import JointLinear, NarrowDecoder, fits
+from grpo.sampler.rows import Rows
 from tests.models import FAMILIES, byte_tokenizer, tiny_model, tiny_policy
 
 IDS, POSITIONS = torch.tensor([5, 6, 7, 5, 9]), torch.tensor([3, 4, 3, 8, 3])

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from grpo import rows
-from grpo.sampler import Sampler
+from grpo.sampler import Sampler, rows
 from grpo.tree import trunk_length
 from tests.models import byte_tokenizer, tiny_policy
 from tests.test_sampler import ENDS, RUN, count_tokens, make_sampler, rows_of

@@ -9,10 +9,10 @@ from scipy import stats
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from grpo import rows as rows_module
 from grpo.batch import Batch
 from grpo.policy import load_policy, token_logprobs
 from grpo.sampler import Sampler
+from grpo.sampler import rows as rows_module
 from tests.models import FAMILIES, byte_tokenizer, plain_twin, save_tiny, tiny_policy
 
 # the first three share a beginning, two of them more; the last shares nothing

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch._subclasses import FakeTensorMode
 
-from grpo.sampling import BLOCK, GOLDEN, PURPOSES, _invert, _mix, sample, uniforms
+from grpo.sampler.draw import BLOCK, GOLDEN, PURPOSES, _invert, _mix, sample, uniforms
 
 LAST = 1 - 2.0**-53  # the largest uniform there is
 

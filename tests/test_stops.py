@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from grpo.stops import StopStrings
+from grpo.sampler.stops import StopStrings
 from tests.models import byte_tokenizer
 from tests.test_sampler import WORDS
 

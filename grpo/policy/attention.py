@@ -3,13 +3,13 @@
 Models of transformers reach this file through its attention interface, under the name `tree`. What is attended to
 comes with the call, as the keyword argument `tree_attention` (never through a global, so that activation checkpointing
 can run a layer again in backward): anything with an `attend`. Here it is `TreeAttention`, all tokens of a packed tree
-at once, differentiable, in parts (`parts.py`). `flex.py` has the one of a single kernel, `decoding.py` the one that
-samples.
+at once, differentiable, in parts (`attention_parts.py`), and `PrefillAttention`, which keeps their keys and values for
+sampling. `attention_flex.py` has the one of a single kernel, `sampler/cache.py` the one that decodes.
 
 Left out: sliding windows, logit soft-capping, attention sinks and biases on the scores: refused, never computed wrong.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -138,3 +138,27 @@ class TreeAttention:
             return k, v
         trunk_k, trunk_v = self.trunk[layer]
         return torch.cat([trunk_k, k], 1), torch.cat([trunk_v, v], 1)
+
+
+class PrefillAttention(TreeAttention):
+    """Tree attention that keeps every layer's keys and values, in float32: the prompt side of a decode."""
+
+    def __init__(self, *arguments: Any, rounded_to: torch.dtype | None = None):
+        """Plan the parts.
+
+        Args:
+            arguments: as for `TreeAttention`.
+            rounded_to: the dtype in which decoding stores them, if it is narrower. Prompts that join later attend to
+                the rounded trunk, so those that come with it must too.
+        """
+        super().__init__(*arguments)
+        self.rounded_to = rounded_to
+        self.kept: KeysValues = []
+        """[Hkv,S,d] per layer, of the whole tree."""
+
+    def _whole(self, layer: int, k: Tensor, v: Tensor) -> Pair:
+        assert layer == len(self.kept), "layers must run once each, in order"
+        if self.rounded_to is not None:
+            k, v = (x.to(self.rounded_to).to(x.dtype) for x in (k, v))
+        self.kept.append(super()._whole(layer, k, v))
+        return self.kept[-1]

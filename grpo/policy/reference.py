@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from grpo.decoding import PrefillAttention
-from grpo.policy.attention import KeysValues
+from grpo.policy.attention import KeysValues, PrefillAttention
 from grpo.policy.model import Policy, frozen_copy
 from grpo.tree import PackedTree
 

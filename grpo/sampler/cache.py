@@ -1,42 +1,17 @@
-"""Attention while sampling: the prompts' tree once, then one new token per row over what was computed.
+"""Attention while sampling: one new token per row over the keys and values that are kept.
 
-`PrefillAttention` keeps the keys and values of the prompts' tree; `DecodeAttention` reads them in place, so that
-neither compute nor memory of a prompt is multiplied by its group. Rows leave and groups join at any time. Left out:
-what is drawn, and when a row ends (`sampler.py`).
+`PrefillAttention` has computed those of the prompts' tree. `DecodeAttention` reads them in place, so that neither
+compute nor memory of a prompt is multiplied by its group. Rows leave and groups join at any time. Left out: what is
+drawn, and when a row ends (`generate.py`).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from grpo.policy.attention import KeysValues, Pair, TreeAttention
+from grpo.policy.attention import KeysValues, Pair
 from grpo.policy.attention_parts import fused_part
-
-
-class PrefillAttention(TreeAttention):
-    """Tree attention that keeps every layer's keys and values, in float32: the prompt side of a decode."""
-
-    def __init__(self, *arguments: Any, rounded_to: torch.dtype | None = None):
-        """Plan the parts.
-
-        Args:
-            arguments: as for `TreeAttention`.
-            rounded_to: the dtype in which decoding stores them, if it is narrower. Prompts that join later attend to
-                the rounded trunk, so those that come with it must too.
-        """
-        super().__init__(*arguments)
-        self.rounded_to = rounded_to
-        self.kept: KeysValues = []
-        """[Hkv,S,d] per layer, of the whole tree."""
-
-    def _whole(self, layer: int, k: Tensor, v: Tensor) -> Pair:
-        assert layer == len(self.kept), "layers must run once each, in order"
-        if self.rounded_to is not None:
-            k, v = (x.to(self.rounded_to).to(x.dtype) for x in (k, v))
-        self.kept.append(super()._whole(layer, k, v))
-        return self.kept[-1]
 
 
 class DecodeAttention:

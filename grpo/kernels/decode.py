@@ -3,18 +3,14 @@
 A step of decoding is many small operations, and on a GPU each takes as long to start as to compute. So what lies
 between two products is one kernel: residual and norm; rotation of queries and keys, which go where they are kept;
 attention over the trunk, all rows together; attention over a row's branch and its own tokens, joined with the trunk's
-by log-sum-exp; the gate of the MLP. Keys and values are kept in the dtype of the products, which is what `flex.py`
-rounds them to; scores and sums are float32. Loops end where a row ends, so that one captured graph serves all lengths.
-The plain twins are `narrow.py` and `decoding.py`. Left out: prefill; float32, which the plain ones compute; tuning.
+by log-sum-exp; the gate of the MLP. Scores and sums are float32. Loops end where a row ends, so that one captured graph
+serves all lengths. Left out: prefill; float32; tuning; the decoder that calls them (`sampler/decoder_fused.py`).
 """
 
 import torch
 from torch import Tensor, nn
 
-from grpo.decoding import DecodeAttention
 from grpo.kernels.compiled import can_compile
-from grpo.narrow import NarrowDecoder, head_norms
-from grpo.sampling import BLOCK
 
 try:  # comes with torch where there is a GPU
     import triton
@@ -22,8 +18,10 @@ try:  # comes with torch where there is a GPU
 except ImportError:
     triton = None
 
+Pair = tuple[Tensor, Tensor]
+
 KERNELS = True
-"""False: a GPU samples as `narrow.py` and `decoding.py` write it."""
+"""False: a GPU samples by the plain operations."""
 WIDEST = 128
 """The widest head whose tiles fit into the shared memory of all GPUs from Ampere on."""
 QUERIES, KEYS = 64, 64
@@ -41,70 +39,55 @@ def usable(device: str, half: bool) -> bool:
     return KERNELS and triton is not None and device == "cuda" and half and can_compile()
 
 
-class FusedDecodeAttention(DecodeAttention):
-    """Attention of one new token per row: the same buffers, read by kernels that know where each row ends."""
+def attend(
+    heads: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    scaling: float,
+    trunk: Pair,
+    branch: Pair,
+    own: Pair,
+    group: Tensor,
+    branch_lengths: Tensor,
+    lengths: Tensor,
+) -> Tensor:
+    """Attention of the newest token of every row over trunk, branch and own tokens, its own key and value kept first.
 
-    @property
-    def key(self) -> tuple:
-        """What a captured step depends on: how many rows there are."""
-        return self.shape[:1]
+    Args:
+        heads: [n,H+2*Hkv,d] queries, keys, values.
+        cos, sin: [n,d] of their positions, with equal halves.
+        scaling: of the scores.
+        trunk: keys and values [Hkv,t,d] that all rows read.
+        branch: [N,Hkv,W,d], of each group.
+        own: [n,Hkv,W,d], of each row; the new ones are written there.
+        group: [n] the group of each row.
+        branch_lengths: [N] tokens of each branch.
+        lengths: [n] own tokens of each row so far.
 
-    def begin(self) -> None:
-        """Nothing: kernels read lengths themselves."""
+    Returns:
+        [n,H,d] in the dtype of the buffers.
+    """
+    (trunk_k, trunk_v), (branch_k, branch_v), (own_k, own_v) = trunk, branch, own
+    (n, _, d), (_, Hkv, own_width, _) = heads.shape, own_k.shape
+    H, t = heads.shape[1] - 2 * Hkv, trunk_k.shape[1]
+    R, width = H // Hkv, max(16, triton.next_power_of_2(d))
+    query, out = own_k.new_empty(n, H, d), own_k.new_empty(n, H, d)
+    tile = triton.next_power_of_2(H + 2 * Hkv), triton.next_power_of_2(d // 2)
+    _rotate[(n,)](heads, cos, sin, query, own_k, own_v, lengths, own_width, H, Hkv, d, *tile)
 
-    def attend_heads(self, layer: int, heads: Tensor, cos: Tensor, sin: Tensor, scaling: float) -> Tensor:
-        """Of the newest tokens: rotate, keep key and value, attend.
-
-        Args:
-            layer: its index.
-            heads: [n,H+2*Hkv,d] queries, keys, values.
-            cos, sin: [n,d] of their positions, with equal halves.
-            scaling: of the scores.
-
-        Returns:
-            [n,H,d] in the dtype of the buffers.
-        """
-        own_k, own_v = self.own[layer]
-        branch_k, branch_v = self.branch[layer]
-        trunk_k, trunk_v = self.trunk[layer]
-        (n, _, d), (_, Hkv, own_width, _) = heads.shape, own_k.shape
-        H, t = heads.shape[1] - 2 * Hkv, self.trunk_length
-        R, width = H // Hkv, max(16, triton.next_power_of_2(d))
-        query, out = own_k.new_empty(n, H, d), own_k.new_empty(n, H, d)
-        tile = triton.next_power_of_2(H + 2 * Hkv), triton.next_power_of_2(d // 2)
-        _rotate[(n,)](heads, cos, sin, query, own_k, own_v, self.lengths, own_width, H, Hkv, d, *tile)
-
-        tiles = triton.cdiv(n * R, QUERIES)
-        parts = min(triton.cdiv(t, KEYS), triton.cdiv(PROGRAMS, tiles * Hkv))
-        size = triton.cdiv(triton.cdiv(t, max(1, parts)), KEYS) * KEYS
-        parts = triton.cdiv(t, max(1, size))
-        partial = query.new_empty(parts, n, H, d, dtype=torch.float32)
-        lse = partial.new_empty(parts, n, H)
-        if parts:
-            sizes = n, t, size, R, H, d, QUERIES, KEYS, width
-            _over_trunk[(tiles, Hkv, parts)](query, trunk_k, trunk_v, partial, lse, scaling, *sizes)
-        buffers = branch_k, branch_v, own_k, own_v, self.group, self.branch_lengths, self.lengths
-        sizes = n, parts, branch_k.shape[2], own_width, R, H, Hkv, d, max(16, triton.next_power_of_2(R)), KEYS, width
-        _over_rows[(n, Hkv)](query, partial, lse, out, *buffers, scaling, *sizes)
-        return out
-
-
-class FusedDecoder(NarrowDecoder):
-    """A decoder without its head, for `FusedDecodeAttention`."""
-
-    def __call__(self, input_ids: Tensor, position_ids: Tensor, attention: FusedDecodeAttention) -> Tensor:
-        """[n], [n] -> [n,D]: as `NarrowDecoder`, in the dtype of the products."""
-        hidden = self.decoder.embed_tokens(input_ids)
-        cos, sin = (x[0].contiguous() for x in self.decoder.rotary_emb(hidden[None], position_ids[None]))
-        dtype = self.layers[0].qkv.weights[0].dtype
-        following = [layer.norms[0] for layer in self.layers[1:]] + [self.decoder.norm]
-        normed = add_norm(hidden, None, self.layers[0].norms[0], dtype)
-        for layer, next_norm in zip(self.layers, following, strict=True):
-            heads = head_norms(layer, layer.qkv(normed).unflatten(1, (-1, layer.head_width)))
-            attended = attention.attend_heads(layer.index, heads, cos, sin, layer.scaling)
-            normed = add_norm(hidden, layer.out(attended.flatten(1)), layer.norms[1], dtype)
-            normed = add_norm(hidden, layer.down(gated(layer.gate_up(normed))), next_norm, dtype)
-        return normed
+    tiles = triton.cdiv(n * R, QUERIES)
+    parts = min(triton.cdiv(t, KEYS), triton.cdiv(PROGRAMS, tiles * Hkv))
+    size = triton.cdiv(triton.cdiv(t, max(1, parts)), KEYS) * KEYS
+    parts = triton.cdiv(t, max(1, size))
+    partial = query.new_empty(parts, n, H, d, dtype=torch.float32)
+    lse = partial.new_empty(parts, n, H)
+    if parts:
+        sizes = n, t, size, R, H, d, QUERIES, KEYS, width
+        _over_trunk[(tiles, Hkv, parts)](query, trunk_k, trunk_v, partial, lse, scaling, *sizes)
+    buffers = branch_k, branch_v, own_k, own_v, group, branch_lengths, lengths
+    sizes = n, parts, branch_k.shape[2], own_width, R, H, Hkv, d, max(16, triton.next_power_of_2(R)), KEYS, width
+    _over_rows[(n, Hkv)](query, partial, lse, out, *buffers, scaling, *sizes)
+    return out
 
 
 def add_norm(hidden: Tensor, added: Tensor | None, norm: nn.Module, dtype: torch.dtype) -> Tensor:
@@ -134,13 +117,22 @@ def gated(gate_up: Tensor) -> Tensor:
     return out
 
 
-def block_masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """As `sampling.block_masses`, from one look at the logits: each block by its own largest one, then all together."""
+def block_masses(logits: Tensor, temperature: float, block: int) -> tuple[Tensor, Tensor]:
+    """How likely each block of the vocabulary is, from one look at the logits: each by its own largest one, then all.
+
+    Args:
+        logits: [B,V] float32.
+        temperature: divides them; 0 reads as 1.
+        block: entries of a block, a power of 2.
+
+    Returns:
+        highest [B,1], the largest logit, and mass [B,ceil(V / block)] float64.
+    """
     rows, vocabulary = logits.shape
-    blocks = triton.cdiv(vocabulary, BLOCK)
+    blocks = triton.cdiv(vocabulary, block)
     highest, mass = logits.new_empty(rows, blocks), logits.new_empty(rows, blocks)
     scale, sizes = temperature or 1.0, (vocabulary, logits.stride(0), blocks)
-    _block_masses[(rows, triton.cdiv(blocks, BLOCKS))](logits, highest, mass, scale, *sizes, BLOCKS, BLOCK)
+    _block_masses[(rows, triton.cdiv(blocks, BLOCKS))](logits, highest, mass, scale, *sizes, BLOCKS, block)
     top = highest.amax(-1, keepdim=True)
     return top, mass.mul_(((highest - top) / scale).exp_()).double()  # in float32, as `sample` looks into a block
 

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.batch import Completions
 from grpo.policy import Policy, eos_ids, frozen_copy
-from grpo.rows import Draw, Rows
-from grpo.stops import StopStrings
+from grpo.sampler.draw import Draw
+from grpo.sampler.rows import Rows
+from grpo.sampler.stops import StopStrings
 from grpo.tree import trunk_length
 
 CHECK_EVERY = {"cpu": 1, "cuda": 16}

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from grpo.decoding import DecodeAttention
 from grpo.kernels.onednn import multiply_packed, packable, packed
 from grpo.policy import Policy
 from grpo.policy.lean import is_gated, probe, rotated, rotates
+from grpo.sampler.cache import DecodeAttention
 
 
 @torch.no_grad()

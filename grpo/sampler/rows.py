@@ -6,34 +6,25 @@ host neither launches kernels one by one nor reads a value between two looks. Le
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from operator import le
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from grpo import fused_decode
-from grpo.decoding import DecodeAttention, KeysValues, PrefillAttention
-from grpo.fused_decode import FusedDecodeAttention, FusedDecoder
+from grpo.kernels import decode
 from grpo.logprobs import head_for, product
-from grpo.narrow import JointLinear, NarrowDecoder, fits
 from grpo.policy import Policy
-from grpo.sampling import block_masses, sample, streams, uniforms_at
+from grpo.policy.attention import KeysValues, PrefillAttention
+from grpo.sampler import decoder_fused
+from grpo.sampler.cache import DecodeAttention
+from grpo.sampler.decoder_fused import FusedDecodeAttention, FusedDecoder
+from grpo.sampler.draw import Draw, block_masses, sample, streams, uniforms_at
+from grpo.sampler.narrow import JointLinear, NarrowDecoder, fits
 from grpo.tree import build_trie
 
 GRAIN = {"cpu": 1, "cuda": 32}
 """Rows and own tokens are rounded up to multiples of this, by device."""
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What names the uniforms of a `generate`, beside prompt, sample and token; and the temperature."""
-
-    seed: int
-    purpose: str
-    step: int
-    temperature: float
 
 
 class Rows:
@@ -45,13 +36,13 @@ class Rows:
         Args:
             policy: samples.
             own: nobody else holds it.
-            kernels: steps may be those of `fused_decode.py`.
+            kernels: steps may be those of `kernels/decode.py`.
         """
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
         known = fits(policy)
-        usable = fused_decode.usable(policy.device.type, policy.autocast_dtype is not None)
-        self.fused = kernels and known and usable and policy.heads.width <= fused_decode.WIDEST
+        usable = decode.usable(policy.device.type, policy.autocast_dtype is not None)
+        self.fused = kernels and known and usable and policy.heads.width <= decode.WIDEST
         self.rounded_to = policy.autocast_dtype if self.fused else None
         """What keys and values are kept in, if not in float32 or wider."""
         decoder = FusedDecoder if self.fused else NarrowDecoder
@@ -212,7 +203,7 @@ class Rows:
     def _draw(self, logits: Tensor, rows: slice) -> None:
         """Draw the next token of these rows and write it down."""
         tokens = self.attention.lengths[rows]
-        masses = fused_decode.block_masses if self.fused else block_masses
+        masses = decoder_fused.block_masses if self.fused else block_masses
         ids, logprobs = sample(logits, uniforms_at(self.stream[rows], tokens), self.draw.temperature, masses)
         at = torch.arange(rows.start, rows.stop, device=ids.device)
         tokens = tokens.clamp(max=self.ids.shape[1] - 1)

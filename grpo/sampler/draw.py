@@ -1,4 +1,4 @@
-"""Randomness without state, and one token drawn from logits. The decoding loop is in `sampler.py`.
+"""Randomness without state, and one token drawn from logits. The decoding loop is in `generate.py`.
 
 `uniforms` hashes a counter to a number in [0, 1): the same (seed, purpose, step, prompt, sample, token) gives the same
 number on any device, in any batch layout, at any world size and after any resume. `sample` turns logits and such
@@ -7,6 +7,7 @@ than the one that is learned. Nothing here reads a value back to the host: all o
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,16 @@ MIX_2 = 0x94D049BB133111EB - 2**64
 
 BLOCK = 512
 """Entries of the vocabulary summed before the cumulative sum goes on in float64."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What names the uniforms of a `generate`, beside prompt, sample and token; and the temperature."""
+
+    seed: int
+    purpose: str
+    step: int
+    temperature: float
 
 
 def uniforms(
