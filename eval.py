@@ -10,8 +10,9 @@ import sys
 
 import torch
 
-from grpo import distributed, evaluate, headline, options, run
+from grpo import distributed, evaluate, headline, options
 from grpo.protocol import EvalOptions
+from grpo.run import directory as run
 
 
 def main(argv: list[str]) -> int:

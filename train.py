@@ -16,14 +16,15 @@ from pathlib import Path
 import torch
 
 import data
-from grpo import distributed, doctor, evaluate, headline, protocol, run
+from grpo import distributed, doctor, evaluate, headline, protocol
 from grpo.config import Config, parse_args
 from grpo.kernels.compiled import compile_layers
-from grpo.machine import device_memory, peak_bytes
 from grpo.metrics import Sums
 from grpo.policy import Reference, load_policy, load_shapes, model_directory, save_model
 from grpo.report import write_report
 from grpo.rollout import Collector, measure, write_transcripts
+from grpo.run import directory as run
+from grpo.run.machine import device_memory, peak_bytes
 from grpo.sampler import Sampler
 from grpo.update import Learner
 from grpo.watch import Watch

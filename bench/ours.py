@@ -14,14 +14,15 @@ import torch
 import data
 from bench.work import Sampled, Work
 from data.problem import Problem
-from grpo import distributed, doctor, run
+from grpo import distributed, doctor
 from grpo.config import Config, from_yaml
 from grpo.estimate import measured
 from grpo.kernels.compiled import compile_layers
-from grpo.machine import device_memory, peak_bytes
 from grpo.metrics import Sums
 from grpo.policy import Policy, Reference, load_policy, load_shapes
 from grpo.rollout import Collector, draw_prompts
+from grpo.run import directory as run
+from grpo.run.machine import device_memory, peak_bytes
 from grpo.sampler import Sampler
 from grpo.tree import shared_prefix
 from grpo.update import Learner

@@ -18,7 +18,7 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from grpo.version import commit
+from grpo.run.version import commit
 
 ROOT = Path(__file__).parent.parent
 POLL_SECONDS = 0.1

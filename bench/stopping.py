@@ -21,10 +21,11 @@ from rich.table import Table
 from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
 from bench.process import machine, versions
 from bench.work import Sampled, at_least, check_out
-from grpo import distributed, options, run
+from grpo import distributed, options
 from grpo.files import write_whole
 from grpo.policy import load_policy
 from grpo.rollout import encode_prompts
+from grpo.run import directory as run
 from grpo.sampler import Sampler
 
 COLUMNS = ("one_in", "in_flight", "tokens_sampled", "padded", "rollout_s", "ms_per_token")

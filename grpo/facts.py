@@ -23,10 +23,10 @@ from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
-from grpo.machine import device_memory
 from grpo.policy.attention import head_sizes
 from grpo.probes import Disagreement, RewardProbe, examine
 from grpo.rollout import encode_prompts, stop_strings
+from grpo.run.machine import device_memory
 from grpo.tree import shared_prefix
 from grpo.weighting import WEIGHTINGS
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.prompts import STOP, completion_prompt
-from grpo import distributed, options, run
+from grpo import distributed, options
 from grpo.policy import load_policy
+from grpo.run import directory as run
 from grpo.sampler import Sampler
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from grpo import checkpoint
+from grpo.run import checkpoint
 
 
 class Tied(nn.Module):

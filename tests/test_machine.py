@@ -2,7 +2,7 @@
 
 import torch
 
-from grpo.machine import device_memory, peak_bytes
+from grpo.run.machine import device_memory, peak_bytes
 
 CPU = torch.device("cpu")
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from grpo import distributed, run
+from grpo import distributed
 from grpo.config import Config, from_yaml, to_yaml
 from grpo.metrics import Display
 from grpo.policy import Policy
-from grpo.run import State
+from grpo.run import directory as run
+from grpo.run.directory import State
 from grpo.update import Learner
 from tests import runs
 
@@ -242,7 +243,7 @@ def test_settings_of_the_process():
 FREED_AND_TAKEN_AGAIN = """
 from resource import RUSAGE_SELF, getrusage
 import torch
-from grpo import run
+from grpo.run import directory as run
 run.prepare(torch.device("cpu"), "fp32")
 for _ in range(2):
     before = getrusage(RUSAGE_SELF).ru_minflt

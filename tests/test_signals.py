@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from grpo import signals
-from grpo.signals import Signals
+from grpo.run import signals
+from grpo.run.signals import Signals
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 

@@ -252,9 +252,9 @@ KILLS = {
     "writing transcripts": ("train:write_transcripts", 4),
     "writing metrics": ("grpo.metrics:MetricsWriter.write", 5),
     "evaluating": ("grpo.evaluate:evaluate", 1),
-    "before the checkpoint": ("grpo.checkpoint:save", 2),
+    "before the checkpoint": ("grpo.run.checkpoint:save", 2),
     "inside the checkpoint": ("torch:save", 2),
-    "after the checkpoint": ("grpo.checkpoint:prune", 2),
+    "after the checkpoint": ("grpo.run.checkpoint:prune", 2),
     "after the last step": ("train:save_model", 1),
     "in the final evaluation": ("grpo.evaluate:compare", 1),
 }
@@ -669,7 +669,7 @@ def _small_files(size: int) -> None:
 FULL = {
     "transcripts": ("train:write_transcripts", 2, 400),
     "metrics": ("grpo.metrics:MetricsWriter.write", 4, 2000),
-    "checkpoint": ("grpo.checkpoint:save", 1, 10_000),
+    "checkpoint": ("grpo.run.checkpoint:save", 1, 10_000),
     "final": ("train:save_model", 1, 10_000),
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from grpo import distributed
-from grpo.version import commit
+from grpo.run.version import commit
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 
-from grpo import checkpoint, distributed
+from grpo import distributed
 from grpo.config import Config, check_resumable, from_yaml, taken, to_yaml
 from grpo.files import lock_directory, write_whole
 from grpo.kernels.compiled import can_compile
-from grpo.machine import environment
 from grpo.metrics import Display, MetricsWriter
-from grpo.signals import Signals
+from grpo.run import checkpoint
+from grpo.run.machine import environment
+from grpo.run.signals import Signals
 from grpo.update import Learner
 
 TOKENS_PER_MICROBATCH = 4096
