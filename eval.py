@@ -10,8 +10,10 @@ import sys
 
 import torch
 
-from grpo import distributed, evaluate, headline, options
-from grpo.protocol import EvalOptions
+from grpo import distributed, options
+from grpo.evaluation import compare as evaluate
+from grpo.evaluation import headline
+from grpo.evaluation.protocol import EvalOptions
 from grpo.run import directory as run
 
 

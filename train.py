@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 
 import data
-from grpo import distributed, doctor, evaluate, headline, protocol
+from grpo import distributed, doctor
 from grpo.config import Config, parse_args
+from grpo.evaluation import compare as evaluate
+from grpo.evaluation import headline, protocol
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
 from grpo.policy import Reference, load_policy, load_shapes, model_directory, save_model

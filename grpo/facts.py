@@ -17,10 +17,12 @@ import data
 import rewards
 from data.problem import Problem
 from data.prompts import worked_answer
-from grpo import distributed, evaluate, protocol
+from grpo import distributed
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
+from grpo.evaluation import compare as evaluate
+from grpo.evaluation import protocol
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.policy.attention import head_sizes

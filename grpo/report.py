@@ -20,8 +20,9 @@ from typing import Any
 
 import yaml
 
-from grpo import curves, headline
+from grpo import curves
 from grpo.config import Config
+from grpo.evaluation import headline
 from grpo.files import check_kinds, read_object, write_whole
 
 TEMPLATE = Path(__file__).with_name("report.html")

@@ -25,8 +25,8 @@ from scipy import stats
 
 from grpo import options
 from grpo.config import Config, check_resumable, from_yaml, parse_args
+from grpo.evaluation.protocol import is_evaluated, options_of
 from grpo.files import write_whole
-from grpo.protocol import is_evaluated, options_of
 
 OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
 """Options of a run that the sweep sets."""

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import eval as command
+from grpo.evaluation.protocol import EvalOptions
 from grpo.options import read_yaml
-from grpo.protocol import EvalOptions
 from grpo.sampler import Sampler
 from tests import runs
 from tests.models import save_tiny

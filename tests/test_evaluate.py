@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import data
-from grpo import evaluate
 from grpo.config import Config
-from grpo.evaluate import Interrupted, check, problems_of, transcribe
+from grpo.evaluation import compare as evaluate
+from grpo.evaluation.compare import Interrupted, check, problems_of, transcribe
+from grpo.evaluation.protocol import EvalOptions, is_evaluated, options_of, validation_options
 from grpo.options import write_yaml
 from grpo.policy import Policy
-from grpo.protocol import EvalOptions, is_evaluated, options_of, validation_options
 from grpo.sampler import Sampler
 from tests import runs
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.problem import Problem
-from grpo.graders import GRADERS
+from grpo.evaluation.graders import GRADERS
 from rewards import gsm8k, gsm8k_published
 
 MEGABYTE = 10**6

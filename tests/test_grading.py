@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo import evaluate, grading, statistics
-from grpo.evaluate import EvalOptions
-from grpo.graders import GRADERS
-from grpo.statistics import mcnemar, mean_interval, wilson
+from grpo.evaluation import compare as evaluate
+from grpo.evaluation import grading, statistics
+from grpo.evaluation.compare import EvalOptions
+from grpo.evaluation.graders import GRADERS
+from grpo.evaluation.statistics import mcnemar, mean_interval, wilson
 
 PROMPT = "Question: 6 * 3?\nSolution: Let's think step by step."
 NEXT = "\n\nQuestion: 5 and 2?\n#### The final answer is 7"

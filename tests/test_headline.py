@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from grpo import headline
-from grpo.headline import claim, points
-from grpo.statistics import mcnemar, mean_interval
+from grpo.evaluation import headline
+from grpo.evaluation.headline import claim, points
+from grpo.evaluation.statistics import mcnemar, mean_interval
 
 
 def cell(model: str, correct: int, **more) -> dict:

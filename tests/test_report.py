@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo import headline, report
+from grpo import report
+from grpo.evaluation import headline
 from tests import browser
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&lt;b\u2028\ud800 {{data}}"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, bootstrap
 
-from grpo import statistics
-from grpo.statistics import majority, mcnemar, mean_interval, pass_at_k, wilson
+from grpo.evaluation import statistics
+from grpo.evaluation.statistics import majority, mcnemar, mean_interval, pass_at_k, wilson
 
 
 @pytest.mark.parametrize(

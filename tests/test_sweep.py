@@ -16,7 +16,7 @@ import json, sys
 from pathlib import Path
 from grpo.config import parse_args, to_yaml
 from grpo.options import write_yaml
-from grpo.protocol import options_of
+from grpo.evaluation.protocol import options_of
 config = parse_args(sys.argv[2:])
 directory = Path(config.out_dir) / config.run_name
 with open(Path(config.out_dir).parent / "calls", "a") as calls:

@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import data
 import train
-from grpo import distributed, grading
+from grpo import distributed
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, from_yaml
+from grpo.evaluation import grading
 from grpo.files import lock_directory
 from grpo.metrics import metric_names
 from grpo.policy import Policy, reference
@@ -251,12 +252,12 @@ KILLS = {
     "between minibatches": ("grpo.update:Learner._step", 14),
     "writing transcripts": ("train:write_transcripts", 4),
     "writing metrics": ("grpo.metrics:MetricsWriter.write", 5),
-    "evaluating": ("grpo.evaluate:evaluate", 1),
+    "evaluating": ("grpo.evaluation.compare:evaluate", 1),
     "before the checkpoint": ("grpo.run.checkpoint:save", 2),
     "inside the checkpoint": ("torch:save", 2),
     "after the checkpoint": ("grpo.run.checkpoint:prune", 2),
     "after the last step": ("train:save_model", 1),
-    "in the final evaluation": ("grpo.evaluate:compare", 1),
+    "in the final evaluation": ("grpo.evaluation.compare:compare", 1),
 }
 
 

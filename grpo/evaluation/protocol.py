@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from grpo import grading
 from grpo.config import Config
-from grpo.graders import GRADERS
+from grpo.evaluation import grading
+from grpo.evaluation.graders import GRADERS
 from grpo.options import read_yaml
 
 

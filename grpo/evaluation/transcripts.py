@@ -8,8 +8,8 @@ import json
 import shutil
 from pathlib import Path
 
+from grpo.evaluation.protocol import NO_RESULT, EvalOptions
 from grpo.files import read_object, write_whole
-from grpo.protocol import NO_RESULT, EvalOptions
 
 ROW = dict.fromkeys(("model", "question", "prompt", "answer", "completion", "ended"), str)
 ROW |= dict.fromkeys(("shots", "index", "sample", "tokens"), int)

@@ -12,8 +12,8 @@ import numpy as np
 
 import rewards
 from data.problem import Problem
-from grpo.graders import GRADERS
-from grpo.statistics import majority, mcnemar, mean_interval, pass_at_k, wilson
+from grpo.evaluation.graders import GRADERS
+from grpo.evaluation.statistics import majority, mcnemar, mean_interval, pass_at_k, wilson
 from rewards.runner import RewardRunner
 
 STOPS = ("stop_string", "eos")

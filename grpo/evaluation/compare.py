@@ -19,12 +19,13 @@ import torch
 
 import data
 from data.problem import Problem
-from grpo import distributed, grading, headline, transcripts
+from grpo import distributed
 from grpo.config import Config
+from grpo.evaluation import grading, headline, transcripts
+from grpo.evaluation.protocol import EvalOptions, planned
 from grpo.files import write_lines
 from grpo.options import read_yaml, write_yaml
 from grpo.policy import load_policy, load_shapes, model_directory
-from grpo.protocol import EvalOptions, planned
 from grpo.rollout import encode_prompts, refuse_unequal, render, stop_strings
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
