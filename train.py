@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 
 import data
-from grpo import distributed, doctor
+from grpo import distributed
 from grpo.config import Config, parse_args
+from grpo.doctor import diagnose as doctor
+from grpo.doctor.watch import Watch
 from grpo.evaluation import compare as evaluate
 from grpo.evaluation import headline, protocol
 from grpo.kernels.compiled import compile_layers
@@ -29,7 +31,6 @@ from grpo.run import directory as run
 from grpo.run.machine import device_memory, peak_bytes
 from grpo.sampler import Sampler
 from grpo.update import Learner
-from grpo.watch import Watch
 from rewards.runner import RewardRunner
 
 

@@ -14,9 +14,10 @@ import torch
 import data
 from bench.work import Sampled, Work
 from data.problem import Problem
-from grpo import distributed, doctor
+from grpo import distributed
 from grpo.config import Config, from_yaml
-from grpo.estimate import measured
+from grpo.doctor import diagnose as doctor
+from grpo.doctor.memory import measured
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
 from grpo.policy import Policy, Reference, load_policy, load_shapes

@@ -23,8 +23,8 @@ from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
 from bench.process import call, machine, versions
 from bench.work import Work, at_least, check_out, prepared
 from grpo import options
-from grpo.estimate import fastest, measured
-from grpo.facts import sizes
+from grpo.doctor.facts import sizes
+from grpo.doctor.memory import fastest, measured
 from grpo.files import write_whole
 from grpo.kernels import onednn
 from grpo.policy import load_shapes

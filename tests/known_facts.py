@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from grpo.config import Config
-from grpo.facts import Evaluation, Facts, RewardProbe, Sizes
+from grpo.doctor.facts import Evaluation, Facts, RewardProbe, Sizes
 
 SIZES = Sizes(
     parameters=500_000_000,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from grpo.check_algorithm import ALGORITHM_CHECKS
+from grpo.doctor.check_algorithm import ALGORITHM_CHECKS
 from tests.known_facts import SIZES, config, facts
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from grpo.check_data import DATA_CHECKS
-from grpo.probes import Disagreement, RewardProbe
+from grpo.doctor.check_data import DATA_CHECKS
+from grpo.doctor.probes import Disagreement, RewardProbe
 from tests.known_facts import EVALUATION, SIZES, config, facts
 
 

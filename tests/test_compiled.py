@@ -8,8 +8,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from grpo.batch import Batch
-from grpo.estimate import kept
-from grpo.facts import sizes
+from grpo.doctor.facts import sizes
+from grpo.doctor.memory import kept
 from grpo.kernels import compiled
 from grpo.kernels.compiled import any_size, can_compile, compile_layers
 from grpo.logprobs import _add_tile, _tile_gradient, linear_logprobs

@@ -10,10 +10,10 @@ import torch
 
 import data
 import train
-from grpo import check_algorithm, check_data
 from grpo.config import Config
-from grpo.doctor import CHECKS, diagnose, fit, refuse_too_large, settle, spread_of, summary
-from grpo.estimate import MOST_TOKENS, budget, least
+from grpo.doctor import check_algorithm, check_data
+from grpo.doctor.diagnose import CHECKS, diagnose, fit, refuse_too_large, settle, spread_of, summary
+from grpo.doctor.memory import MOST_TOKENS, budget, least
 from tests import runs
 from tests.known_facts import config, facts
 

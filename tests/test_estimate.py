@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo.estimate import (
+from grpo.doctor.facts import sizes
+from grpo.doctor.memory import (
     LEAST_TOKENS,
     MOST_TOKENS,
     USED,
@@ -22,7 +23,6 @@ from grpo.estimate import (
     tokens,
     updates_per_step,
 )
-from grpo.facts import sizes
 from grpo.kernels import decode
 from grpo.sampler import Sampler
 from grpo.sampler.cache import DecodeAttention

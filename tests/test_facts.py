@@ -7,7 +7,7 @@ import torch
 
 from grpo import distributed
 from grpo.config import Config
-from grpo.facts import gather, outline, shown_and_asked, sizes, spread
+from grpo.doctor.facts import gather, outline, shown_and_asked, sizes, spread
 from grpo.policy import load_shapes
 from tests.models import save_tiny, tiny_model
 from tests.test_probes import problem

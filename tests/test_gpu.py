@@ -12,7 +12,7 @@ import torch
 import train
 from grpo.batch import Batch
 from grpo.config import from_yaml
-from grpo.estimate import MOST_TOKENS
+from grpo.doctor.memory import MOST_TOKENS
 from grpo.metrics import Sums
 from grpo.policy import Reference
 from grpo.sampler import Sampler

@@ -8,7 +8,7 @@ import pytest
 import data
 from data.problem import Problem
 from data.prompts import STOP
-from grpo.probes import examine, writings, wrong_answer
+from grpo.doctor.probes import examine, writings, wrong_answer
 from rewards import gsm8k
 from rewards.runner import RewardRunner
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from grpo.config import Config
-from grpo.watch import Watch
+from grpo.doctor.watch import Watch
 
 CONFIG = Config(precision="fp32", max_tokens_per_microbatch=4096)
 HEALTHY = {

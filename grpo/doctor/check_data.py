@@ -6,9 +6,9 @@ options of the algorithm (`check_algorithm.py`).
 
 from collections.abc import Iterator
 
-from grpo import estimate
 from grpo.config import Config
-from grpo.facts import Facts, Finding
+from grpo.doctor import memory as estimate
+from grpo.doctor.facts import Facts, Finding
 
 
 def would_stop(c: Config, facts: Facts) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from grpo.config import Config
-from grpo.facts import Facts
+from grpo.doctor.facts import Facts
 from grpo.kernels import decode, onednn
 from grpo.logprobs import vocabularies_per_chunk
 from grpo.policy import remembers

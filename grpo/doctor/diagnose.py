@@ -13,11 +13,11 @@ from dataclasses import replace
 import torch
 
 from data.problem import Problem
-from grpo import estimate
-from grpo.check_algorithm import ALGORITHM_CHECKS
-from grpo.check_data import DATA_CHECKS
 from grpo.config import Config
-from grpo.facts import Facts, Finding, gather, outline
+from grpo.doctor import memory as estimate
+from grpo.doctor.check_algorithm import ALGORITHM_CHECKS
+from grpo.doctor.check_data import DATA_CHECKS
+from grpo.doctor.facts import Facts, Finding, gather, outline
 from grpo.policy import load_shapes
 
 AT_START = 500

@@ -6,9 +6,9 @@ whether a value is the best one, and what can not be (`config.py` refuses it).
 
 from collections.abc import Iterator
 
-from grpo import estimate
 from grpo.config import Config
-from grpo.facts import Facts, Finding
+from grpo.doctor import memory as estimate
+from grpo.doctor.facts import Facts, Finding
 
 
 def group(c: Config, facts: Facts) -> Iterator[Finding]:

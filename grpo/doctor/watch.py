@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 from grpo.config import Config
-from grpo.estimate import updates_per_step
+from grpo.doctor.memory import updates_per_step
 
 WINDOW = 5
 """Steps that a sign is looked for in, so that one odd step raises no alarm."""

@@ -21,12 +21,12 @@ from grpo import distributed
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
+from grpo.doctor.probes import Disagreement, RewardProbe, examine
 from grpo.evaluation import compare as evaluate
 from grpo.evaluation import protocol
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.policy.attention import head_sizes
-from grpo.probes import Disagreement, RewardProbe, examine
 from grpo.rollout import encode_prompts, stop_strings
 from grpo.run.machine import device_memory
 from grpo.tree import shared_prefix
