@@ -15,7 +15,7 @@ FLOORS = {  # a module imports from lower floors, and from those before it on it
     2: "tree compiled onednn decode fused_logprobs logprobs attention_flex attention_parts attention lean float64 "
     "model reference cache narrow decoder_fused stops rows generate checkpoint metrics",
     3: "headline curves statistics graders grading protocol transcripts probes rollout microbatch update compare "
-    "facts memory check_data check_algorithm diagnose watch signals directory sample pretrain report sweep",
+    "facts memory check_data check_algorithm diagnose watch signals directory sample pretrain page sweep",
 }
 ORDER = [name for floor in FLOORS.values() for name in floor.split()]
 MATH = FLOORS[1].split()

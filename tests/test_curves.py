@@ -1,7 +1,7 @@
 """Which curves there are, what seeds make of them, and the PNG files."""
 
-from grpo.curves import draw, mean_and_band, panels_of
 from grpo.metrics import METRIC_NAMES
+from grpo.report.curves import draw, mean_and_band, panels_of
 
 
 def test_one_run_is_its_own_mean():

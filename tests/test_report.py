@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo import report
 from grpo.evaluation import headline
+from grpo.report import page as report
+from grpo.report.__main__ import main
 from tests import browser
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&lt;b\u2028\ud800 {{data}}"
@@ -174,7 +175,7 @@ def test_a_run_without_a_step_has_a_page(tmp_path):
 def test_another_directory_is_an_error(tmp_path, capsys, missing):
     run = make_run(tmp_path / "one")
     (run / missing).unlink()
-    assert report.main([str(run)]) == 2
+    assert main([str(run)]) == 2
     assert capsys.readouterr().err == f"report: error: {run} is not a run directory: it has no {missing}\n"
 
 
@@ -212,7 +213,7 @@ WRONG = [  # (file, content, what is said of it)
 def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path, capsys, file, content, said):
     run = make_run(tmp_path / "one", evaluation=graded())
     (run / file).write_text(content, encoding="latin-1")
-    assert report.main([str(run)]) == 2
+    assert main([str(run)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"report: error: {run / file}{said}") and err.count("\n") == 1
     assert not (run / "report.html").exists()
@@ -222,12 +223,12 @@ def test_numbers_that_are_not_finite_are_none(tmp_path):
     run = make_run(tmp_path / "one")
     (run / "metrics.jsonl").write_text('{"step": 1, "optim/loss": 1e999, "optim/lr": NaN}\n')
     assert report.read_run(run).metrics == [{"step": 1, "optim/loss": None, "optim/lr": None}]
-    assert report.main([str(run)]) == 0
+    assert main([str(run)]) == 0
 
 
 def test_the_command_line_says_where_the_page_is(tmp_path, capsys):
     out = tmp_path / "pages" / "x.html"
-    assert report.main([str(make_run(tmp_path / "one")), "--out", str(out)]) == 0
+    assert main([str(make_run(tmp_path / "one")), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n" and out.exists() and (out.parent / "curves").is_dir()
 
 

@@ -6,12 +6,10 @@ Here run directories are read; `report.html` beside this file is the page, which
 without a network. Left out: which curves there are (`curves.py`), and measuring anything again (models, graders).
 """
 
-import argparse
 import dataclasses
 import html
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,12 +18,12 @@ from typing import Any
 
 import yaml
 
-from grpo import curves
 from grpo.config import Config
 from grpo.evaluation import headline
 from grpo.files import check_kinds, read_object, write_whole
+from grpo.report import curves
 
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATE = Path(__file__).with_name("page.html")
 ROLLOUT_BYTES = 4_000_000
 """Bytes of transcripts that a page takes in, over all its runs, about; beyond that, a spread of steps and prompts."""
 FEWEST_STEPS = 8
@@ -299,21 +297,3 @@ def _transcripts(path: Path, budget: float) -> dict:
                 kept = ("rewards", "reward", "advantage", "finished", "tokens", "logprobs", "completion")
                 groups[index]["rows"].append({name: row[name] for name in kept})
     return {"step": int(path.stem.removeprefix("step_")), "prompts": len(seen), "groups": list(groups.values())}
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command line. Returns the exit code: 2 for a wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m grpo.report", description="Write report.html for one run or more.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/demo")
-    parser.add_argument("--out", type=Path, help="the page; default: report.html in the run, or beside several")
-    options = parser.parse_args(argv)
-    try:
-        print(write_report(options.runs, options.out))
-    except (ValueError, OSError) as error:
-        print(f"report: error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,26 @@
+"""`python -m grpo.report RUN ...`: write `report.html` for one run or more."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpo.report import write_report
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code: 2 for a wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m grpo.report", description="Write report.html for one run or more.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/demo")
+    parser.add_argument("--out", type=Path, help="the page; default: report.html in the run, or beside several")
+    options = parser.parse_args(argv)
+    try:
+        print(write_report(options.runs, options.out))
+    except (ValueError, OSError) as error:
+        print(f"report: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
