@@ -11,10 +11,13 @@ import sys
 import torch
 
 from grpo import distributed, options
-from grpo.evaluation import compare as evaluate
 from grpo.evaluation import headline
+from grpo.evaluation.compare import compare_models, regrade
 from grpo.evaluation.protocol import EvalOptions
-from grpo.run import directory as run
+from grpo.evaluation.transcribe import Interrupted
+from grpo.run.log import say
+from grpo.run.machine import precision_on, prepare
+from grpo.run.signals import Signals
 
 
 def main(argv: list[str]) -> int:
@@ -23,20 +26,20 @@ def main(argv: list[str]) -> int:
     try:
         device = distributed.init(chosen.device)
         if chosen.regrade is not None:
-            result = distributed.on_main(lambda: evaluate.regrade(chosen))
+            result = distributed.on_main(lambda: regrade(chosen))
         else:
-            precision = run.precision_on(device, chosen.precision)
-            run.prepare(device, precision)
-            with run.Signals() as signals:
-                result = evaluate.compare(chosen, device, precision, signals.asked)
-    except evaluate.Interrupted:
-        run.say(f"asked to stop; what was answered is in {chosen.out or 'eval'}, and the same command goes on")
+            precision = precision_on(device, chosen.precision)
+            prepare(device, precision)
+            with Signals() as signals:
+                result = compare_models(chosen, device, precision, signals.asked)
+    except Interrupted:
+        say(f"asked to stop; what was answered is in {chosen.out or 'eval'}, and the same command goes on")
         return 0
     except torch.OutOfMemoryError as error:
-        run.say(f"eval.py: error: out of memory; lower batch, budget or the number of shots ({error})")
+        say(f"eval.py: error: out of memory; lower batch, budget or the number of shots ({error})")
         return 2
     except (ValueError, OSError) as error:
-        run.say(f"eval.py: error: {error}")
+        say(f"eval.py: error: {error}")
         return 2
     if distributed.is_main():
         print(headline.table(result))

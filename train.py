@@ -18,32 +18,36 @@ import torch
 import data
 from grpo import distributed
 from grpo.config import Config, parse_args
-from grpo.doctor import diagnose as doctor
+from grpo.doctor import diagnose
 from grpo.doctor.watch import Watch
-from grpo.evaluation import compare as evaluate
 from grpo.evaluation import headline, protocol
+from grpo.evaluation.compare import check_planned, compare_models, evaluate, problems_of
+from grpo.evaluation.transcribe import Interrupted
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
 from grpo.policy import Reference, load_policy, load_shapes, model_directory, save_model
 from grpo.report import write_report
 from grpo.rollout import Collector, measure, write_transcripts
-from grpo.run import directory as run
-from grpo.run.machine import device_memory, peak_bytes
+from grpo.run.directory import claim, is_trained, keep_smaller, open_directory, sole_user, take_evaluation
+from grpo.run.log import Clock, Log, say
+from grpo.run.machine import device_memory, peak_bytes, prepare, resolve
+from grpo.run.signals import Signals
+from grpo.run.state import State, Stopped, due, restore_state, save_state, why_stop
 from grpo.sampler import Sampler
 from grpo.update import Learner
 from rewards.runner import RewardRunner
 
 
-def train(config: Config, directory: Path, device: torch.device, signals: run.Signals) -> None:
+def train(config: Config, directory: Path, device: torch.device, signals: Signals) -> None:
     """Take all steps that are left, then write `final/`.
 
     Raises:
-        run.Stopped: on a signal, or when gradients stay not finite; the state is saved.
+        Stopped: on a signal, or when gradients stay not finite; the state is saved.
         ValueError: an option is wrong, or a step does not fit into memory.
     """
     problems = data.load(config.data, "train", path=config.data_path, num_shots=config.num_shots, seed=config.seed)
     free = min(distributed.gather_objects(device_memory(device)[0]))
-    config = distributed.on_main(lambda: doctor.fit(config, problems, device, free))
+    config = distributed.on_main(lambda: diagnose.fit(config, problems, device, free))
     policy, tokenizer = load_policy(
         config.model,
         revision=config.revision,
@@ -60,14 +64,14 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
         collector = Collector(config, problems, sampler, rewards)
         if reference:
             reference.remember(collector.trunk_ids)  # exemplars, once for all steps
-        evaluate.check(config, tokenizer)
-        distributed.on_main(lambda: doctor.warn(config, policy.model, tokenizer, device))
-        state, watch = run.restore(directory, learner), Watch(config)
-        run.claim(directory, config, device)
-        with run.Log(directory, config, state.step) as log:
+        check_planned(config, tokenizer)
+        distributed.on_main(lambda: diagnose.warn(config, policy.model, tokenizer, device))
+        state, watch = restore_state(directory, learner), Watch(config)
+        claim(directory, config, device)
+        with Log(directory, config, state.step) as log:
             while state.step < config.num_steps:
                 step = state.step + 1
-                sums, clock = Sums(), run.Clock(log.display.phase)
+                sums, clock = Sums(), Clock(log.display.phase)
                 with clock("rollout"):
                     sampler.refresh(policy)
                     drawn = collector.sample(step)
@@ -75,13 +79,13 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
                     rollout = collector.reward(drawn)
                 with clock("learn"):
                     finite = learner.learn(rollout.batch, step, sums)
-                    config = run.keep_smaller(directory, config, learner, log.display)
+                    config = keep_smaller(directory, config, learner.max_tokens, log.display)
 
                 state = state.after(step, finite)
                 measure(rollout, config.rewards, sums)
                 write_transcripts(directory / "rollouts" / f"step_{step:06d}.jsonl", rollout, config.rewards, tokenizer)
                 metrics = sums.reduce() | clock.seconds() | peak_bytes(device)
-                if run.due(step, config.eval_every):
+                if due(step, config.eval_every):
                     with clock("evaluate"):
                         sampler.refresh(policy)
                         state, measured = validate(config, sampler, state)
@@ -89,33 +93,33 @@ def train(config: Config, directory: Path, device: torch.device, signals: run.Si
                 log.write(step, metrics)
                 for trouble in watch.see(step, metrics, distributed.gather_objects(rewards.first_errors)):
                     log.display.say(trouble)
-                stop = run.why_stop(state, signals)
+                stop = why_stop(state, signals)
                 best = config.checkpoint_every > 0 and state.best_step == step
-                if stop or best or step == config.num_steps or run.due(step, config.checkpoint_every):
-                    run.save(directory, learner, state, config.keep_checkpoints)
+                if stop or best or step == config.num_steps or due(step, config.checkpoint_every):
+                    save_state(directory, learner, state, config.keep_checkpoints)
                 if stop:
-                    raise run.Stopped(*stop)
+                    raise Stopped(*stop)
     distributed.on_main(lambda: save_model(policy, tokenizer, directory / "final"))
 
 
-def validate(config: Config, sampler: Sampler, state: run.State) -> tuple[run.State, dict[str, float]]:
+def validate(config: Config, sampler: Sampler, state: State) -> tuple[State, dict[str, float]]:
     """Evaluate on validation; returns the state, which remembers the best step, and the `eval/...` metrics."""
     options = protocol.validation_options(config)
-    cell = evaluate.evaluate(sampler, evaluate.problems_of(options, config.num_shots), options)
+    cell = evaluate(sampler, problems_of(options, config.num_shots), options)
     if cell["accuracy"] > state.best_accuracy:
         state = replace(state, best_step=state.step, best_accuracy=cell["accuracy"])
     numbers = {name: value for name, value in cell.items() if isinstance(value, int | float) and name != "shots"}
     return state, {f"eval/{name}": value for name, value in numbers.items()}
 
 
-def compare(config: Config, directory: Path, device: torch.device, signals: run.Signals) -> None:
+def compare(config: Config, directory: Path, device: torch.device, signals: Signals) -> None:
     """Evaluate the base model and `final/` on test, unless that was done before, and print them side by side."""
     result = directory / "eval" / "eval.json"
     options = protocol.options_of(config, result.parent)
     if not distributed.on_main(lambda: protocol.is_evaluated(options)):
         beside = replace(options, out=str(directory / "eval.new"))  # one by other options stays until this one is done
-        evaluate.compare(beside, device, config.precision, signals.asked, instead=True, kernels=bool(config.compile))
-        run.take_evaluation(directory)
+        compare_models(beside, device, config.precision, signals.asked, instead=True, kernels=bool(config.compile))
+        take_evaluation(directory)
     if distributed.is_main():
         print(headline.table(json.loads(result.read_text())))
         print(f"transcripts: {result.parent}")
@@ -128,14 +132,14 @@ def report(directory: Path) -> None:
         drawn = page.exists() and page.stat().st_mtime >= lines.stat().st_mtime
         print(f"report: {page if drawn else write_report([directory])}")
     except Exception as error:
-        run.say(f"warning: {directory} has no report.html ({type(error).__name__}: {error}); try python -m grpo.report")
+        say(f"warning: {directory} has no report.html ({type(error).__name__}: {error}); try python -m grpo.report")
 
 
 def check(config: Config, device: torch.device) -> int:
     """Say what is wrong with the recipe, from its data, tokenizer and sizes; returns 1 if something surely is."""
-    config = run.resolve(config, device)
+    config = resolve(config, device)
     report, code = distributed.on_main(
-        lambda: doctor.check(config, *load_shapes(config.model, config.revision), device)
+        lambda: diagnose.check(config, *load_shapes(config.model, config.revision), device)
     )
     if distributed.is_main():
         print(report)
@@ -151,29 +155,29 @@ def main(argv: list[str]) -> int:
             code = check(config, device)
             distributed.shutdown()
             return code
-        with run.Signals() as signals:
-            config, directory = run.open_directory(config, device)
-            run.prepare(device, config.precision)
+        with Signals() as signals:
+            config, directory = open_directory(config, device)
+            prepare(device, config.precision)
             if distributed.is_main():
                 print(f"base model: {model_directory(config.model)}", flush=True)
-            with run.sole_user(directory):
-                if not run.is_trained(directory, config):
+            with sole_user(directory):
+                if not is_trained(directory, config):
                     train(config, directory, device, signals)
                 if config.final_eval:
                     compare(config, directory, device, signals)
                 if distributed.is_main():
                     report(directory)
-    except run.Stopped as reason:
-        run.say(reason)
+    except Stopped as reason:
+        say(reason)
         code = reason.code
-    except evaluate.Interrupted:
-        run.say("asked to stop; the model is saved, evaluate it with --resume auto")
+    except Interrupted:
+        say("asked to stop; the model is saved, evaluate it with --resume auto")
     except torch.OutOfMemoryError as error:
         options = "prompts_per_step, group_size, max_new_tokens or eval_batch"
-        run.say(f"train.py: error: out of memory where no smaller micro-batch helps; lower {options} ({error})")
+        say(f"train.py: error: out of memory where no smaller micro-batch helps; lower {options} ({error})")
         return 2
     except (ValueError, OSError) as error:
-        run.say(f"train.py: error: {error}")
+        say(f"train.py: error: {error}")
         return 2
     distributed.shutdown()
     return code

@@ -16,14 +16,15 @@ from bench.work import Sampled, Work
 from data.problem import Problem
 from grpo import distributed
 from grpo.config import Config, from_yaml
-from grpo.doctor import diagnose as doctor
-from grpo.doctor.memory import measured
+from grpo.dataloader import draw_prompts
+from grpo.doctor import diagnose
+from grpo.doctor.speed import measured
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
 from grpo.policy import Policy, Reference, load_policy, load_shapes
-from grpo.rollout import Collector, draw_prompts
-from grpo.run import directory as run
-from grpo.run.machine import device_memory, peak_bytes
+from grpo.rollout import Collector
+from grpo.run.log import Clock
+from grpo.run.machine import device_memory, peak_bytes, prepare, resolve
 from grpo.sampler import Sampler
 from grpo.tree import shared_prefix
 from grpo.update import Learner
@@ -93,10 +94,10 @@ def ours(work: dict) -> dict:
     """
     asked = Work(**work)
     device = distributed.init(asked.device)
-    config = run.resolve(config_of(asked), device)
-    run.prepare(device, config.precision)
+    config = resolve(config_of(asked), device)
+    prepare(device, config.precision)
     problems = problems_of(asked)
-    config = doctor.fit(config, problems, device, device_memory(device)[0])
+    config = diagnose.fit(config, problems, device, device_memory(device)[0])
     policy, tokenizer = load_policy(
         config.model,
         device=device,
@@ -114,7 +115,7 @@ def ours(work: dict) -> dict:
         collector = Collector(config, problems, sampler, runner)
         reference.remember(collector.trunk_ids)
         for step in range(1, asked.warmup + asked.steps + 1):
-            sums, clock = Sums(), run.Clock()
+            sums, clock = Sums(), Clock()
             with clock("rollout"):
                 sampler.refresh(policy)
                 drawn = collector.sample(step)

@@ -22,10 +22,10 @@ from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
 from bench.process import machine, versions
 from bench.work import Sampled, at_least, check_out
 from grpo import distributed, options
+from grpo.dataloader import encode_prompts
 from grpo.files import write_whole
 from grpo.policy import load_policy
-from grpo.rollout import encode_prompts
-from grpo.run import directory as run
+from grpo.run.machine import prepare
 from grpo.sampler import Sampler
 
 COLUMNS = ("one_in", "in_flight", "tokens_sampled", "padded", "rollout_s", "ms_per_token")
@@ -71,7 +71,7 @@ def measure(asked: Stopping) -> list[dict]:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     device = distributed.init(asked.device)
-    run.prepare(device, asked.dtype)
+    prepare(device, asked.dtype)
     policy, tokenizer = load_policy(asked.model, device=device, precision=asked.dtype)
     problems = problems_of_step(asked, problems_of(asked), 1)
     encoded = encode_prompts(problems, tokenizer, chat=False, max_prompt_tokens=LONGEST_PROMPT)

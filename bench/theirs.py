@@ -21,8 +21,8 @@ from bench.ours import KL_COEF, LEARNING_RATE, LONGEST_PROMPT, REWARDS, now, pro
 from bench.work import Work
 from data.problem import Problem
 from grpo import distributed
+from grpo.dataloader import encode_prompts
 from grpo.policy import model_directory
-from grpo.rollout import encode_prompts
 
 
 def trl(work: dict, batch: int, checkpointing: bool = False) -> dict:

@@ -11,7 +11,8 @@ from typing import Literal
 from data.prompts import STOP, completion_prompt
 from grpo import distributed, options
 from grpo.policy import load_policy
-from grpo.run import directory as run
+from grpo.run.log import say
+from grpo.run.machine import precision_on, prepare
 from grpo.sampler import Sampler
 
 
@@ -58,8 +59,8 @@ def main(argv: list[str]) -> int:
     chosen = options.parse(SampleOptions, argv, "grpo.sample")
     try:
         device = distributed.init(chosen.device)
-        precision = run.precision_on(device, chosen.precision)
-        run.prepare(device, precision)
+        precision = precision_on(device, chosen.precision)
+        prepare(device, precision)
         if chosen.question is not None:
             text, stop = completion_prompt(chosen.question), STOP
         else:
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> int:
             stop=stop,
         )
     except (ValueError, OSError) as error:
-        run.say(f"grpo.sample: error: {error}")
+        say(f"grpo.sample: error: {error}")
         return 2
     for completion, finished in zip(completions.texts, completions.finished.tolist(), strict=True):
         print(completion)

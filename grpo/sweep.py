@@ -20,13 +20,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy import stats
 
 from grpo import options
 from grpo.config import Config, check_resumable, from_yaml, parse_args
 from grpo.evaluation.protocol import is_evaluated, options_of
 from grpo.files import write_whole
+from grpo.report import heat_map
 
 OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
 """Options of a run that the sweep sets."""
@@ -204,38 +204,6 @@ def as_text(table: list[dict]) -> str:
             f"{row['low']:.3f} .. {row['high']:.3f} ({row['interval']})"
         )
     return "\n".join(lines)
-
-
-def heat_map(table: list[dict], path: Path) -> None:
-    """Accuracy in percent, training setting x shots of the evaluation; below, one row for the untuned model if it is
-    the same for every setting."""
-    shots = sorted({row["eval_shots"] for row in table})
-    cells = {(row["model"], row["train"], row["eval_shots"]): row for row in table}
-    settings = list(dict.fromkeys(row["train"] for row in table))
-    rows = [("tuned", setting, setting) for setting in settings]
-    base = [[cells["base", setting, n]["accuracy"] for n in shots] for setting in settings]
-    if all(row == base[0] for row in base):
-        rows.append(("base", settings[0], "untuned"))
-    else:
-        rows += [("base", setting, f"untuned, {setting}") for setting in settings]
-    accuracy = np.array([[100 * cells[model, setting, n]["accuracy"] for n in shots] for model, setting, _ in rows])
-    figure = Figure(figsize=(2.5 + 1.5 * len(shots), 1.6 + 0.7 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(accuracy, cmap="viridis", aspect="auto")
-    middle = (accuracy.min() + accuracy.max()) / 2
-    for (i, j), value in np.ndenumerate(accuracy):
-        row = cells[rows[i][0], rows[i][1], shots[j]]
-        text = f"{value:.1f}\n[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if value < middle else "black")
-    axes.set_xticks(range(len(shots)), shots)
-    axes.set_yticks(range(len(rows)), [label for *_, label in rows])
-    axes.set_xlabel("worked examples in the evaluation's prompt")
-    axes.set_ylabel("trained with")
-    kinds = ", ".join(sorted({row["interval"] for row in table}))
-    problems = ", ".join(str(n) for n in sorted({row["n"] for row in table}))
-    axes.set_title(f"accuracy in %, {problems} problems [{kinds}]", fontsize=9)
-    figure.colorbar(image, ax=axes)
-    figure.savefig(path, dpi=150)
 
 
 def write(directory: Path, cells: list[Cell], done: list[tuple[Cell, dict]], failed: dict[str, str]) -> list[dict]:

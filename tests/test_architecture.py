@@ -3,28 +3,48 @@
 import ast
 import re
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
-FLOORS = {  # a module imports from lower floors, and from those before it on its own
-    0: "files options config batch distributed version machine",
-    1: "advantages losses kl corrections objective weighting draw",
-    2: "tree compiled onednn decode fused_logprobs logprobs attention_flex attention_parts attention lean float64 "
-    "model reference cache narrow decoder_fused stops rows generate checkpoint metrics",
-    3: "headline curves statistics graders grading protocol transcripts probes rollout microbatch update compare "
-    "facts memory check_data check_algorithm diagnose watch signals directory sample pretrain page sweep",
+# One line of layers: a file imports from layers above its own in this list, and within its own without a circle.
+LAYERS = {
+    "words": "options config files batch distributed metrics",
+    "algorithm": "advantages losses kl corrections objective weighting",
+    "tree": "tree",
+    "kernels": "kernels/",
+    "logprobs": "logprobs",
+    "policy": "policy/",
+    "sampler": "sampler/",
+    "phases": "dataloader rollout microbatch update",
+    "run": "run/",
+    "evaluation": "evaluation/",
+    "doctor": "doctor/",
+    "report": "report/",
+    "commands": "sample sweep pretrain",
 }
-ORDER = [name for floor in FLOORS.values() for name in floor.split()]
-MATH = FLOORS[1].split()
+ALLOWED = {"kernels": {"kernels"}, "run": {"words", "kernels", "run"}}
+"""Layers that stand on fewer than all above them."""
+FACES = ("policy", "sampler", "report")
+"""Folders of which other layers, from the phases on, import what `__init__.py` hands on and nothing else."""
+MATH = [*LAYERS["algorithm"].split(), "sampler/draw"]
 
 PLACES = (".", "grpo", "grpo/*", "rewards", "data")
 PATHS = sorted(path for place in PLACES for path in ROOT.glob(f"{place}/*.py"))
 SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in PATHS}
-FILES = {Path(file).stem: file for file in SOURCES if file.startswith("grpo/") and "__" not in file}
+MODULES = [file.removeprefix("grpo/").removesuffix(".py") for file in SOURCES if file.startswith("grpo/")]
+MODULES.remove("__init__")
 every_source = pytest.mark.parametrize("file", SOURCES)
+
+
+def layer_of(module):
+    """The layer of `tree` or `policy/model`."""
+    (layer,) = [layer for layer, places in LAYERS.items() if {module, module.split("/")[0] + "/"} & {*places.split()}]
+    return layer
 
 
 def imports(file):
@@ -35,27 +55,45 @@ def imports(file):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
-            whole = (ROOT / node.module.replace(".", "/")).is_dir()
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if whole else {node.module}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in names if name.removeprefix("grpo.").replace(".", "/") in MODULES}
+            found |= modules or {node.module}
     return found
+
+
+def ours(module):
+    """The modules of `grpo` that a module imports; a folder stands for its face."""
+    names = {name.removeprefix("grpo.").replace(".", "/") for name in imports(f"grpo/{module}.py") if "grpo." in name}
+    return {name if name in MODULES else f"{name}/__init__" for name in names}
 
 
 def packages(file):
     return {name.split(".")[0] for name in imports(file)}
 
 
-def test_every_module_has_its_place():
-    assert sorted(FILES) == sorted(ORDER)
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_the_layers_above_its_own_in_the_list(module):
+    layer, order = layer_of(module), list(LAYERS)
+    allowed = ALLOWED.get(layer, set(order[: order.index(layer) + 1]))
+    used = {name: layer_of(name) for name in ours(module)}
+    assert set(used.values()) <= allowed, used
+    if order.index(layer) >= order.index("phases"):
+        behind = {name for name, of in used.items() if of in FACES and of != layer and not name.endswith("__init__")}
+        assert not behind, f"{module} reaches behind a face"
+    if module in MATH:
+        third_party = packages(f"grpo/{module}.py") - sys.stdlib_module_names
+        assert not used and third_party == {"torch"}
 
 
-@pytest.mark.parametrize("place", range(len(ORDER)), ids=ORDER)
-def test_a_module_imports_from_below_only(place):
-    file = FILES[ORDER[place]]
-    ours = {part for name in imports(file) if name.startswith("grpo.") for part in name.split(".")} & set(ORDER)
-    assert ours <= set(ORDER[:place])
-    if ORDER[place] in MATH:
-        third_party = packages(file) - sys.stdlib_module_names
-        assert not ours and third_party == {"torch"}
+def test_no_import_goes_in_a_circle():
+    faces = {module for module in MODULES if module.endswith("__init__")}
+    above = {module: ours(module) - faces for module in MODULES if module not in faces}
+    list(TopologicalSorter(above).static_order())
+
+
+def test_a_folder_holds_what_one_can_look_over():
+    folders = Counter(str(Path(file).parent) for file in SOURCES)
+    assert len(folders) > 10 and max(folders.values()) <= 24, folders
 
 
 @every_source
@@ -63,7 +101,9 @@ def test_libraries_stay_where_they_belong(file):
     used = packages(file)
     assert not used & {"trl", "vllm", "ray", "deepspeed", "accelerate", "bench"}
     if "transformers" in used:
-        assert file in {FILES[name] for name in ("model", "attention", "stops", "generate", "pretrain")}
+        assert file.startswith(("grpo/policy/", "grpo/sampler/", "grpo/pretrain.py"))
+    if "matplotlib" in used:
+        assert file == "grpo/report/curves.py"
     if "datasets" in used:
         assert file.startswith("data/")
     if file.startswith(("rewards/", "data/")):
@@ -81,7 +121,7 @@ def test_files_and_functions_keep_their_budget(file):
 
 @pytest.mark.parametrize("name", MATH)
 def test_every_public_function_of_the_math_says_what_goes_in_and_out(name):
-    body = ast.parse(SOURCES[FILES[name]]).body
+    body = ast.parse(SOURCES[f"grpo/{name}.py"]).body
     classes = {node.name for node in body if isinstance(node, ast.ClassDef) and ast.get_docstring(node)}
     public = [node for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
     assert public

@@ -15,14 +15,13 @@ from grpo.doctor.memory import (
     exact,
     kept,
     least,
-    measured,
     memory,
     peak,
     room,
-    seconds,
     tokens,
     updates_per_step,
 )
+from grpo.doctor.speed import measured, seconds
 from grpo.kernels import decode
 from grpo.sampler import Sampler
 from grpo.sampler.cache import DecodeAttention

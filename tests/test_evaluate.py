@@ -9,9 +9,9 @@ import torch
 
 import data
 from grpo.config import Config
-from grpo.evaluation import compare as evaluate
-from grpo.evaluation.compare import Interrupted, check, problems_of, transcribe
+from grpo.evaluation.compare import check, compare_models, problems_of
 from grpo.evaluation.protocol import EvalOptions, is_evaluated, options_of, validation_options
+from grpo.evaluation.transcribe import Interrupted, transcribe
 from grpo.options import write_yaml
 from grpo.policy import Policy
 from grpo.sampler import Sampler
@@ -118,7 +118,7 @@ def test_nothing_to_evaluate_is_an_error(place):
 def test_compare_writes_cells_of_base_and_tuned_and_every_transcript(place):
     out = place / "compared"
     wanted = options(place, tuned=str(place / "other"), out=str(out))
-    result = evaluate.compare(wanted, torch.device("cpu"), "fp32")
+    result = compare_models(wanted, torch.device("cpu"), "fp32")
     assert json.loads((out / "eval.json").read_text()) == json.loads(json.dumps(result))
     cells = result["cells"]
     assert [(cell["model"], cell["stop"]) for cell in cells] == [
@@ -132,7 +132,7 @@ def test_compare_writes_cells_of_base_and_tuned_and_every_transcript(place):
         (cell,) = [cell for cell in cells if (cell["model"], cell["stop"]) == (name, "stop_string")]
         assert cell["n"] == 9 and cell["correct"] <= right
     with pytest.raises(ValueError, match="holds an evaluation already"):
-        evaluate.compare(wanted, torch.device("cpu"), "fp32")
+        compare_models(wanted, torch.device("cpu"), "fp32")
 
 
 def test_the_evaluation_of_a_run_is_of_its_own_prompts_and_graders():

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.evaluation import compare as evaluate
-from grpo.evaluation import grading, statistics
+from grpo.evaluation import compare, grading, statistics
 from grpo.evaluation.compare import EvalOptions
 from grpo.evaluation.graders import GRADERS
 from grpo.evaluation.statistics import mcnemar, mean_interval, wilson
@@ -345,12 +344,12 @@ def test_grading_again_gives_the_same_eval_json(tmp_path, monkeypatch, samples):
         ("tuned", 2): [RIGHT, " 20", RIGHT, " 18"],
     }
     answers = iter(texts.values())  # both numbers of shots of base, then those of tuned
-    monkeypatch.setattr(evaluate, "load_policy", lambda *_, **__: (None, None))
-    monkeypatch.setattr(evaluate, "Sampler", lambda *_, **__: None)
-    monkeypatch.setattr(evaluate, "load_shapes", lambda *_: (None, None))
-    monkeypatch.setattr(evaluate, "prepare", lambda options, _: dict.fromkeys(options.shots))
+    monkeypatch.setattr(compare, "load_policy", lambda *_, **__: (None, None))
+    monkeypatch.setattr(compare, "Sampler", lambda *_, **__: None)
+    monkeypatch.setattr(compare, "load_shapes", lambda *_: (None, None))
+    monkeypatch.setattr(compare, "prepare", lambda options, _: dict.fromkeys(options.shots))
     monkeypatch.setattr(
-        evaluate,
+        compare,
         "transcribe",
         lambda *_: [
             {name: value for name, value in one.items() if name not in ("model", "shots")}
@@ -361,14 +360,14 @@ def test_grading_again_gives_the_same_eval_json(tmp_path, monkeypatch, samples):
     options = EvalOptions(
         model="base", tuned="tuned", shots=(16, 2), format="marker", samples=samples, temperature=1.0, out=str(tmp_path)
     )
-    first = evaluate.compare(options, torch.device("cpu"), "fp32")
+    first = compare.compare_models(options, torch.device("cpu"), "fp32")
     written = (tmp_path / "eval.json").read_bytes()
     assert json.loads(written) == first
     assert by_key(first["cells"])["tuned", 16, "eos", "last_number"]["correct"] == 4
     again = EvalOptions(regrade=str(tmp_path), format="marker")
-    assert evaluate.regrade(again) == first
+    assert compare.regrade(again) == first
     assert (tmp_path / "eval.json").read_bytes() == written
-    few = evaluate.regrade(replace(again, graders=("published",), out=str(tmp_path / "few")))
+    few = compare.regrade(replace(again, graders=("published",), out=str(tmp_path / "few")))
     assert few["cells"] == [cell for cell in first["cells"] if cell["grader"] == "published"]
     assert (tmp_path / "eval.json").read_bytes() == written
 
@@ -376,5 +375,5 @@ def test_grading_again_gives_the_same_eval_json(tmp_path, monkeypatch, samples):
 def test_grading_again_says_nothing_of_run_on_text_that_was_not_written(tmp_path):
     rows = [one | {"stop_early": True} for one in rows_of([RIGHT, " 20"], ended="stop")]
     (tmp_path / "base_0shots.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    result = evaluate.regrade(EvalOptions(regrade=str(tmp_path), format="marker"))
+    result = compare.regrade(EvalOptions(regrade=str(tmp_path), format="marker"))
     assert {cell["stop"] for cell in result["cells"]} == {"stop_string"}

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from grpo import distributed
-from grpo.metrics import METRIC_NAMES, Display, MetricsWriter, Sums, metric_names, step_line
+from grpo.metrics import METRIC_NAMES, Sums, metric_names
+from grpo.run.log import Display, MetricsWriter, step_line
 from tests.test_distributed import run_ranks
 
 REWARDS = ("gsm8k.format", "gsm8k.correctness")

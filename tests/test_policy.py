@@ -26,7 +26,7 @@ from grpo.policy import (
 )
 from grpo.policy import model as policy_module
 from grpo.policy.float64 import keep_float64
-from grpo.policy.model import refuse_if_different
+from grpo.policy.load import refuse_if_different
 from grpo.tree import pack
 from tests.models import (
     FAMILIES,

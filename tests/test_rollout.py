@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from data.problem import Problem
 from grpo.advantages import ADVANTAGES, combine
 from grpo.config import Config
+from grpo.dataloader import draw_prompts, encode_prompts, render, stop_strings
 from grpo.metrics import Sums
 from grpo.policy import Policy
-from grpo.rollout import Collector, draw_prompts, encode_prompts, measure, render, stop_strings, write_transcripts
+from grpo.rollout import Collector, measure, write_transcripts
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 from rewards.runner import RewardRunner

@@ -15,10 +15,13 @@ from rich.console import Console
 
 from grpo import distributed
 from grpo.config import Config, from_yaml, to_yaml
-from grpo.metrics import Display
 from grpo.policy import Policy
-from grpo.run import directory as run
-from grpo.run.directory import State
+from grpo.run import directory as directory_module
+from grpo.run import log, machine
+from grpo.run.directory import claim, is_trained, keep_smaller, open_directory
+from grpo.run.log import Clock, Display, say
+from grpo.run.machine import environment, precision_on, prepare, resolve
+from grpo.run.state import State, due, restore_state, save_state, why_stop
 from grpo.update import Learner
 from tests import runs
 
@@ -36,8 +39,8 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def opened(config: Config) -> tuple[Config, Path]:
     """As a run does it: open, then claim."""
-    config, directory = run.open_directory(config, CPU)
-    run.claim(directory, config, CPU)
+    config, directory = open_directory(config, CPU)
+    claim(directory, config, CPU)
     return config, directory
 
 
@@ -45,10 +48,10 @@ def opened(config: Config) -> tuple[Config, Path]:
 
 
 def test_opening_writes_nothing_and_claiming_does(tmp_path):
-    wanted, directory = run.open_directory(config(tmp_path), CPU)
+    wanted, directory = open_directory(config(tmp_path), CPU)
     assert directory == tmp_path / "r" and contents(directory) == {}
-    run.open_directory(config(tmp_path), CPU)  # an empty directory stands in nobody's way
-    run.claim(directory, wanted, CPU)
+    open_directory(config(tmp_path), CPU)  # an empty directory stands in nobody's way
+    claim(directory, wanted, CPU)
     assert sorted(contents(directory)) == ["config.yaml", "environment.json"]
     assert from_yaml(directory / "config.yaml") == wanted
 
@@ -57,12 +60,12 @@ def test_an_existing_run_is_refused_or_resumed(tmp_path):
     first, directory = opened(config(tmp_path))
     before = contents(directory)
     with pytest.raises(ValueError, match=r"run_name: .*/r exists already; continue it with --resume auto"):
-        run.open_directory(config(tmp_path), CPU)
+        open_directory(config(tmp_path), CPU)
     assert contents(directory) == before
-    again, same = run.open_directory(config(tmp_path, resume="auto", num_steps=9), CPU)
+    again, same = open_directory(config(tmp_path, resume="auto", num_steps=9), CPU)
     assert same == directory and again == replace(first, resume="auto", num_steps=9)
     with pytest.raises(ValueError, match="seed is 1, but the run to resume has 0"):
-        run.open_directory(config(tmp_path, resume="auto", seed=1), CPU)
+        open_directory(config(tmp_path, resume="auto", seed=1), CPU)
     assert contents(directory) == before
 
 
@@ -70,7 +73,7 @@ def test_somebody_s_directory_is_refused(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists already"):
-        run.open_directory(config(tmp_path), CPU)
+        open_directory(config(tmp_path), CPU)
 
 
 def test_a_resumed_run_keeps_what_its_autos_meant(tmp_path):
@@ -79,20 +82,20 @@ def test_a_resumed_run_keeps_what_its_autos_meant(tmp_path):
     (tmp_path / "r").mkdir()
     to_yaml(made, tmp_path / "r" / "config.yaml")
     wanted = config(tmp_path, precision="auto", max_tokens_per_microbatch="auto", resume="auto")
-    assert run.open_directory(wanted, CPU)[0] == replace(made, resume="auto")
+    assert open_directory(wanted, CPU)[0] == replace(made, resume="auto")
 
 
 @pytest.mark.parametrize("possible", [True, False])
 def test_auto_is_resolved_by_device(tmp_path, possible, monkeypatch):
-    monkeypatch.setattr(run, "can_compile", lambda: possible)
+    monkeypatch.setattr(machine, "can_compile", lambda: possible)
     auto = config(tmp_path, max_tokens_per_microbatch="auto")
-    on_cpu, on_gpu = run.resolve(auto, CPU), run.resolve(auto, torch.device("cuda", 1))
+    on_cpu, on_gpu = resolve(auto, CPU), resolve(auto, torch.device("cuda", 1))
     assert (on_cpu.device, on_cpu.precision, on_cpu.max_tokens_per_microbatch) == ("cpu", "fp32", 4096)
     assert (on_cpu.compile, on_gpu.compile) == (False, possible)
-    assert run.resolve(replace(auto, precision="fp32"), torch.device("cuda", 1)).compile is False
+    assert resolve(replace(auto, precision="fp32"), torch.device("cuda", 1)).compile is False
     assert (on_gpu.device, on_gpu.precision, on_gpu.max_tokens_per_microbatch) == ("cuda", "bf16", "auto")
     chosen = config(tmp_path, precision="fp16", compile=True, max_tokens_per_microbatch=7)
-    assert run.resolve(chosen, CPU) == replace(chosen, device="cpu")
+    assert resolve(chosen, CPU) == replace(chosen, device="cpu")
 
 
 def test_claiming_drops_the_results_of_an_earlier_end(tmp_path):
@@ -101,15 +104,15 @@ def test_claiming_drops_the_results_of_an_earlier_end(tmp_path):
     (directory / "eval").mkdir()
     for file in (directory / "final" / "config.json", directory / "eval" / "eval.json", directory / "report.html"):
         file.write_text("{}")
-    run.claim(directory, wanted, CPU)
+    claim(directory, wanted, CPU)
     assert sorted(contents(directory)) == ["config.yaml", "environment.json"]
 
 
 def test_every_start_stays_in_the_environment(tmp_path, monkeypatch):
     wanted, directory = opened(config(tmp_path))
     for threads in (2, 3):
-        monkeypatch.setattr(run, "environment", lambda device, threads=threads: {"threads": threads})
-        run.claim(directory, wanted, CPU)
+        monkeypatch.setattr(directory_module, "environment", lambda device, threads=threads: {"threads": threads})
+        claim(directory, wanted, CPU)
     recorded = json.loads((directory / "environment.json").read_text())
     assert recorded["threads"] == 3
     assert [start["threads"] for start in recorded["earlier"]] == [torch.get_num_threads(), 2]
@@ -120,11 +123,11 @@ def test_every_start_stays_in_the_environment(tmp_path, monkeypatch):
 def test_a_place_that_can_not_be_written_is_one_sentence(tmp_path, out_dir):
     (tmp_path / "a_file").write_text("")
     with pytest.raises(OSError, match=r"out_dir: .*/r can not be made \("):
-        run.open_directory(config(tmp_path / out_dir), CPU)
+        open_directory(config(tmp_path / out_dir), CPU)
 
 
 def test_the_environment_says_on_what_it_ran():
-    recorded = run.environment(CPU)
+    recorded = environment(CPU)
     assert set(recorded) == {
         *("commit", "python", "torch", "transformers", "numpy", "device", "threads", "processes", "command")
     }
@@ -136,15 +139,15 @@ def test_a_halved_micro_batch_is_written_for_the_continuation_and_said_once(tmp_
     wanted, directory = opened(config(tmp_path))
     made, out = learner(tmp_path), io.StringIO()
     display = Display(4, console=Console(file=out))
-    assert run.keep_smaller(directory, wanted, made, display) == wanted and out.getvalue() == ""
+    assert keep_smaller(directory, wanted, made.max_tokens, display) == wanted and out.getvalue() == ""
     made.max_tokens = 16
-    kept = run.keep_smaller(directory, wanted, made, display)
+    kept = keep_smaller(directory, wanted, made.max_tokens, display)
     assert kept == from_yaml(directory / "config.yaml") == replace(wanted, max_tokens_per_microbatch=16)
-    assert run.keep_smaller(directory, kept, made, display) == kept
+    assert keep_smaller(directory, kept, made.max_tokens, display) == kept
     (said,) = out.getvalue().splitlines()
     assert said.startswith("warning: out of memory in learning; ") and "16 instead of 64" in said
     resumed = config(tmp_path, resume="auto", max_tokens_per_microbatch="auto")
-    assert run.open_directory(resumed, CPU)[0] == replace(kept, resume="auto")
+    assert open_directory(resumed, CPU)[0] == replace(kept, resume="auto")
 
 
 # The state.
@@ -160,9 +163,9 @@ def test_the_state_is_saved_and_found_again(tmp_path):
     one.scaler.scale(torch.ones(()))  # it makes its state when it is first used
     one.scaler.update(3.0)
     state = State(step=2, skipped=1, best_step=2, best_accuracy=0.1 + 0.2)
-    assert run.restore(tmp_path, other) == State()
-    run.save(tmp_path, one, state, keep=2)
-    assert run.restore(tmp_path, other) == state
+    assert restore_state(tmp_path, other) == State()
+    save_state(tmp_path, one, state, keep=2)
+    assert restore_state(tmp_path, other) == state
     assert other.scaler.get_scale() == 3.0
     ours, theirs = one.policy.state_dict(), other.policy.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -171,22 +174,22 @@ def test_the_state_is_saved_and_found_again(tmp_path):
 def test_everything_in_the_state_survives(tmp_path):
     values = {"step": 7, "skipped": 2, "best_step": 5, "best_accuracy": 0.625}
     assert set(values) == {field.name for field in fields(State)}
-    run.save(tmp_path, learner(tmp_path), State(**values), keep=1)
-    assert run.restore(tmp_path, learner(tmp_path)) == State(**values)
+    save_state(tmp_path, learner(tmp_path), State(**values), keep=1)
+    assert restore_state(tmp_path, learner(tmp_path)) == State(**values)
 
 
 def test_a_run_is_done_when_its_last_step_and_its_model_are_there(tmp_path):
     wanted, directory = opened(config(tmp_path))
-    assert not run.is_trained(directory, wanted)
+    assert not is_trained(directory, wanted)
     (directory / "final").mkdir()
-    assert not run.is_trained(directory, wanted)
+    assert not is_trained(directory, wanted)
     for step in (3, 4, 1_000_000):
-        run.save(directory, learner(tmp_path), State(step=step), keep=9)
-        assert run.is_trained(directory, wanted) == (step >= 4)
-    assert run.is_trained(directory, replace(wanted, num_steps=1_000_000))
-    assert not run.is_trained(directory, replace(wanted, num_steps=1_000_001))
+        save_state(directory, learner(tmp_path), State(step=step), keep=9)
+        assert is_trained(directory, wanted) == (step >= 4)
+    assert is_trained(directory, replace(wanted, num_steps=1_000_000))
+    assert not is_trained(directory, replace(wanted, num_steps=1_000_001))
     (directory / "final").rmdir()
-    assert not run.is_trained(directory, wanted)
+    assert not is_trained(directory, wanted)
 
 
 def test_steps_without_a_finite_gradient_are_counted_in_a_row():
@@ -204,16 +207,16 @@ class Asked:
 
 
 def test_why_a_run_stops():
-    assert run.why_stop(State(step=1, skipped=2), Asked(False)) is None
-    asked = run.why_stop(State(step=7), Asked(True))
+    assert why_stop(State(step=1, skipped=2), Asked(False)) is None
+    asked = why_stop(State(step=7), Asked(True))
     assert asked == ("asked to stop; saved after step 7, go on with --resume auto", 0)
-    spoilt = run.why_stop(State(step=7, skipped=3), Asked(False))
+    spoilt = why_stop(State(step=7, skipped=3), Asked(False))
     assert "not finite in 3 steps in a row" in spoilt[0] and spoilt[1] == 1
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (7, [])])
 def test_what_is_due(every, steps):
-    assert [step for step in range(1, 7) if run.due(step, every)] == steps
+    assert [step for step in range(1, 7) if due(step, every)] == steps
 
 
 # Time, memory, settings, ranks.
@@ -221,9 +224,9 @@ def test_what_is_due(every, steps):
 
 def test_the_clock_adds_up(monkeypatch):
     now = iter([10.0, 10.0, 11.5, 12.0, 12.5, 15.0])
-    monkeypatch.setattr(run.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
     shown = []
-    clock = run.Clock(shown.append)
+    clock = Clock(shown.append)
     for phase in ("rollout", "reward"):
         with clock(phase):
             assert shown[-1] == phase
@@ -231,20 +234,23 @@ def test_the_clock_adds_up(monkeypatch):
 
 
 def test_settings_of_the_process():
-    run.prepare(CPU, "fp32")
+    prepare(CPU, "fp32")
     assert torch.get_default_dtype() == torch.float32 and torch.are_deterministic_algorithms_enabled()
     assert not torch.utils.deterministic.fill_uninitialized_memory
-    run.prepare(CPU, "fp64")
+    prepare(CPU, "fp64")
     assert torch.get_default_dtype() == torch.float64
-    assert run.precision_on(CPU, "auto") == "fp32" and run.precision_on(torch.device("cuda"), "auto") == "bf16"
-    assert run.precision_on(CPU, "bf16") == "bf16"
+    assert precision_on(CPU, "auto") == "fp32" and precision_on(torch.device("cuda"), "auto") == "bf16"
+    assert precision_on(CPU, "bf16") == "bf16"
 
 
 FREED_AND_TAKEN_AGAIN = """
 from resource import RUSAGE_SELF, getrusage
 import torch
-from grpo.run import directory as run
-run.prepare(torch.device("cpu"), "fp32")
+from grpo.run.log import Clock, say
+from grpo.run.directory import claim, is_trained, keep_smaller, open_directory
+from grpo.run.state import due, restore_state, save_state, why_stop
+from grpo.run.machine import environment, precision_on, prepare, resolve
+prepare(torch.device("cpu"), "fp32")
 for _ in range(2):
     before = getrusage(RUSAGE_SELF).ru_minflt
     tensors = [torch.ones(1_000_000) for _ in range(100)]
@@ -278,7 +284,7 @@ def _on_main(out: Path) -> None:
             distributed.on_main(fail)
         except (ValueError, OSError) as caught:
             said.append(f"{type(caught).__name__}: {caught}")
-    run.say("the end")
+    say("the end")
     Path(f"{out}_{rank}.json").write_text(json.dumps(said))
     distributed.shutdown()
     os._exit(0)

@@ -202,7 +202,7 @@ def test_checkpoints_are_pruned_and_the_best_is_kept(place, monkeypatch):
     def evaluated(*_):
         return {"accuracy": next(accuracies), "n": 1}
 
-    monkeypatch.setattr(train.evaluate, "evaluate", evaluated)
+    monkeypatch.setattr(train, "evaluate", evaluated)
     options = {"num_steps": 6, "checkpoint_every": 2, "keep_checkpoints": 2}
     assert train.main(argv(place, "best", **options, eval_every=3)) == 0
     assert kept(place / "best") == ["step_000004", "step_000006"]
@@ -225,7 +225,7 @@ def test_validation_is_of_the_weights_that_the_step_has_left(place, monkeypatch)
 
     seen, load = [], train.load_policy
     monkeypatch.setattr(train, "load_policy", lambda *a, **k: seen.append((made := load(*a, **k))[0]) or made)
-    monkeypatch.setattr(train.evaluate, "evaluate", evaluated)
+    monkeypatch.setattr(train, "evaluate", evaluated)
     assert train.main(argv(place, "validated", precision="bf16", num_steps=2, eval_every=1, learning_rate=0.1)) == 0
     assert len(off) == 2 and max(off) < 2**-8  # rounded
 
@@ -251,13 +251,13 @@ KILLS = {
     "in a micro-batch": ("grpo.update:Learner._loss", 25),
     "between minibatches": ("grpo.update:Learner._step", 14),
     "writing transcripts": ("train:write_transcripts", 4),
-    "writing metrics": ("grpo.metrics:MetricsWriter.write", 5),
-    "evaluating": ("grpo.evaluation.compare:evaluate", 1),
+    "writing metrics": ("grpo.run.log:MetricsWriter.write", 5),
+    "evaluating": ("train:evaluate", 1),
     "before the checkpoint": ("grpo.run.checkpoint:save", 2),
     "inside the checkpoint": ("torch:save", 2),
     "after the checkpoint": ("grpo.run.checkpoint:prune", 2),
     "after the last step": ("train:save_model", 1),
-    "in the final evaluation": ("grpo.evaluation.compare:compare", 1),
+    "in the final evaluation": ("train:compare_models", 1),
 }
 
 
@@ -329,7 +329,7 @@ def test_a_finished_run_prints_its_result_again_without_work(finished, place, ca
     with pytest.MonkeyPatch.context() as patch:
         for name in ("train", "load_policy", "Sampler"):
             patch.setattr(train, name, None)
-        patch.setattr(train.evaluate, "compare", None)
+        patch.setattr(train, "compare_models", None)
         patch.setattr(train, "report", REPORT)
         assert train.main(argv(place, "finished", **OPTIONS, resume="auto")) == 0
     result = [line for line in out.splitlines() if not line.startswith(("step ", "trouble"))]
@@ -669,7 +669,7 @@ def _small_files(size: int) -> None:
 
 FULL = {
     "transcripts": ("train:write_transcripts", 2, 400),
-    "metrics": ("grpo.metrics:MetricsWriter.write", 4, 2000),
+    "metrics": ("grpo.run.log:MetricsWriter.write", 4, 2000),
     "checkpoint": ("grpo.run.checkpoint:save", 1, 10_000),
     "final": ("train:save_model", 1, 10_000),
 }

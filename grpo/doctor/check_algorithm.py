@@ -7,7 +7,7 @@ whether a value is the best one, and what can not be (`config.py` refuses it).
 from collections.abc import Iterator
 
 from grpo.config import Config
-from grpo.doctor import memory as estimate
+from grpo.doctor import memory
 from grpo.doctor.facts import Facts, Finding
 
 
@@ -32,11 +32,11 @@ def group(c: Config, facts: Facts) -> Iterator[Finding]:
 
 def clipping(c: Config, facts: Facts) -> Iterator[Finding]:
     """Bounds that never act, or always."""
-    several = estimate.updates_per_step(c) > 1
+    several = memory.updates_per_step(c) > 1
     if c.loss == "reinforce" and several:
         yield Finding(
             "warning",
-            f"loss reinforce makes {estimate.updates_per_step(c)} updates of each step's completions",
+            f"loss reinforce makes {memory.updates_per_step(c)} updates of each step's completions",
             "It has no ratio: from the second update on, its gradient is that of another policy than the current one.",
             "One update per step (num_epochs 1, minibatch_size 0), or loss grpo.",
         )
@@ -85,7 +85,7 @@ def loss_and_weighting(c: Config, facts: Facts) -> Iterator[Finding]:
             "Half of Dr. GRPO: a long wrong answer is still punished less per token.",
             "weighting constant_length.",
         )
-    if c.loss == "cispo" and c.clip_low < 1 and estimate.updates_per_step(c) > 1:
+    if c.loss == "cispo" and c.clip_low < 1 and memory.updates_per_step(c) > 1:
         yield Finding("note", "cispo with a lower bound", "Its paper sets none: low ratios keep weight.", "clip_low 1.")
 
 
@@ -96,7 +96,7 @@ def learning_rate(c: Config, facts: Facts) -> Iterator[Finding]:
     has neighbours 6e-5 to 1e-4 away: moves far below that are rounded away, so recipes for bfloat16 masters raise the
     rate to 1e-5 and more for anything to happen. The masters here are float32 and take every move: 1e-6 acts in full.
     """
-    updates, large = c.num_steps * estimate.updates_per_step(c), facts.sizes.parameters >= 1e8
+    updates, large = c.num_steps * memory.updates_per_step(c), facts.sizes.parameters >= 1e8
     if c.learning_rate == 0:
         yield Finding("sure", "learning_rate is 0", "Nothing is learned.", "1e-6 for a model of 100 million and more.")
     elif large and c.learning_rate >= 1e-5:
@@ -138,7 +138,7 @@ def kl(c: Config, facts: Facts) -> Iterator[Finding]:
             "As a loss its gradient has expectation 0: it adds noise and penalises nothing.",
             "kl k3 or k2, or kl_coef 0.",
         )
-    elif c.num_steps * estimate.updates_per_step(c) == 1:
+    elif c.num_steps * memory.updates_per_step(c) == 1:
         yield Finding(
             "warning",
             f"kl_coef {c.kl_coef:g} in a run of one update",

@@ -7,7 +7,7 @@ options of the algorithm (`check_algorithm.py`).
 from collections.abc import Iterator
 
 from grpo.config import Config
-from grpo.doctor import memory as estimate
+from grpo.doctor import memory
 from grpo.doctor.facts import Facts, Finding
 
 
@@ -186,8 +186,8 @@ def evaluation_plan(c: Config, facts: Facts) -> Iterator[Finding]:
 
 def fits(c: Config, facts: Facts) -> Iterator[Finding]:
     """Memory of a process against that of its device."""
-    parts, (held, sampling, learning) = estimate.memory(c, facts), estimate.least(c, facts)
-    exact, peak = estimate.exact(parts) * facts.sharing, estimate.peak(parts) * facts.sharing
+    parts, (held, sampling, learning) = memory.parts(c, facts), memory.least(c, facts)
+    exact, peak = memory.exact(parts) * facts.sharing, memory.peak(parts) * facts.sharing
     if peak > facts.device_bytes:
         yield Finding(
             "sure" if (held + max(sampling, learning)) * facts.sharing > facts.device_bytes else "warning",

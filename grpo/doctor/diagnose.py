@@ -14,7 +14,7 @@ import torch
 
 from data.problem import Problem
 from grpo.config import Config
-from grpo.doctor import memory as estimate
+from grpo.doctor import memory, speed
 from grpo.doctor.check_algorithm import ALGORITHM_CHECKS
 from grpo.doctor.check_data import DATA_CHECKS
 from grpo.doctor.facts import Facts, Finding, gather, outline
@@ -53,7 +53,7 @@ def fit(config: Config, problems: Sequence[Problem], device: torch.device, free:
 
 def refuse_too_large(c: Config, facts: Facts) -> None:
     """Raise ValueError when the exact parts of a step are more than what is free; estimates refuse nothing."""
-    held, sampling, learning = (size * facts.sharing for size in estimate.least(c, facts))
+    held, sampling, learning = (size * facts.sharing for size in memory.least(c, facts))
     if held + max(sampling, learning) <= facts.free_bytes:
         return
     lower = ("prompts_per_step", "group_size", "max_new_tokens", "num_shots")
@@ -70,7 +70,7 @@ def settle(config: Config, facts: Facts) -> Config:
     """The config with a number for `max_tokens_per_microbatch: auto`."""
     if config.max_tokens_per_microbatch != "auto":
         return config
-    return replace(config, max_tokens_per_microbatch=estimate.budget(config, facts))
+    return replace(config, max_tokens_per_microbatch=memory.budget(config, facts))
 
 
 def warn(config: Config, model: torch.nn.Module, tokenizer, device: torch.device) -> None:
@@ -92,8 +92,8 @@ def check(config: Config, model: torch.nn.Module, tokenizer, device: torch.devic
     facts = gather(config, model, tokenizer, device)
     config = settle(config, facts)
     found = diagnose(config, facts)
-    speed = estimate.measured(device, config.precision)
-    lines = [*summary(config, facts, *speed), ""]
+    rates = speed.measured(device, config.precision)
+    lines = [*summary(config, facts, *rates), ""]
     for finding in found:
         lines += [f"{finding.level:<8} {finding.what}", f"{'':8} {finding.means}", f"{'':8} -> {finding.do}"]
     sure = sum(finding.level == "sure" for finding in found)
@@ -103,9 +103,9 @@ def check(config: Config, model: torch.nn.Module, tokenizer, device: torch.devic
 
 def summary(c: Config, facts: Facts, flops: float, bandwidth: float) -> list[str]:
     """The numbers of a recipe, in lines: prompts, steps, tokens, memory, time."""
-    step, parts = estimate.tokens(c, facts), estimate.memory(c, facts)
-    time, worked = estimate.seconds(c, facts, flops, bandwidth), facts.solution_tokens
-    total, updates = sum(time.values()), c.num_steps * estimate.updates_per_step(c)
+    step, parts = memory.tokens(c, facts), memory.parts(c, facts)
+    time, worked = speed.seconds(c, facts, flops, bandwidth), facts.solution_tokens
+    total, updates = sum(time.values()), c.num_steps * memory.updates_per_step(c)
     too_long = sum(length > c.max_prompt_tokens for length in facts.prompt_tokens)
     too_short = sum(length >= c.max_new_tokens for length in worked)
     assumed = "the mean of the data's worked answers" if worked else "half of max_new_tokens: the data has no solutions"
@@ -125,15 +125,15 @@ def summary(c: Config, facts: Facts, flops: float, bandwidth: float) -> list[str
         ("tokens", f"per step {step.prompts:,.0f} of prompts, {step.sampled:,.0f} sampled (at most "
                    f"{step.sequences * c.max_new_tokens:,}), {step.learned:,.0f} in one forward pass of learning"),
         ("", f"assumed: {step.typical:.0f} tokens per completion, {assumed}"),
-        ("memory", f"about {estimate.peak(parts) / 1e9:.2f} GB per process at the peak; the device has "
+        ("memory", f"about {memory.peak(parts) / 1e9:.2f} GB per process at the peak; the device has "
                    f"{facts.device_bytes / 1e9:.1f} GB"),
         *(("", f"{size / 1e9:.2f} GB  {part}") for part, size in parts.items() if size),
         ("time", f"about {total:.1f} s per step ({time['rollout']:.1f} rollout, {time['learn']:.1f} learning), "
                  f"{c.num_steps * total / 3600:.2f} h for all steps, without evaluations"),
-        ("", f"assumed: {estimate.EFFICIENCY:.0%} of {flops / 1e12:.2f} T operations/s, weights read at "
+        ("", f"assumed: {speed.EFFICIENCY:.0%} of {flops / 1e12:.2f} T operations/s, weights read at "
              f"{bandwidth / 1e9:.0f} GB/s (both measured now)"),
-        ("", f"and {estimate.TOKEN_S * 1e3:g} + {estimate.LAYER_S * 1e3:g} * layers ms per token of all rows, "
-             f"{estimate.PART_S * 1e3:g} ms per completion and layer of a learning pass"),
+        ("", f"and {speed.TOKEN_S * 1e3:g} + {speed.LAYER_S * 1e3:g} * layers ms per token of all rows, "
+             f"{speed.PART_S * 1e3:g} ms per completion and layer of a learning pass"),
         ("", "true within a factor of two or three"),
     ]  # fmt: skip
     return [f"{name:<10} {text}" for name, text in rows]

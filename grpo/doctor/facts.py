@@ -1,7 +1,7 @@
 """What is true of a recipe before it runs: its data, its tokens, its model's sizes, what its rewards make of answers.
 
 Facts, and the form of a `Finding`; what finds is in `check_data.py` and `check_algorithm.py`, what adds up costs in
-`estimate.py`. The data and the tokenizer are the real ones; of the model only shapes are looked at. Left out: anything
+`memory.py`. The data and the tokenizer are the real ones; of the model only shapes are looked at. Left out: anything
 that needs a completion.
 """
 
@@ -21,13 +21,13 @@ from grpo import distributed
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
+from grpo.dataloader import encode_prompts, stop_strings
 from grpo.doctor.probes import Disagreement, RewardProbe, examine
-from grpo.evaluation import compare as evaluate
 from grpo.evaluation import protocol
+from grpo.evaluation.compare import problems_of
 from grpo.kl import KL
 from grpo.losses import LOSSES
-from grpo.policy.attention import head_sizes
-from grpo.rollout import encode_prompts, stop_strings
+from grpo.policy import head_sizes
 from grpo.run.machine import device_memory
 from grpo.tree import shared_prefix
 from grpo.weighting import WEIGHTINGS
@@ -207,7 +207,7 @@ def _evaluations(config, train, tokenizer, at_most: int, errors: list[str]) -> t
     for options in protocol.planned(config):
         for shots in options.shots:
             try:
-                problems = evaluate.problems_of(options, shots)
+                problems = problems_of(options, shots)
             except (ValueError, OSError) as error:
                 errors.append(str(error))
                 continue

@@ -1,12 +1,10 @@
-"""What a step will cost: tokens, bytes, seconds, before anything is started. Arithmetic over shapes.
+"""What a step will hold: tokens and bytes, before anything is started. Arithmetic over shapes.
 
-Weights, gradient and optimiser are exact; the sampler's room and activations are estimates, and a time can be off by a
-factor of two or three. Left out: attention itself, whose share is small up to a few thousand tokens.
+Weights, gradient and optimiser are exact; the sampler's room and activations are estimates. Left out: seconds
+(`speed.py`).
 """
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,18 +15,11 @@ from grpo.kernels import decode, onednn
 from grpo.logprobs import vocabularies_per_chunk
 from grpo.policy import remembers
 
-EFFICIENCY = 0.5
-"""Share of the speed of one large matrix product that a whole model reaches."""
-
 USED = 0.9
 """Share of a GPU's free memory that `budget` plans with; the rest is for what is not counted, and for gaps."""
 
 LEAST_TOKENS, MOST_TOKENS = 256, 8192
 """Bounds of `budget`. The upper one leaves memory to others once matrix products are large; not measured on a GPU."""
-
-TOKEN_S, LAYER_S, PART_S = 4e-3, 1e-3, 1e-4
-"""Seconds that calls alone take, however small the model: one token of all rows, one layer of it, and, in learning, the
-attention of one completion in one layer of a pass. As seen on a CPU with a model of a million parameters."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ def updates_per_step(config: Config) -> int:
     return config.num_epochs * math.ceil(config.prompts_per_step / per_update)
 
 
-def memory(config: Config, facts: Facts) -> dict[str, float]:
+def parts(config: Config, facts: Facts) -> dict[str, float]:
     """Bytes per process, by what holds them; all but the last two are exact, for whole copies on every process."""
     step, share = tokens(config, facts), 1 / min(facts.world_size, config.prompts_per_step)
     in_flight = min(config.max_tokens_per_microbatch, step.learned * share)
@@ -83,14 +74,14 @@ def memory(config: Config, facts: Facts) -> dict[str, float]:
     }
 
 
-def exact(parts: dict[str, float]) -> float:
-    """Bytes of `memory` that do not depend on an estimate."""
-    return sum(list(parts.values())[:-2])
+def exact(held: dict[str, float]) -> float:
+    """Bytes of `parts` that do not depend on an estimate."""
+    return sum(list(held.values())[:-2])
 
 
-def peak(parts: dict[str, float]) -> float:
-    """Bytes of `memory` at one time: sampling and learning take turns."""
-    return exact(parts) + max(list(parts.values())[-2:])
+def peak(held: dict[str, float]) -> float:
+    """Bytes of `parts` at one time: sampling and learning take turns."""
+    return exact(held) + max(list(held.values())[-2:])
 
 
 def least(config: Config, facts: Facts) -> tuple[float, float, float]:
@@ -218,48 +209,3 @@ def _compute(config: Config) -> int:
     return 2 if _half(config) else _whole(config)
 
 
-def seconds(config: Config, facts: Facts, flops: float, bandwidth: float) -> dict[str, float]:
-    """Seconds of a step: `rollout` and `learn`, each process doing its share.
-
-    Args:
-        config: the run's, `max_tokens_per_microbatch` a number.
-        facts: about it.
-        flops, bandwidth: what `measured` returned.
-    """
-    size, step = facts.sizes, tokens(config, facts)
-    rate, share = flops * EFFICIENCY, 1 / min(facts.world_size, config.prompts_per_step)
-    per_token = 2 * size.parameters
-    prefill = per_token * step.prompts / rate
-    reading = _compute(config) * size.parameters / bandwidth + TOKEN_S + size.layers * LAYER_S
-    decode = per_token * step.sampled * share / rate + config.max_new_tokens * reading
-    passes = 3 + config.activation_checkpointing  # backward is two
-    extra = (config.kl_coef > 0) + (updates_per_step(config) > 1)
-    work = per_token * step.learned * share * (passes * config.num_epochs + extra) / rate
-    calls = step.sequences * share * size.layers * PART_S * (passes * config.num_epochs + extra)
-    return {"rollout": prefill + decode, "learn": work + calls}
-
-
-def measured(device: torch.device, precision: str) -> tuple[float, float]:
-    """(operations of matrix products, bytes read and written) per second on this device; takes about a second."""
-    on_gpu = device.type == "cuda"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}.get(precision, torch.float32)
-    size, numbers = (8192, 1 << 28) if on_gpu else (768, 1 << 24)
-    random = torch.Generator(device).manual_seed(0)  # a matrix of ones would flatter a GPU: it takes less power
-    matrix = torch.randn(size, size, dtype=dtype, device=device, generator=random)
-    source = torch.ones(numbers, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
-    ways = (lambda: matrix @ matrix, lambda: onednn.multiply(matrix, matrix))  # the second is what learning uses
-    flops = 2 * size**3 / min(fastest(way, on_gpu) for way in ways)
-    return flops, 2 * 4 * numbers / fastest(lambda: target.copy_(source), on_gpu)
-
-
-def fastest(action: Callable[[], object], on_gpu: bool) -> float:
-    """Seconds of the fastest of several calls."""
-    best = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        action()
-        if on_gpu:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best

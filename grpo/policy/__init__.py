@@ -1,17 +1,8 @@
 """The model: load it, run it over packed token trees, freeze a reference, save it. What others need is named here."""
 
-from grpo.policy.model import (
-    EMBEDDED,
-    Policy,
-    eos_ids,
-    frozen_copy,
-    load_policy,
-    load_shapes,
-    model_directory,
-    save_model,
-    scatter,
-    token_logprobs,
-)
+from grpo.policy.attention import head_sizes
+from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory, save_model
+from grpo.policy.model import Policy, eos_ids, frozen_copy, scatter, token_logprobs
 from grpo.policy.reference import Reference, remembers
 
 __all__ = [
@@ -20,6 +11,7 @@ __all__ = [
     "Reference",
     "eos_ids",
     "frozen_copy",
+    "head_sizes",
     "load_policy",
     "load_shapes",
     "model_directory",

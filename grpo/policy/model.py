@@ -1,34 +1,24 @@
-"""Load a policy and its tokenizer; freeze a reference; log-probabilities of a batch.
+"""The policy: one `nn.Module` whose forward takes a packed token tree and returns log-probabilities and entropy.
 
-The policy is one `nn.Module` whose forward takes a packed token tree and returns log-probabilities and entropy, head
-product included. `DistributedDataParallel` wraps exactly that module and learning calls nothing else of it. Any decoder
-of transformers works that computes plain softmax attention through its attention interface (Llama, Qwen2, Qwen3,
-Mistral families); each is compared with its own plain forward when it is loaded, and refused if the two differ.
-Left out: adapters, quantization, sharded weights.
+The head's product is part of it. `DistributedDataParallel` wraps exactly that module, and learning calls nothing else
+of it. Any decoder of transformers works that computes plain softmax attention through its attention interface (Llama,
+Qwen2, Qwen3, Mistral families). Left out: loading and saving (`load.py`).
 """
 
 import copy
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging as transformers_logging
 
 from grpo.batch import Batch
 from grpo.logprobs import linear_logprobs
 from grpo.policy import attention_flex
 from grpo.policy.attention import Attention, KeysValues, TreeAttention, head_sizes
-from grpo.policy.float64 import keep_float64
 from grpo.policy.lean import keep_less, norms_made_again
 from grpo.tree import PackedTree, pack
-
-EMBEDDED = Path(__file__).parent.parent / "base_model"
-"""Where the model named `embedded` lies: about a million parameters, made by `python -m grpo.pretrain`."""
 
 AUTOCAST = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision -> what matrix products are rounded to; master weights are float32 (float64 under fp64) in every one."""
@@ -144,95 +134,6 @@ def scatter(tree: PackedTree, values: tuple[Tensor, ...], shape: torch.Size) -> 
     return tuple(value.new_zeros(shape).index_put((tree.row, tree.column), value) for value in values)
 
 
-def load_policy(
-    path: str,
-    *,
-    revision: str | None = None,
-    device: torch.device | str = "cpu",
-    precision: str = "fp32",
-    activation_checkpointing: bool = False,
-) -> tuple[Policy, PreTrainedTokenizerBase]:
-    """Load a policy and its tokenizer.
-
-    Args:
-        path: a hub name, a local directory, or `embedded`.
-        revision: branch, tag or commit on the hub.
-        device: where to put it.
-        precision: `fp32`, `bf16`, `fp16` or `fp64`; the weights are float32 (float64 under fp64) whatever the file's.
-        activation_checkpointing: compute each layer's activations again in backward instead of keeping them.
-
-    Returns:
-        The policy, in train mode with every dropout 0, and its tokenizer.
-
-    Raises:
-        ValueError: it can not be found or read, or it needs what is not supported.
-    """
-    transformers_logging.disable_progress_bar()
-    source, options = model_directory(path), {"revision": revision}
-    dtype = torch.float64 if precision == "fp64" else torch.float32
-    with _one_sentence(path):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
-    if missing := sorted(report["missing_keys"]):  # transformers has drawn these at random
-        kind = type(model).__name__
-        raise ValueError(f"model: {path!r} lacks {len(missing)} weights of a {kind}, such as {missing[0]}")
-    if precision == "fp64":
-        keep_float64(model)
-    policy = Policy(model, tokenizer, precision).train()
-    refuse_if_different(policy)
-    if activation_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False, "preserve_rng_state": False})
-    return policy.to(device), tokenizer
-
-
-def load_shapes(path: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model on the meta device, sizes without a weight, and its real tokenizer: for looking, not for running.
-
-    Raises:
-        ValueError: it can not be found or read, or it needs what is not supported.
-    """
-    source = model_directory(path)
-    with _one_sentence(path), torch.device("meta"):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, revision=revision))
-    refuse_unsupported(model, tokenizer)
-    return model, tokenizer
-
-
-@contextmanager
-def _one_sentence(path: str) -> Iterator[None]:
-    """Turn what transformers raises when it reads a model into one sentence that names the option."""
-    try:
-        yield
-    except Exception as error:  # files that do not fit together raise whatever their reader runs into
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"model: {path!r} can not be loaded, as a directory or from the hub: {reason}") from None
-
-
-def model_directory(path: str) -> str:
-    """The directory or hub name behind the name in a config."""
-    return str(EMBEDDED) if path == "embedded" else path
-
-
-def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a Hugging Face directory (safetensors, configs, tokenizer), whole or not at all; replaces an older one.
-
-    Raises:
-        OSError: one sentence, when the disk is full or not writable.
-    """
-    temporary = directory.with_name(directory.name + ".tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        policy.model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
-    except Exception as error:  # for a full disk safetensors raises its own, and tokenizers a bare Exception
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise OSError(f"cannot write {directory} ({reason})") from error
-
-
 def frozen_copy(policy: Policy) -> Policy:
     """A copy without gradients, for the reference and for sampling: same forward, same autocast, same numbers.
 
@@ -291,24 +192,3 @@ def refuse_unsupported(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     raise ValueError(f"model: {type(model).__name__} needs {needs}, which is not supported")
 
 
-@torch.no_grad()
-def refuse_if_different(policy: Policy) -> None:
-    """Compare tree attention and head with the model's own forward on a small tree; ValueError if they differ."""
-    tokens = torch.randint(policy.vocab_size, (9,), generator=torch.Generator().manual_seed(0)).tolist()
-    prompt, completions = tokens[:4], [tokens[4:7], tokens[7:]]
-    tree = pack([prompt], [completions])
-    with torch.autocast("cpu", enabled=False):
-        attention = TreeAttention(tree.position_ids, tree.subtree_end, policy.heads.per_key)
-        hidden = policy.hidden_states(tree.input_ids, tree.position_ids, attention)
-        ours, _ = linear_logprobs(hidden[tree.source], policy.model.get_output_embeddings().weight, tree.target)
-        plain = []
-        for completion in completions:
-            ids = torch.tensor([prompt + completion])
-            logprobs = torch.log_softmax(policy.model(input_ids=ids, use_cache=False).logits[0].to(ours.dtype), -1)
-            plain.append(logprobs[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0])
-    gap = float((ours - torch.cat(plain)).abs().max())
-    if not gap < 1e-3:
-        raise ValueError(
-            f"model: {type(policy.model).__name__} computes something that tree attention does not support: "
-            f"log-probabilities differ from its own forward by {gap:.2g} nats"
-        )

@@ -7,6 +7,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib.figure import Figure
+
 # (group, metric, title, what it says), in the order of the page; `<term>`: once for each reward function.
 _PANELS = (
     ("Rewards", "reward/mean", "Reward", "Weighted sum of the terms: what is optimised."),
@@ -114,3 +117,35 @@ def draw(panels: Sequence[dict], all_series: Sequence[dict], directory: Path) ->
             handles, labels = figure.axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
         figure.savefig(directory / f"{group.lower().replace(' ', '_')}.png", dpi=110)
+
+
+def heat_map(table: list[dict], path: Path) -> None:
+    """Accuracy in percent, training setting x shots of the evaluation; below, one row for the untuned model if it is
+    the same for every setting."""
+    shots = sorted({row["eval_shots"] for row in table})
+    cells = {(row["model"], row["train"], row["eval_shots"]): row for row in table}
+    settings = list(dict.fromkeys(row["train"] for row in table))
+    rows = [("tuned", setting, setting) for setting in settings]
+    base = [[cells["base", setting, n]["accuracy"] for n in shots] for setting in settings]
+    if all(row == base[0] for row in base):
+        rows.append(("base", settings[0], "untuned"))
+    else:
+        rows += [("base", setting, f"untuned, {setting}") for setting in settings]
+    accuracy = np.array([[100 * cells[model, setting, n]["accuracy"] for n in shots] for model, setting, _ in rows])
+    figure = Figure(figsize=(2.5 + 1.5 * len(shots), 1.6 + 0.7 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(accuracy, cmap="viridis", aspect="auto")
+    middle = (accuracy.min() + accuracy.max()) / 2
+    for (i, j), value in np.ndenumerate(accuracy):
+        row = cells[rows[i][0], rows[i][1], shots[j]]
+        text = f"{value:.1f}\n[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if value < middle else "black")
+    axes.set_xticks(range(len(shots)), shots)
+    axes.set_yticks(range(len(rows)), [label for *_, label in rows])
+    axes.set_xlabel("worked examples in the evaluation's prompt")
+    axes.set_ylabel("trained with")
+    kinds = ", ".join(sorted({row["interval"] for row in table}))
+    problems = ", ".join(str(n) for n in sorted({row["n"] for row in table}))
+    axes.set_title(f"accuracy in %, {problems} problems [{kinds}]", fontsize=9)
+    figure.colorbar(image, ax=axes)
+    figure.savefig(path, dpi=150)

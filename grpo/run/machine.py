@@ -1,15 +1,19 @@
-"""What a run runs on: versions, memory that there is and that was held, of a GPU or of the machine."""
+"""What a run runs on: what `auto` means there, settings of the process, memory, versions."""
 
+import ctypes
 import os
 import platform
 import resource
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from grpo import distributed
+from grpo.config import Config
+from grpo.kernels.compiled import can_compile
 from grpo.run.version import commit
 
 
@@ -44,3 +48,34 @@ def environment(device: torch.device) -> dict:
         "processes": distributed.world_size(),
         "command": [sys.executable, *sys.argv],
     }
+
+TOKENS_PER_MICROBATCH = 4096
+"""What `max_tokens_per_microbatch: auto` means on a CPU. On a GPU it depends on model and memory: `doctor.fit`."""
+
+
+def resolve(config: Config, device: torch.device) -> Config:
+    """The config with `auto` (device, precision, compile, on a CPU the micro-batch) replaced by what it means here."""
+    precision = precision_on(device, config.precision)
+    on_gpu, meant = device.type == "cuda", {"device": device.type, "precision": precision}
+    if config.compile == "auto":
+        meant["compile"] = on_gpu and precision in ("bf16", "fp16") and can_compile()
+    if config.max_tokens_per_microbatch == "auto" and not on_gpu:
+        meant["max_tokens_per_microbatch"] = TOKENS_PER_MICROBATCH
+    return replace(config, **meant)
+
+
+def precision_on(device: torch.device, precision: str) -> str:
+    """`auto`: bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow."""
+    return ("bf16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
+
+
+def prepare(device: torch.device, precision: str) -> None:
+    """Process-wide settings: float64 as default under fp64; on a CPU, only operations that repeat bitwise."""
+    if precision == "fp64":
+        torch.set_default_dtype(torch.float64)
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # fills every new tensor, to find bugs of torch
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read with the first tensor: large ones lie in huge pages
+    if device.type == "cpu" and sys.platform == "linux":  # glibc keeps what is freed: every step takes as much again
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
+        mallopt(-1, -1), mallopt(-3, 2**30)  # M_TRIM_THRESHOLD: never; M_MMAP_THRESHOLD

@@ -1,0 +1,104 @@
+"""Problems -> prompts: which ones a step asks, their text, their tokens.
+
+Everything is a function of (seed, step): the prompts of a step are a slice of an endless stream of permutations of the
+training set. Left out: where problems come from (`data/`).
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.problem import Problem
+from data.prompts import worked_answer
+from grpo import distributed
+
+
+def draw_prompts(num_problems: int, prompts_per_step: int, seed: int, step: int) -> list[int]:
+    """Which problems a step asks: a slice of permutation 0, permutation 1, ... of the training set, end to end.
+
+    Args:
+        num_problems: size of the training set.
+        prompts_per_step: N.
+        seed: of the run.
+        step: from 1.
+
+    Returns:
+        N indices into the training set, in the order of the prompts of the step.
+    """
+    stream = range((step - 1) * prompts_per_step, step * prompts_per_step)
+    epochs = {place // num_problems for place in stream}
+    order = {epoch: np.random.default_rng([seed, epoch]).permutation(num_problems) for epoch in epochs}
+    return [int(order[place // num_problems][place % num_problems]) for place in stream]
+
+
+def render(problem: Problem, tokenizer, chat: bool) -> str:
+    """The text that the policy completes: `problem.prompt`, or the chat template's rendering, exemplars as turns."""
+    if not chat:
+        return problem.prompt
+    turns = []
+    for shot in problem.info.get("shots", []):
+        turns += [
+            {"role": "user", "content": shot["question"]},
+            {"role": "assistant", "content": worked_answer(shot)},
+        ]
+    turns.append({"role": "user", "content": problem.info.get("question", problem.prompt)})
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def encode_prompts(problems: Sequence[Problem], tokenizer, *, chat: bool, max_prompt_tokens: int) -> list[np.ndarray]:
+    """Tokenize every prompt once, at start-up.
+
+    Args:
+        problems: any number.
+        tokenizer: adds its own special tokens, unless a chat template has written them.
+        chat: render through the chat template.
+        max_prompt_tokens: a longer prompt is an error; nothing is cut in silence.
+
+    Returns:
+        One int32 array per problem.
+
+    Raises:
+        ValueError: prompts are too long (says how many and how long) or without a token, or `chat` needs a template
+            that is not there.
+    """
+    if chat and not tokenizer.chat_template:
+        raise ValueError("chat: True needs a tokenizer with a chat template, and this model's has none")
+    texts = [render(problem, tokenizer, chat) for problem in problems]
+    encoded: list[np.ndarray] = []
+    for start in range(0, len(texts), 1024):
+        ids = tokenizer(texts[start : start + 1024], add_special_tokens=not chat).input_ids
+        encoded += [np.asarray(row, dtype=np.int32) for row in ids]
+    lengths = [len(row) for row in encoded]
+    if 0 in lengths:
+        raise ValueError(f"data: {lengths.count(0)} of {len(lengths)} prompts have no token; nothing can follow them")
+    too_long = [length for length in lengths if length > max_prompt_tokens]
+    if too_long:
+        raise ValueError(
+            f"max_prompt_tokens: {len(too_long)} of {len(lengths)} prompts are longer than {max_prompt_tokens} tokens, "
+            f"the longest {max(too_long)}; allow more, or use fewer shots"
+        )
+    return encoded
+
+
+def stop_strings(problems: Sequence[Problem]) -> list[str]:
+    """The stop strings that come with the prompt format, sorted.
+
+    Raises:
+        ValueError: problems differ in them; completions of all are cut by the same.
+    """
+    found = {tuple(sorted(set(problem.info.get("stop", [])))) for problem in problems}
+    if len(found) > 1:
+        several = " and ".join(str(list(stop)) for stop in sorted(found)[:2])
+        raise ValueError(f"data: problems have different stop strings ({several}); all of a set must have the same")
+    return list(*found)
+
+
+def refuse_unequal(problems: Sequence[Problem]) -> None:
+    """Raise ValueError on every rank if their problems differ: ranks share them by place. A collective call."""
+    content = repr([(problem.prompt, problem.answer) for problem in problems])
+    if len(set(distributed.gather_objects(zlib.crc32(content.encode(errors="replace"))))) > 1:
+        raise ValueError(
+            "data: processes were given different problems, or in another order; its file in data/ must give the same "
+            "ones to all (does it go through a set, or draw without a seed?)"
+        )

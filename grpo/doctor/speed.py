@@ -1,0 +1,70 @@
+"""What a step will take: seconds, from the tokens it computes and the speed of this device.
+
+An estimate that can be off by a factor of two or three. Left out: attention itself, whose share is small up to a few
+thousand tokens.
+"""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+
+from grpo.config import Config
+from grpo.doctor.facts import Facts
+from grpo.doctor.memory import _compute, tokens, updates_per_step
+from grpo.kernels import onednn
+
+EFFICIENCY = 0.5
+"""Share of the speed of one large matrix product that a whole model reaches."""
+
+TOKEN_S, LAYER_S, PART_S = 4e-3, 1e-3, 1e-4
+"""Seconds that calls alone take, however small the model: one token of all rows, one layer of it, and, in learning, the
+attention of one completion in one layer of a pass. As seen on a CPU with a model of a million parameters."""
+
+
+def seconds(config: Config, facts: Facts, flops: float, bandwidth: float) -> dict[str, float]:
+    """Seconds of a step: `rollout` and `learn`, each process doing its share.
+
+    Args:
+        config: the run's, `max_tokens_per_microbatch` a number.
+        facts: about it.
+        flops, bandwidth: what `measured` returned.
+    """
+    size, step = facts.sizes, tokens(config, facts)
+    rate, share = flops * EFFICIENCY, 1 / min(facts.world_size, config.prompts_per_step)
+    per_token = 2 * size.parameters
+    prefill = per_token * step.prompts / rate
+    reading = _compute(config) * size.parameters / bandwidth + TOKEN_S + size.layers * LAYER_S
+    decode = per_token * step.sampled * share / rate + config.max_new_tokens * reading
+    passes = 3 + config.activation_checkpointing  # backward is two
+    extra = (config.kl_coef > 0) + (updates_per_step(config) > 1)
+    work = per_token * step.learned * share * (passes * config.num_epochs + extra) / rate
+    calls = step.sequences * share * size.layers * PART_S * (passes * config.num_epochs + extra)
+    return {"rollout": prefill + decode, "learn": work + calls}
+
+
+def measured(device: torch.device, precision: str) -> tuple[float, float]:
+    """(operations of matrix products, bytes read and written) per second on this device; takes about a second."""
+    on_gpu = device.type == "cuda"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}.get(precision, torch.float32)
+    size, numbers = (8192, 1 << 28) if on_gpu else (768, 1 << 24)
+    random = torch.Generator(device).manual_seed(0)  # a matrix of ones would flatter a GPU: it takes less power
+    matrix = torch.randn(size, size, dtype=dtype, device=device, generator=random)
+    source = torch.ones(numbers, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    ways = (lambda: matrix @ matrix, lambda: onednn.multiply(matrix, matrix))  # the second is what learning uses
+    flops = 2 * size**3 / min(fastest(way, on_gpu) for way in ways)
+    return flops, 2 * 4 * numbers / fastest(lambda: target.copy_(source), on_gpu)
+
+
+def fastest(action: Callable[[], object], on_gpu: bool) -> float:
+    """Seconds of the fastest of several calls."""
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        action()
+        if on_gpu:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
