@@ -4,7 +4,6 @@
     python -m bench.roofline    what a step must cost on this machine, and how far above that it is
     python -m bench.scaling     how time and memory grow with shots, group, new tokens and vocabulary
     python -m bench.stopping    what rows that end early cost, and rows that join in their place
-    python -m bench.logprobs    the head alone, on a GPU: matrix products against the kernel
 
 docs/benchmarks.md says how to read them.
 """

@@ -4,7 +4,7 @@ The logits of a step would be M x V numbers (2,048 tokens x 151,936 words: 1.2 G
 their gradient). They are never whole here: forward and backward walk blocks of predictions and tiles of the vocabulary,
 and backward computes a tile's logits again instead of keeping them. The head's product leaves the matrix product in
 float32, and log-softmax is float32 (a bfloat16 output alone costs 0.1 nat). On a GPU what is done with a tile between
-the products may be compiled, or all of it be one kernel that never writes logits (`fused_logprobs.py`).
+the products may be compiled.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from grpo import fused_logprobs
 from grpo.kernels.compiled import any_size
 from grpo.kernels.onednn import faster, multiply
 
@@ -26,8 +25,6 @@ ALIGNED = 128
 """Of words in a tile, on a GPU in half precision: whole numbers of it."""
 NO_WORD = -1e30
 """The logit of a word that is none: its exponential is 0, and it stays finite when a temperature divides it."""
-KERNEL = False
-"""Whether a GPU runs the kernel instead of tiles of products; `python -m bench.logprobs` says which is faster there."""
 
 
 def linear_logprobs(
@@ -59,8 +56,6 @@ def linear_logprobs(
     if temperature <= 0:
         raise ValueError(f"temperature: {temperature} must be greater than 0 for log-probabilities")
     product_dtype = _product_dtype(hidden, weight)
-    if KERNEL and hidden.is_cuda and product_dtype != torch.float64:
-        return fused_logprobs.linear_logprobs(hidden, weight, targets, temperature, product_dtype)
     chunk = chunk or vocabularies_per_chunk(len(weight), hidden.device)
     return _LinearLogprobs.apply(hidden, weight, targets, temperature, chunk, product_dtype, compiled)
 

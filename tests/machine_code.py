@@ -24,7 +24,6 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from grpo import fused_logprobs  # noqa: E402
 from grpo.kernels import decode  # noqa: E402
 from grpo.sampler.decoder_fused import FusedDecodeAttention  # noqa: E402
 from grpo.sampler.draw import BLOCK  # noqa: E402
@@ -87,12 +86,7 @@ def _read(name: str, code: bytes, shared: int) -> Usage:
 
 
 def start_all(dtype: torch.dtype, head_width: int) -> None:
-    """Every kernel once, as a step of 40 rows and learning would start it."""
-    hidden = torch.zeros(100, 896, requires_grad=True)
-    head = torch.zeros(1000, 896, requires_grad=True)
-    logprobs, entropy = fused_logprobs.linear_logprobs(hidden, head, torch.zeros(100, dtype=torch.long), 0.7, dtype)
-    (logprobs + entropy).sum().backward()
-
+    """Every kernel once, as a step of 40 rows would start it."""
     heads, key_heads = 14, 2
 
     def keys_and_values(tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from grpo import fused_logprobs
 from grpo import logprobs as logprobs_module
 from grpo.logprobs import CHUNK, CHUNK_BYTES, head_for, linear_logprobs, product, vocabularies_per_chunk
 from grpo.tree import pack
@@ -108,12 +107,6 @@ def test_c37_a_chunk_is_a_number_of_rows_on_a_cpu_and_of_bytes_on_a_gpu():
     assert [vocabularies_per_chunk(V, cpu) for V in (11, 151_936)] == [CHUNK, CHUNK]
     assert [vocabularies_per_chunk(V, gpu) for V in (32_768, 151_936, 10**7)] == [4096, 768, CHUNK]
     assert 4 * 151_936 * vocabularies_per_chunk(151_936, gpu) <= CHUNK_BYTES
-
-
-def test_a_kernel_that_is_asked_for_and_not_there_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(fused_logprobs, "triton", None)
-    with pytest.raises(ValueError, match="KERNEL in grpo/logprobs.py is True: Triton must be installed"):
-        fused_logprobs.linear_logprobs(*random_inputs(2), 1.0, torch.float32)
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
