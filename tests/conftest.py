@@ -15,7 +15,7 @@ import torch  # noqa: E402
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
-    from tests import bfloat16
+    from tests.no_gpu import bfloat16
 
     bfloat16.teach_the_interpreter()
 

@@ -6,7 +6,7 @@ import torch
 from grpo import logprobs as logprobs_module
 from grpo.logprobs import CHUNK, CHUNK_BYTES, head_for, linear_logprobs, product, vocabularies_per_chunk
 from grpo.tree import pack
-from tests.models import Sizes, tiny_policy
+from tests.fakes.models import Sizes, tiny_policy
 
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-4, "atol": 1e-4}}
 

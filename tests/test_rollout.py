@@ -18,8 +18,8 @@ from grpo.rollout import Collector, measure, write_transcripts
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 from rewards.runner import RewardRunner
-from tests import runs
-from tests.models import byte_tokenizer
+from tests.fakes import runs
+from tests.fakes.models import byte_tokenizer
 
 
 @settings(deadline=None, max_examples=60)

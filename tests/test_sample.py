@@ -11,8 +11,8 @@ from data.prompts import completion_prompt
 from grpo import sample
 from grpo.policy import load_policy
 from grpo.sampler import Sampler
-from tests import runs
-from tests.models import save_tiny
+from tests.fakes import runs
+from tests.fakes.models import save_tiny
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from grpo import sweep
 from grpo.config import Config, from_yaml
-from tests import runs
+from tests.fakes import runs
 
 FAKE = """
 import json, sys

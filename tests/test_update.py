@@ -16,7 +16,7 @@ from grpo.metrics import Sums
 from grpo.policy import frozen_copy
 from grpo.update import Learner, learning_rate, make_optimizer
 from grpo.weighting import WEIGHTINGS
-from tests.models import plain_logprobs, plain_twin, tiny_policy
+from tests.fakes.models import plain_logprobs, plain_twin, tiny_policy
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 LENGTHS = [3, 1, 5, 2, 4, 4, 1, 6]  # of 4 prompts, 2 completions each

@@ -186,7 +186,7 @@ def evaluation_plan(c: Config, facts: Facts) -> Iterator[Finding]:
 
 def fits(c: Config, facts: Facts) -> Iterator[Finding]:
     """Memory of a process against that of its device."""
-    parts, (held, sampling, learning) = memory.parts(c, facts), memory.least(c, facts)
+    parts, (held, sampling, learning) = memory.by_holder(c, facts), memory.least(c, facts)
     exact, peak = memory.exact(parts) * facts.sharing, memory.peak(parts) * facts.sharing
     if peak > facts.device_bytes:
         yield Finding(

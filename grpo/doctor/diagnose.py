@@ -103,7 +103,7 @@ def check(config: Config, model: torch.nn.Module, tokenizer, device: torch.devic
 
 def summary(c: Config, facts: Facts, flops: float, bandwidth: float) -> list[str]:
     """The numbers of a recipe, in lines: prompts, steps, tokens, memory, time."""
-    step, parts = memory.tokens(c, facts), memory.parts(c, facts)
+    step, parts = memory.tokens(c, facts), memory.by_holder(c, facts)
     time, worked = speed.seconds(c, facts, flops, bandwidth), facts.solution_tokens
     total, updates = sum(time.values()), c.num_steps * memory.updates_per_step(c)
     too_long = sum(length > c.max_prompt_tokens for length in facts.prompt_tokens)

@@ -61,7 +61,7 @@ def updates_per_step(config: Config) -> int:
     return config.num_epochs * math.ceil(config.prompts_per_step / per_update)
 
 
-def parts(config: Config, facts: Facts) -> dict[str, float]:
+def by_holder(config: Config, facts: Facts) -> dict[str, float]:
     """Bytes per process, by what holds them; all but the last two are exact, for whole copies on every process."""
     step, share = tokens(config, facts), 1 / min(facts.world_size, config.prompts_per_step)
     in_flight = min(config.max_tokens_per_microbatch, step.learned * share)
@@ -75,12 +75,12 @@ def parts(config: Config, facts: Facts) -> dict[str, float]:
 
 
 def exact(held: dict[str, float]) -> float:
-    """Bytes of `parts` that do not depend on an estimate."""
+    """Bytes of `by_holder` that do not depend on an estimate."""
     return sum(list(held.values())[:-2])
 
 
 def peak(held: dict[str, float]) -> float:
-    """Bytes of `parts` at one time: sampling and learning take turns."""
+    """Bytes of `by_holder` at one time: sampling and learning take turns."""
     return exact(held) + max(list(held.values())[-2:])
 
 

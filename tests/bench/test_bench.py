@@ -1,0 +1,417 @@
+"""The measurements run, say what they promise, and count right; how fast anything is, no test asks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bench import models, ours, peers, roofline, scaling, stopping
+from bench.process import call
+from bench.work import Work, work_of
+from grpo.policy import EMBEDDED, Policy, load_policy
+from grpo.tree import pack
+from tests.fakes.models import byte_tokenizer, save_tiny, tiny_model
+from tests.fakes.runs import ROOT
+
+TINY = ["--shots", "1", "--prompts", "2", "--group", "2", "--new-tokens", "3", "--threads", "1"]
+KEYS = {"rollout_s", "learn_s", "step_s", "peak_bytes", "tokens_sampled", "ratio"}
+TRL_OUT_OF_MEMORY = {"error": "needs more than 22 GB", "out_of_memory": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def brief(tmp_path_factory):
+    """A model that would end its completions with their first token: whoever lets EOS end one is found out."""
+    path = save_tiny(tmp_path_factory.mktemp("brief"))
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model.lm_head.weight.data[model.config.eos_token_id] *= 30
+    model.save_pretrained(path)
+    return path
+
+
+def run_peers(tmp_path, *flags):
+    out = tmp_path / "peers.json"
+    code = peers.main([*TINY, "--out", str(out), *flags])
+    return code, json.loads(out.read_text())
+
+
+def test_peers_side_by_side_and_one_that_can_not_run(brief, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(peers.CONTESTANTS, "hf_continuous", "bench.absent:it")
+    code, written = run_peers(tmp_path, "--model", brief, "--only", "hf_continuous", "ours", "hf_generate")
+    assert code == 0 and written["machine"]["cores"] and written["versions"]["torch"]
+    assert written["settings"]["shots"] == 1 and written["settings"]["warmup"] == 1
+    assert written["settings"]["trunk_tokens"] > 100 and written["settings"]["threads"] == 1  # bytes of one exemplar
+    found = written["contestants"]
+    assert set(found) == {"ours", "hf_generate", "hf_continuous"} and all(set(c) >= KEYS for c in found.values())
+    own, generate, broken = (found[name] for name in ("ours", "hf_generate", "hf_continuous"))
+    assert own["trunk_tokens"] == generate["trunk_tokens"] == written["settings"]["trunk_tokens"]
+    assert own["tokens_sampled"] == generate["tokens_sampled"] == 2 * 2 * 3
+    assert own["ratio"] == 1 and generate["ratio"] == pytest.approx(generate["rollout_s"] / own["rollout_s"])
+    assert own["step_s"] >= own["rollout_s"] + own["learn_s"] and generate["learn_s"] is None
+    assert min(own["peak_bytes"], generate["peak_bytes"]) > 1e8
+    assert own["learn_mfu"] > 0 and own["tokens_computed"] > 12 and own["sampler_gap_max"] < 1e-3
+    assert "bench.absent" in broken["error"] and broken["step_s"] is None and broken["ratio"] is None
+    assert "bench.absent" in capsys.readouterr().out
+
+
+def test_our_config_is_the_work_whatever_a_recipe_says(tmp_path):
+    recipe = {"kl_coef": 0.0, "kl": "k1", "temperature": 0.5, "rewards": ["gsm8k.format"], "reward_weights": [2.0]}
+    recipe |= {"learning_rate": 1.0, "prompts_per_step": 1, "group_size": 3, "activation_checkpointing": True}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    made = ours.config_of(Work(recipe=str(tmp_path / "r.yaml"), prompts=5, group=6, new_tokens=7, shots=2, seed=9))
+    assert (made.prompts_per_step, made.group_size, made.max_new_tokens, made.num_shots, made.seed) == (5, 6, 7, 2, 9)
+    assert (made.kl, made.kl_coef, made.temperature, made.learning_rate) == ("k3", 0.04, 1.0, 1e-6)
+    assert made.rewards == ("gsm8k.format", "gsm8k.correctness") and made.reward_weights == (1.0, 1.0)
+    assert made.activation_checkpointing  # what is not compared is the recipe's
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trl_takes_the_same_step(checkpointing, brief, tmp_path):
+    pytest.importorskip("trl", reason="trl is in bench/requirements.txt alone")
+    options = "--model", brief, "--only", "trl", "--trl-checkpointing", str(checkpointing)
+    code, written = run_peers(tmp_path, *options)
+    trl = written["contestants"]["trl"]
+    assert trl["gradient_checkpointing"] == checkpointing
+    assert code == 0 and trl["tokens_sampled"] == 12 and trl["batch"] == 4 and trl["tries"] == {}
+    assert trl["step_s"] == pytest.approx(trl["rollout_s"] + trl["reward_s"] + trl["learn_s"])
+    assert min(trl["rollout_s"], trl["reward_s"], trl["learn_s"]) > 0
+    assert trl["ratio"] is None  # ours did not run
+
+
+def test_without_trl_it_says_so(monkeypatch):
+    from bench import theirs
+
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(ValueError, match="requirements.txt"):
+        theirs.trl(work_of(Work()), batch=4)
+
+
+def test_the_process_that_starts_measurements_stays_without_torch():
+    said = "import sys; from bench import peers; peers.versions(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", said], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_the_batch_of_trl_is_the_largest_that_fits(monkeypatch):
+    tried = []
+
+    def answer(function, arguments, **limits):
+        tried.append((arguments["batch"], limits.get("max_bytes")))
+        return {32: TRL_OUT_OF_MEMORY, 16: {"peak_bytes": 23e9}}.get(arguments["batch"], {"peak_bytes": 12e9})
+
+    monkeypatch.setattr(peers, "call", answer)
+    outcome = peers.measure("trl", peers.Peers(), {}, [])
+    assert tried == [(32, 22e9), (16, 22e9), (8, 22e9)]
+    assert outcome["tries"] == {"32": "needs more than 22 GB", "16": "peak of 23.0 GB"} and "error" not in outcome
+    assert peers.measure("trl", peers.Peers(trl_batch=32), {}, [])["error"] and tried[3:] == [(32, None)]
+
+
+def test_every_contestant_has_its_seconds_and_all_tries_of_trl_together(monkeypatch):
+    limits, now = [], iter([0.0, 10.0, 25.0, 99.0])
+    monkeypatch.setattr(peers.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(peers, "call", lambda *_, limit, **__: limits.append(limit) or TRL_OUT_OF_MEMORY)
+    peers.measure("trl", peers.Peers(limit=60.0, group=4), {}, [])
+    peers.measure("ours", peers.Peers(limit=60.0), {}, [])
+    assert limits == [50.0, 35.0, 1.0, 60.0]
+
+
+def test_a_later_round_takes_the_batch_of_the_first(monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        peers, "call", lambda function, arguments, **_: tried.append(arguments["batch"]) or {"peak_bytes": 1}
+    )
+    earlier = [{"error": "took too long", "tries": {}}, {"batch": 8, "tries": {"16": "peak of 23.0 GB"}}]
+    assert peers.measure("trl", peers.Peers(), {}, earlier)["tries"] == {"16": "peak of 23.0 GB"} and tried == [8]
+
+
+def test_rounds_are_run_in_turn_and_the_median_counts(tmp_path, monkeypatch, capsys):
+    asked, seconds = [], {"ours": iter([5.0, 4.0, 9.0]), "hf_generate": iter([20.0, None, 10.0])}
+
+    def measure(name, *_):
+        asked.append(name)
+        rollout = next(seconds[name])
+        if rollout is None:
+            return {"error": "no"}
+        return dict.fromkeys(("trunk_tokens", "prompt_tokens", "threads"), 1) | {
+            "rollout_s": rollout,
+            "peak_bytes": 1e9,
+        }
+
+    monkeypatch.setattr(peers, "measure", measure)
+    monkeypatch.setattr(peers, "prepared", lambda *_: {})
+    code, written = run_peers(tmp_path, "--only", "ours", "hf_generate", "--rounds", "3")
+    found = written["contestants"]
+    assert code == 0 and asked == ["ours", "hf_generate"] * 3
+    assert found["ours"]["rollout_s"] == 5.0 and found["ours"]["rounds_s"] == [5.0, 4.0, 9.0]
+    assert found["hf_generate"]["ratio"] == 2.0 and found["hf_generate"]["rounds_s"] == [20.0, None, 10.0]
+
+
+def test_another_error_of_trl_ends_the_search(monkeypatch):
+    asked = []
+    monkeypatch.setattr(peers, "call", lambda _, arguments, **__: asked.append(arguments) or {"error": "no"})
+    assert peers.measure("trl", peers.Peers(trl_checkpointing=True), {}, []) == {"error": "no", "tries": {}}
+    assert asked == [{"work": {}, "batch": 32, "checkpointing": True}]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batches"), [((4, 8), [32, 16, 8, 4]), ((2, 4), [8, 4]), ((3, 2), [6]), ((1, 24), [8, 4])]
+)
+def test_batches_divide_the_step(sizes, batches):
+    assert peers.batches(peers.Peers(prompts=sizes[0], group=sizes[1])) == batches
+
+
+def test_a_process_has_limits_and_its_end_is_an_error(capfd):
+    sleep = {"args": ["sleep", "5"]}
+    assert call("subprocess:run", sleep, limit=0.3) == {"error": "took longer than 0 s"}
+    assert "code 3" in call("os:_exit", {"status": 3}, limit=60)["error"]
+    if Path("/proc/self/statm").exists():
+        assert call("subprocess:run", sleep, limit=60, max_bytes=1)["out_of_memory"]
+
+
+@pytest.mark.parametrize(
+    ("bench", "flags", "said"),
+    [
+        *((peers, ["--group", n], "group is") for n in ("1", "-3", "99999999999999999999")),
+        *((peers, [f"--{name}", "0"], f"{name} is 0") for name in ("prompts", "new_tokens", "steps", "rounds")),
+        *((peers, [f"--{name}", "-1"], f"{name} is -1") for name in ("shots", "warmup", "threads", "seed")),
+        (peers, ["--train", "absent.jsonl"], "train is 'absent.jsonl': must be a file"),
+        (peers, ["--recipe", "absent.yaml"], "recipe is 'absent.yaml': must be a file"),
+        (peers, ["--only", "vllm"], "--only is 'vllm': must be a list, each item ours or trl"),
+        (peers, ["--only"], "only is"),
+        (peers, ["--trl-batch", "-8"], "trl_batch is -8"),
+        (peers, ["--trl-batch", "5"], "trl_batch is 5: must divide prompts x group, 32"),
+        (peers, ["--trl-max-gb", "nan"], "trl_max_gb is nan"),
+        *((bench, ["--limit", n], "limit is") for bench in (peers, roofline, scaling) for n in ("nan", "-1", "inf")),
+        (stopping, ["--one-in", "-3"], "one_in is (-3,): must be at least 0"),
+        (stopping, ["--one-in"], "one_in is ()"),
+        (stopping, ["--in-flight", "0", "-1"], "in_flight is (0, -1): must be at least 0"),
+        (stopping, ["--seed", "-1"], "seed is -1"),
+        (scaling, ["--shots", "-1"], "shots is (-1,)"),
+        (scaling, ["--group", "8", "1"], "group is (8, 1): must be at least 2"),
+        (scaling, ["--vocabulary", "-1"], "vocabulary is (-1,)"),
+        (scaling, ["--new-tokens"], "new_tokens is ()"),
+        (scaling, ["--warmup", "-1"], "warmup is -1"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(bench, flags, said, capsys):
+    with pytest.raises(SystemExit) as exit:
+        bench.main(flags)
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bench", [peers, roofline, stopping])
+@pytest.mark.parametrize("out", ["absent/x.json", "/proc/x.json", "."])
+def test_a_file_that_can_not_be_written_shows_before_the_work(bench, out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "measure", None)
+    assert bench.main(["--out", out]) == 2
+    err = capsys.readouterr().err
+    assert f"error: out is {out!r}: must be a file that can be written" in err and err.count("\n") == 1
+
+
+def test_a_directory_that_can_not_be_made_names_its_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "prepared", lambda *_: {})
+    (tmp_path / "file").touch()
+    assert scaling.main(["--out", str(tmp_path / "file")]) == 2
+    err = capsys.readouterr().err
+    assert f"out is '{tmp_path / 'file'}': " in err and err.count("\n") == 1
+
+
+NO_GPU = [] if torch.cuda.is_available() else [(["--device", "cuda"], "device is 'cuda'")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "/absent"], "model: '/absent' can not be loaded"),
+        (["--random-weights", "--model", "/absent"], "model: '/absent' with tokenizer None can not be loaded"),
+        (["--shots", "100000"], "100000 is not between 0 and"),
+        *NO_GPU,
+    ],
+)
+def test_work_that_can_not_be_read_is_one_sentence_and_overwrites_nothing(flags, said, tmp_path, capfd):
+    out = tmp_path / "old.json"
+    out.write_text("old")
+    assert peers.main(["--only", "ours", "--out", str(out), *flags]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("bench.peers: error: ") and said in err and err.count("\n") == 1
+    assert out.read_text() == "old"
+
+
+@pytest.mark.parametrize(("flags", "said"), NO_GPU)
+def test_sampling_alone_on_a_gpu_that_is_not_there_is_one_sentence(flags, said, tmp_path, capsys):
+    assert stopping.main([*flags, "--out", str(tmp_path / "x.json")]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bench", [roofline, scaling])
+def test_every_bench_reads_its_work_before_it_measures(bench, tmp_path, capfd):
+    assert bench.main(["--model", "/absent", "--out", str(tmp_path / "x")]) == 2
+    err = capfd.readouterr().err
+    assert "model: '/absent' can not be loaded" in err and err.count("\n") == 1 and not any(tmp_path.iterdir())
+
+
+def test_all_contestants_ask_what_our_loop_asks_and_nothing_stops_them(tmp_path):
+    train = tmp_path / "any_name.jsonl"
+    train.write_text("".join(f'{{"question": "{i} + 1?", "answer": "#### {i + 1}"}}\n' for i in range(40)))
+    work = Work(train=str(train), shots=1, prompts=3)
+    problems = ours.problems_of(work)
+    asked = ours.problems_of_step(work, problems, 2)
+    assert len({p.prompt for p in asked}) == 3 and all(p in problems and p.info["stop"] == [] for p in asked)
+
+
+def test_unequal_work_is_an_error():
+    step = {"rollout_s": 1.0, "tokens_sampled": 11}
+    with pytest.raises(RuntimeError, match="11"):
+        ours.result(Work(prompts=2, group=2, new_tokens=3, warmup=0), [step], [[1]], torch.device("cpu"))
+
+
+def test_means_leave_the_warm_up_out():
+    steps = [{"rollout_s": seconds, "tokens_sampled": 12} for seconds in (9.0, 1.0, 2.0)]
+    work = Work(prompts=2, group=2, new_tokens=3, steps=2, warmup=1)
+    means = ours.result(work, steps, [[1, 2], [1, 3]], torch.device("cpu"))
+    assert means["rollout_s"] == 1.5 and means["learn_s"] is None and means["sampled_per_s"] == 8
+    assert means["trunk_tokens"] == 1 and means["warmup_steps"] == steps[:1] and means["steps"] == steps[1:]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_used_hold_the_head_once(tied):
+    policy = Policy(tiny_model(tie_word_embeddings=tied), byte_tokenizer())
+    layers = sum(p.numel() for name, p in policy.model.named_parameters() if "embed" not in name and "head" not in name)
+    assert ours.parameters_used(policy) == layers + 260 * 32
+
+
+def test_a_model_of_random_weights_has_its_whole_vocabulary(tmp_path):
+    models.make("embedded", str(tmp_path), changes={"vocab_size": 700, "hidden_size": 64, "num_hidden_layers": 2})
+    policy, tokenizer = load_policy(str(tmp_path))
+    assert policy.head.shape == (700, 64) and policy.model.config.num_hidden_layers == 2
+    text = "Tom has 3 apples."
+    assert tokenizer(text).input_ids == AutoTokenizer.from_pretrained(EMBEDDED)(text).input_ids
+    with pytest.raises(ValueError, match="more than the model's vocabulary of 100"):
+        models.make("embedded", str(tmp_path), changes={"vocab_size": 100})
+
+
+def test_the_work_of_a_step_counted_by_hand():
+    asked = roofline.Roofline(prompts=2, group=2, new_tokens=3)
+    prompts = [[1, 2, 3], [1, 2, 4, 5]]  # a tree of 5 tokens that see 1 + 2 + 3 + 3 + 4 keys
+    layers = 2 * ((32 + 1) * 32 + 2 * (32 + 1) * 16 + 32 * 32 + 3 * 32 * 48)  # query, key and value with bias, ...
+    head, per_key = 257 * 32, 4 * 2 * 32
+    assert len(pack(prompts, [[[9, 9, 9], [8, 8, 8]]] * 2).input_ids) == 13  # a last token is only predicted
+    prefill, decode, reference, forward, backward, optimiser = roofline.parts(asked, tiny_model(), 257, prompts, 13, 2)
+    assert prefill.operations == 2 * (5 * layers + 2 * head) + 13 * per_key
+    keys = 2 * (4 + 5 + 5 + 6)
+    assert decode.operations == 2 * (layers + head) * 4 * 2 + keys * per_key
+    assert decode.read_and_written == 4 * (layers + head) * 2 + 2 * 2 * 16 * 4 * (5 + 4 + 5 + 8)
+    assert forward.operations == 2 * (13 * layers + 12 * head) + (13 + keys) * per_key
+    assert forward.operations == backward.operations / 2 == reference.operations + 2 * 2 * layers + (1 + 2) * per_key
+    assert optimiser.read_and_written == 28 * sum(p.numel() for p in tiny_model().parameters())
+    assert decode.floor(1e30, 1.0) == decode.read_and_written and forward.floor(1.0, 1e30) == forward.operations
+
+
+def test_roofline_says_how_far_above_the_floor_each_phase_is(model, tmp_path, monkeypatch):
+    step = {"rollout_s": 2.0, "learn_s": 3.0, "tokens_computed": 100.0, "tokens_remembered": 5, "trunk_tokens": 7}
+    monkeypatch.setattr(roofline, "call", lambda *_, **__: step)
+    monkeypatch.setitem(roofline.ROWS, "cpu", 16)
+    monkeypatch.setattr(roofline, "measured", lambda device, dtype: (1e6, 250.0))  # products are timed by shape
+    out = tmp_path / "roofline.json"
+    threads = torch.get_num_threads()
+    assert roofline.main([*TINY, "--model", model, "--out", str(out)]) == 0
+    torch.set_num_threads(threads)
+    written = json.loads(out.read_text())
+    assert written["bytes_per_s"] == 250 and written["flops"] != 1e6
+    assert written["parts"][-1]["floor_s"] == written["parts"][-1]["read_and_written"] / 250  # the optimiser
+    for phase, parts in {"rollout": 2, "learn": 4}.items():
+        floors = [row["floor_s"] for row in written["parts"] if row["phase"] == phase]
+        entry = written["phases"][phase]
+        assert len(floors) == parts and entry["floor_s"] == pytest.approx(sum(floors))
+        assert entry["times"] == pytest.approx(step[f"{phase}_s"] / sum(floors))
+    assert {(row["in"], row["out"]) for row in written["shapes"]} == {(32, 32), (32, 16), (32, 48), (48, 32), (32, 260)}
+
+
+def test_a_step_that_fails_fails_the_roofline(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(roofline, "prepared", lambda *_: {})
+    monkeypatch.setattr(roofline, "call", lambda *_, **__: {"error": "no room"})
+    assert roofline.main(["--out", str(tmp_path / "x.json")]) == 1 and "no room" in capsys.readouterr().err
+
+
+def test_the_mean_speed_weighs_shapes_by_their_work():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(2, 3), torch.nn.Linear(3, 4))
+    assert roofline.mean_speed(model, {(2, 3): 1.0, (3, 4): 3.0}) == pytest.approx((12 + 12) / (12 / 1 + 12 / 3))
+
+
+def test_scaling_varies_one_thing_at_a_time_and_measures_equal_points_once(monkeypatch, tmp_path):
+    measured = []
+
+    def answer(function, arguments, **_):
+        if function == "bench.models:make":
+            Path(arguments["directory"]).mkdir()
+            return {}
+        measured.append(arguments["work"])
+        if arguments["work"]["group"] == 16:
+            return {"error": "no room"}
+        names = ("rollout_s", "learn_s", "step_s", "tokens_computed", "trunk_tokens", "peak_bytes", "state_bytes")
+        return dict.fromkeys(names, 10.0) | {"tokens_sampled": 100}
+
+    monkeypatch.setattr(scaling, "call", answer)
+    monkeypatch.setattr(scaling, "prepared", lambda *_: {})
+    flags = ["--shots", "0", "4", "--group", "8", "16", "--new-tokens", "64", "--vocabulary", "32768", "65536"]
+    assert scaling.main([*flags, "--out", str(tmp_path)]) == 1  # a point has failed
+    assert len(measured) == 4 and [work["shots"] for work in measured] == [0, 4, 4, 4]
+    rows = json.loads((tmp_path / "scaling.json").read_text())["points"]
+    assert [row["axis"] for row in rows] == ["shots"] * 2 + ["group"] * 2 + ["new_tokens"] + ["vocabulary"] * 2
+    assert rows[0]["ms_per_token"] == 1000 and rows[-1]["logits_bytes"] == 4 * 100 * 65536
+    lines = (tmp_path / "scaling.md").read_text().splitlines()
+    assert len(lines) == 2 + 7 and "no room" in lines[5] and len({line.count("|") for line in lines}) == 1
+    assert (tmp_path / "scaling.png").stat().st_size > 1000
+
+
+def test_a_point_of_scaling_is_a_real_step(tmp_path, monkeypatch):
+    def here(function, arguments, **_):
+        return {"bench.models:make": models.make, "bench.ours:ours": ours.ours}[function](**arguments)
+
+    monkeypatch.setattr(scaling, "call", here)
+    asked = scaling.Scaling(model=save_tiny(tmp_path / "tiny"), threads=1)
+    sizes = {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 2}
+    row = scaling._point(asked, tmp_path / "300", sizes, 300)
+    parameters = sum(p.numel() for p in tiny_model(vocab_size=300).parameters())
+    assert row["logits_bytes"] == 4 * 4 * 300 and row["tokens_computed"] > 4
+    assert 5 * 4 * parameters <= row["state_bytes"] < 5 * 4 * parameters + 1000  # and the optimiser's step counters
+    assert scaling.markdown([{"axis": "shots", "value": 0} | row]).count("\n") == 3
+
+
+def test_rows_that_end_early_are_counted_and_refilling_samples_the_same(model, tmp_path, capsys):
+    flags = ["--one-in", "0", "4", "--in-flight", "0", "2", "--new-tokens", "12", "--out", str(tmp_path / "out.json")]
+    assert stopping.main([*TINY, "--model", str(model), *flags]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rollouts"]
+    assert [(row["one_in"], row["in_flight"]) for row in rows] == [(0, 4), (4, 4), (0, 2), (4, 2)]
+    assert [row["tokens_sampled"] for row in rows] == [48, rows[1]["tokens_sampled"]] * 2
+    assert rows[1]["tokens_sampled"] < rows[1]["padded"] <= rows[0]["padded"] == 48
+    assert "tokens sampled" in capsys.readouterr().out
+
+
+def test_the_table_shows_every_contestant():
+    result = {"rollout_s": 1.0, "step_s": 4.0, "learn_s": 3.0, "peak_bytes": 2e9, "tokens_sampled": 8}
+    runs = {"ours": [result | {"trunk_tokens": 5, "prompt_tokens": 9, "threads": 1}], "trl": [{"error": "no"}]}
+    written = peers.report(peers.Peers(), runs)
+    console = Console(width=120, record=True, quiet=True)
+    with console.capture():
+        console.print(peers.table(written))
+    assert written["contestants"]["ours"]["ratio"] == 1 and peers.notes(written)[-1] == "trl: no"
+    assert peers.table(written).row_count == 2
+
+
+def test_no_extra_of_the_project_names_trl():
+    root = Path(__file__).parents[2]
+    assert "trl" not in (root / "setup.cfg").read_text()
+    assert "trl==1.16.*" in (root / "bench" / "requirements.txt").read_text()

@@ -1,0 +1,118 @@
+"""Facts are those of the data, the tokenizer and the shapes; no weight is read."""
+
+import json
+
+import pytest
+import torch
+
+from grpo import distributed
+from grpo.config import Config
+from grpo.doctor.facts import gather, outline, shown_and_asked, sizes, spread
+from grpo.policy import load_shapes
+from tests.doctor.test_probes import problem
+from tests.fakes.models import save_tiny, tiny_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("tiny")
+    save_tiny(path)
+    (path / "model.safetensors").unlink()  # whoever reads weights fails
+    return str(path)
+
+
+def write(directory, train: list[dict], test: list[dict]) -> str:
+    for name, rows in (("train", train), ("test", test)):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(directory)
+
+
+def row(i: int, **more) -> dict:
+    return {"prompt": f"common {i:03d}", "answer": str(i), **more}
+
+
+def look(model: str, at_most: int = 0, **changes):
+    config = Config(model=model, **changes)
+    return gather(config, *load_shapes(model), CPU, at_most)
+
+
+def test_facts_of_a_data_set(model, tmp_path):
+    path = write(tmp_path, [row(i, stop=["##"]) for i in range(40)], [row(i) for i in range(100, 105)])
+    facts = look(model, data="jsonl", data_path=path)
+    assert facts.num_train == 36  # a tenth is validation
+    assert facts.prompt_tokens == (10,) * 36  # one token per byte
+    assert facts.shared_tokens == len("common 0")
+    assert facts.stop == ("##",) and facts.solution_tokens == ()
+    (evaluation,) = facts.evaluations
+    assert (evaluation.split, evaluation.shots, evaluation.n, evaluation.longest_prompt) == ("test", 0, 5, 10)
+    assert facts.errors == () and evaluation.also_trained == ()
+    assert [grader.name for grader in facts.graders] == ["gsm8k.format", "gsm8k.correctness"]
+    assert len(look(model, at_most=10, data="jsonl", data_path=path).prompt_tokens) == 9
+
+
+def test_test_questions_that_are_trained_on(model, tmp_path):
+    train = [row(i) for i in range(40)]
+    facts = look(model, data="jsonl", data_path=write(tmp_path, train, [row(200), *train]))
+    assert len(facts.evaluations[0].also_trained) == 36  # those of validation are not trained on
+
+
+def test_what_would_stop_a_run_is_collected(model, tmp_path):
+    path = write(tmp_path, [row(i) for i in range(40)], [])
+    facts = look(model, data="jsonl", data_path=path, loss="gppo", rewards=("gsm8k.x",), reward_weights=(1.0,))
+    assert len(facts.errors) == 3
+    for said in ("no test problems", "loss is 'gppo'", "'gsm8k.x' is not one of"):
+        assert any(said in error for error in facts.errors), facts.errors
+
+
+def test_a_run_of_that_name_is_in_the_way_unless_it_is_resumed(model, tmp_path):
+    path = write(tmp_path, [row(i) for i in range(40)], [row(100)])
+    (tmp_path / "run").mkdir()
+    changes = {"data": "jsonl", "data_path": path, "out_dir": str(tmp_path), "run_name": "run"}
+    assert look(model, **changes).errors == ()
+    (tmp_path / "run" / "notes.txt").touch()  # whatever it holds, nothing is written there
+    (error,) = look(model, **changes).errors
+    assert "run exists already" in error
+    assert look(model, **changes, resume="auto").errors == ()
+
+
+def test_solutions_are_measured_with_their_answer_line(model):
+    facts = look(model, at_most=20, final_eval=False)
+    assert facts.evaluations == () and len(facts.solution_tokens) == 20
+    assert facts.solution_tokens[0] > len("\n#### The final answer is 2")
+
+
+def test_shapes_without_weights_are_those_of_the_model(model):
+    shapes, _ = load_shapes(model)
+    assert shapes.device.type == "meta"
+    assert sizes(shapes) == sizes(tiny_model())
+    assert sizes(shapes).parameters == sum(p.numel() for p in tiny_model().parameters())
+    assert (sizes(shapes).layers, sizes(shapes).width, sizes(shapes).key_width) == (2, 32, 16)
+    per_layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 32 + 16 + 16  # and the biases of query, key and value
+    assert sizes(shapes).rounded == 2 * per_layer
+
+
+def test_an_exemplar_that_is_asked():
+    shot = {"question": "Two  and\ntwo?", "solution": "4", "answer": "4"}
+    assert shown_and_asked([problem("4", question="Two and two?", shots=[shot])]) == ("Two and two?",)
+    assert shown_and_asked([problem("4", question="Two and three?", shots=[shot])]) == ()
+
+
+def test_processes_of_a_machine_share_its_memory_and_each_has_its_gpu(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 80))
+    monkeypatch.setattr(distributed, "world_size", lambda: 8)
+
+    def seen(device: str):
+        return outline(Config(), [problem("4")], *load_shapes(model), torch.device(device))
+
+    assert (seen("cuda").world_size, seen("cuda").sharing, seen("cuda").free_bytes) == (8, 1, 7)
+    assert seen("cpu").sharing == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert seen("cpu").sharing == 4
+
+
+def test_spread():
+    assert spread(range(10), 0) == list(range(10))
+    assert spread(range(10), 4) == [0, 3, 6, 9]
+    assert spread(range(3), 4) == [0, 1, 2]

@@ -1,0 +1,417 @@
+"""The policy against transformers' own models, row by row; what is refused; saving, loading, freezing."""
+
+import copy
+
+import pytest
+import torch
+from huggingface_hub import constants as hub_constants
+from safetensors.torch import load_file, save_file
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grpo.batch import Batch
+from grpo.logprobs import linear_logprobs
+from grpo.policy import (
+    EMBEDDED,
+    Policy,
+    attention,
+    attention_flex,
+    attention_parts,
+    eos_ids,
+    frozen_copy,
+    load_policy,
+    model_directory,
+    save_model,
+    token_logprobs,
+)
+from grpo.policy import model as policy_module
+from grpo.policy.float64 import keep_float64
+from grpo.policy.load import refuse_if_different
+from grpo.tree import pack
+from tests.fakes.models import (
+    FAMILIES,
+    byte_tokenizer,
+    plain_logprobs,
+    plain_twin,
+    save_tiny,
+    tiny_model,
+    tiny_policy,
+)
+
+TOLERANCE = {"fp64": {"rtol": 1e-9, "atol": 1e-9}, "fp32": {"rtol": 1e-4, "atol": 1e-4}}
+
+# two prompts that share a beginning and one that does not; equal siblings, a prefix of a sibling, an empty completion
+PROMPTS = [[10, 20, 30, 40], [10, 20, 31], [7]]
+COMPLETIONS = [[[1, 2, 3], [1, 2, 3], [1, 2]], [[5], [], [6, 7, 8, 256]], [[9, 9, 9], [8, 256], [0]]]
+WIDTH = 5  # one column more than the longest completion
+
+
+def make_batch(prompts=PROMPTS, completions=COMPLETIONS, width=WIDTH, fill=0):
+    rows = [row for group in completions for row in group]
+    ids = torch.tensor([row + [fill] * (width - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return Batch(prompt_ids=prompts, completion_ids=ids, completion_mask=torch.arange(width) < lengths[:, None])
+
+
+def gradients(module, loss):
+    module.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+
+
+# ---- equal to the plain forward --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("weights_for_onednn")
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_c11_c18_c39_c41_token_logprobs_equal_the_plain_forward_row_by_row(family, tied, precision):
+    policy = tiny_policy(family, precision, tie_word_embeddings=tied)
+    plain = plain_twin(policy, family, tie_word_embeddings=tied)
+    ours = token_logprobs(policy, make_batch(), temperature=0.7)
+    theirs = plain_logprobs(plain, PROMPTS, COMPLETIONS, 0.7, policy.vocab_size, WIDTH)
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.shape == (9, WIDTH) and our.dtype == their.dtype
+        torch.testing.assert_close(our, their, **TOLERANCE[precision])
+    upstream = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(0)).to(ours[0].dtype)
+    loss, plain_loss = (((upstream * torch.stack(out)).sum()) for out in (ours, theirs))
+    our_gradients, their_gradients = gradients(policy.model, loss), gradients(plain, plain_loss)
+    assert our_gradients.keys() == their_gradients.keys()
+    for name, gradient in our_gradients.items():
+        scale = float(their_gradients[name].abs().max())
+        assert scale > 0
+        torch.testing.assert_close(gradient / scale, their_gradients[name] / scale, **TOLERANCE[precision])
+
+
+def test_c17_c39_a_row_does_not_depend_on_other_rows_on_padding_or_on_what_stands_in_it():
+    policy = tiny_policy(precision="fp64")
+    with torch.no_grad():
+        together, _ = token_logprobs(policy, make_batch(), 1.0)
+        wide, _ = token_logprobs(policy, make_batch(width=9, fill=77), 1.0)
+        torch.testing.assert_close(wide[:, :WIDTH], together, rtol=0, atol=0)
+        assert (wide[:, WIDTH:] == 0).all()
+        for i, prompt in enumerate(PROMPTS):
+            for j, completion in enumerate(COMPLETIONS[i]):
+                alone, _ = token_logprobs(policy, make_batch([prompt], [[completion]]), 1.0)
+                torch.testing.assert_close(alone[0], together[3 * i + j], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("row", range(9))
+def test_c39_changing_a_row_moves_nothing_else(row):
+    policy = tiny_policy(precision="fp64")
+    changed = copy.deepcopy(COMPLETIONS)
+    changed[row // 3][row % 3] = [100, 101, 102, 103, 104]
+    with torch.no_grad():
+        before, _ = token_logprobs(policy, make_batch(), 1.0)
+        after, _ = token_logprobs(policy, make_batch(completions=changed), 1.0)
+    others = torch.arange(9) != row
+    torch.testing.assert_close(after[others], before[others], rtol=1e-12, atol=1e-12)
+    assert ((after[row] - before[row]).abs() > 1e-3).all()
+
+
+@pytest.mark.parametrize("column", range(5))
+def test_c18_a_token_moves_its_own_logprob_and_later_ones_never_earlier_ones(column):
+    policy = tiny_policy(precision="fp64")
+    row = [11, 12, 13, 14, 15]
+    other = [*row[:column], 99, *row[column + 1 :]]
+    with torch.no_grad():
+        before, after = (token_logprobs(policy, make_batch([[1, 2]], [[r]]), 1.0)[0][0] for r in (row, other))
+    torch.testing.assert_close(after[:column], before[:column], rtol=1e-12, atol=1e-12)
+    assert ((after - before)[column:].abs() > 1e-3).all()
+
+
+def test_c18_a_hole_in_the_mask_keeps_the_tokens_behind_it_in_place():
+    policy = tiny_policy(precision="fp64")
+    whole, holed = make_batch([[1, 2]], [[[3, 4, 5, 6]]]), make_batch([[1, 2]], [[[3, 4, 5, 6]]])
+    holed.completion_mask[0, 1:3] = False
+    assert torch.equal(token_logprobs(policy, whole, 1.0)[0], token_logprobs(policy, holed, 1.0)[0])
+
+
+def test_c04_rows_and_batches_without_a_token_are_zero_and_carry_no_gradient():
+    policy = tiny_policy()
+    batch = make_batch()
+    batch.completion_mask[3:6] = False
+    logprobs, entropy = token_logprobs(policy, batch, 1.0)
+    assert (logprobs[3:6] == 0).all() and (entropy[3:6] == 0).all() and (logprobs[:3, :2] < 0).all()
+    batch.completion_mask[:] = False
+    logprobs, entropy = token_logprobs(policy, batch, 1.0)
+    assert (logprobs == 0).all() and (entropy == 0).all()
+    logprobs.sum().backward()
+    assert all((parameter.grad == 0).all() for parameter in policy.parameters())
+    assert token_logprobs(policy, make_batch(width=0, completions=[[[]]] * 3), 1.0)[0].shape == (3, 0)
+
+
+def test_c19_learning_uses_the_sampled_ids_never_the_text():
+    tokenizer = byte_tokenizer(["ab"])
+    policy = tiny_policy(tokenizer=tokenizer)
+    a, b, ab = tokenizer.convert_tokens_to_ids(["a", "b", "ab"])
+    assert tokenizer.decode([a, b]) == tokenizer.decode([ab]) == "ab"
+    with torch.no_grad():
+        two, one = (token_logprobs(policy, make_batch([[1, 2]], [[ids]]), 1.0)[0][0] for ids in ([a, b], [ab]))
+    assert two.count_nonzero() == 2 and one.count_nonzero() == 1 and two[0] != one[0]
+
+
+def test_c41_vocabulary_rows_that_the_tokenizer_lacks_have_no_part():
+    policy = tiny_policy(tie_word_embeddings=False)
+    head = policy.model.lm_head.weight
+    assert len(head) == 260 and policy.vocab_size == 257 == len(policy.head)
+    before = token_logprobs(policy, make_batch(), 1.0)
+    with torch.no_grad():
+        head[257:] = 100.0
+    after = token_logprobs(policy, make_batch(), 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    (after[0].sum() + after[1].sum()).backward()
+    assert (head.grad[257:] == 0).all() and (head.grad[:257] != 0).any(1).all()
+
+
+def test_c27_under_bfloat16_autocast_the_head_is_not_rounded():
+    policy = tiny_policy(precision="bf16")
+    batch = make_batch([[1, 2]], [[[3, 4, 5]]])
+    seen = []
+    handle = policy.model.model.norm.register_forward_hook(lambda module, args, out: seen.append(out[0]))
+    logprobs, _ = token_logprobs(policy, batch, 1.0)
+    handle.remove()
+    hidden = seen[0][1:4].double()
+    exact, _ = linear_logprobs(hidden, policy.head.double(), torch.tensor([3, 4, 5]))
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs[0, :3].double(), exact, rtol=1e-5, atol=1e-5)
+    full, _ = token_logprobs(tiny_policy(), batch, 1.0)
+    assert 1e-4 < (full - logprobs).abs().max() < 0.5  # autocast is on
+
+
+# ---- dropout, reference, checkpointing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "dropout"),  # as an argument of the attention, as numbers that layers keep, as modules
+    [
+        ("llama", {"attention_dropout": 0.5}),
+        ("opt", {"dropout": 0.5, "attention_dropout": 0.5, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+        ("gpt2", {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5, "n_embd": 32, "n_layer": 2, "n_head": 4}),
+    ],
+)
+def test_c22_dropout_is_off_in_train_mode(family, dropout, tmp_path):
+    path = save_tiny(tmp_path, family, **dropout)
+    policy, _ = load_policy(path)
+    assert policy.training
+    with torch.no_grad():
+        first, second = (token_logprobs(policy, make_batch(), 1.0)[0] for _ in range(2))
+        evaluated, _ = token_logprobs(policy.eval(), make_batch(), 1.0)
+    assert torch.equal(first, second) and torch.equal(first, evaluated)
+
+
+@pytest.mark.usefixtures("weights_for_onednn")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
+def test_c22_kl_is_exactly_zero_at_step_0(precision):
+    policy = tiny_policy("qwen2", precision).train()
+    reference = frozen_copy(policy)
+    batch = make_batch()
+    with torch.no_grad():
+        assert torch.equal(token_logprobs(policy, batch, 1.0)[0], token_logprobs(reference, batch, 1.0)[0])
+    assert torch.equal(token_logprobs(policy, batch, 1.0)[0], token_logprobs(reference, batch, 1.0)[0])
+
+
+def test_c23_the_reference_is_the_initial_policy_and_frozen():
+    policy = tiny_policy()
+    reference = frozen_copy(policy)
+    assert all(parameter.requires_grad for parameter in policy.parameters())
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    initial, _ = token_logprobs(policy, make_batch(), 1.0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1)
+    assert torch.equal(token_logprobs(reference, make_batch(), 1.0)[0], initial)
+    assert not torch.equal(token_logprobs(policy, make_batch(), 1.0)[0], initial)
+
+
+def test_c26_only_what_autocast_rounds_anyway_is_stored_rounded():
+    policy = tiny_policy("qwen3", "bf16", tie_word_embeddings=False)
+    dtypes = {name: parameter.dtype for name, parameter in frozen_copy(policy).model.named_parameters()}
+    for name, dtype in dtypes.items():
+        rounded = "_proj" in name
+        assert dtype == (torch.bfloat16 if rounded else torch.float32), name
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in frozen_copy(tiny_policy()).parameters()} == {torch.float32}
+
+
+def test_activation_checkpointing_gives_the_same_gradients_and_computes_layers_again(tmp_path, monkeypatch):
+    """And reads no state of a random generator, which a CUDA graph being captured may not: nothing here is random."""
+    path = save_tiny(tmp_path)
+    monkeypatch.setattr(torch, "get_rng_state", lambda: pytest.fail("read the state of a random generator"))
+    results = []
+    for activation_checkpointing in (False, True):
+        policy, _ = load_policy(path, precision="fp64", activation_checkpointing=activation_checkpointing)
+        calls = []
+        policy.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        logprobs, entropy = token_logprobs(policy, make_batch(), 0.7)
+        found = gradients(policy, (logprobs * 2 + entropy).sum())
+        results.append((len(calls), logprobs, found))
+    (plain_calls, plain, plain_gradients), (calls, logprobs, found) = results
+    assert (plain_calls, calls) == (1, 2)
+    torch.testing.assert_close(logprobs, plain, rtol=0, atol=0)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-12, atol=1e-12)
+
+
+# ---- refused ---------------------------------------------------------------------------------------------------------
+
+
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "reason"),
+    [
+        ("mistral", {"sliding_window": 16}, "sliding window"),
+        ("qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}, "sliding window"),
+        ("gemma2", {"layer_types": ["full_attention"] * 2, "final_logit_softcapping": None}, "logit soft-capping"),
+        ("gemma2", {"layer_types": ["full_attention"] * 2, "attn_logit_softcapping": None}, "logit soft-capping"),
+        ("gemma2", {}, "sliding window"),
+        ("llama", {"rope_parameters": DYNAMIC}, "rope_type 'dynamic'"),
+        ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "its own attention code"),
+        ("phi", {"tie_word_embeddings": False}, "an output head other than"),
+        ("llama", {"vocab_size": 256}, "257 output rows for its tokenizer, and has 256"),
+        ("mamba", {}, "another kind of layer|its own attention code"),
+    ],
+)
+def test_what_is_not_supported_is_refused(family, changes, reason):
+    with pytest.raises(ValueError, match=rf"model: \w+ needs .*({reason})"):
+        Policy(tiny_model(family, **{"eos_token_id": 0} | changes), byte_tokenizer())
+
+
+def test_an_unused_sliding_window_is_no_reason_to_refuse():
+    tiny_policy("qwen2", sliding_window=16, use_sliding_window=False)
+    tiny_policy("mistral", sliding_window=None)
+
+
+@pytest.mark.parametrize(("family", "scale"), [("granite", "logits_scaling"), ("cohere", "logit_scale")])
+def test_a_model_that_computes_something_else_is_refused(family, scale):
+    policy = tiny_policy(family, **{scale: 3.0})
+    with pytest.raises(ValueError, match="computes something that tree attention does not support"):
+        refuse_if_different(policy)
+
+
+@pytest.mark.parametrize("fault", ["blind to ancestors", "sees siblings", "NaN"])
+def test_attention_that_differs_is_noticed(fault, monkeypatch):
+    policy = tiny_policy()
+    refuse_if_different(policy)
+    attend = attention.TreeAttention.attend
+
+    def wrong(self, layer, query, key, value, scaling):
+        if fault == "blind to ancestors":
+            return value[0].repeat_interleave(2, 0).transpose(0, 1)[None]
+        if fault == "sees siblings":
+            everything = attention_parts.Rectangle(0, query.shape[2], 0, query.shape[2])
+            self.parts = self.parts._replace(rectangles=[everything])
+        return attend(self, layer, query, key, value, torch.nan if fault == "NaN" else scaling)
+
+    monkeypatch.setattr(attention.TreeAttention, "attend", wrong)
+    with pytest.raises(ValueError, match="computes something"):
+        refuse_if_different(policy)
+
+
+def test_loading_compares_with_the_plain_forward(tmp_path):
+    path = save_tiny(tmp_path, "granite", logits_scaling=3.0)
+    with pytest.raises(ValueError, match="GraniteForCausalLM computes something"):
+        load_policy(path)
+
+
+# ---- loading and saving ----------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_cannot_be_loaded_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    for path in ("nobody/no-such-model", str(tmp_path / "nowhere"), str(tmp_path / "empty")):
+        with pytest.raises(ValueError, match="model: ") as error:
+            load_policy(path)
+        assert repr(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_damaged_and_missing_weights_are_errors(tmp_path):
+    path = save_tiny(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.norm.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights of a Qwen2ForCausalLM, such as model.norm.weight"):
+        load_policy(path)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="can not be loaded"):
+        load_policy(path)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
+def test_c26_master_weights_are_float32_whatever_the_file_holds(precision, tmp_path):
+    tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    policy, _ = load_policy(str(tmp_path), precision=precision)
+    expected = torch.float64 if precision == "fp64" else torch.float32
+    assert {parameter.dtype for parameter in policy.parameters()} == {expected}
+    weight = policy.head.view(-1)[0]
+    with torch.no_grad():
+        weight.fill_(0.1).add_(1e-5)
+    assert weight > 0.100009
+    assert policy.autocast().fast_dtype == policy.autocast_dtype or policy.autocast_dtype is None
+
+
+def test_fp64_is_float64_throughout(tmp_path):
+    policy, _ = load_policy(save_tiny(tmp_path, "llama"), precision="fp64")
+    expected = tiny_model("llama").double()
+    keep_float64(expected)
+    batch = make_batch()
+    exact = token_logprobs(Policy(expected, byte_tokenizer(), "fp64"), batch, 1.0)[0]
+    torch.testing.assert_close(token_logprobs(policy, batch, 1.0)[0], exact, rtol=1e-12, atol=1e-12)
+
+
+def test_embedded_is_a_directory_of_ours():
+    assert model_directory("embedded") == str(EMBEDDED) and model_directory("some/name") == "some/name"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_saving_round_trips_through_transformers(tied, tmp_path):
+    policy, tokenizer = load_policy(save_tiny(tmp_path / "base", tie_word_embeddings=tied))
+    with torch.no_grad():
+        policy.head[0, 0] += 1
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "stale").touch()
+    save_model(policy, tokenizer, tmp_path / "final")
+    assert not (tmp_path / "final" / "stale").exists()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "final"]
+    assert again.config._attn_implementation != "tree"
+    for name, weight in policy.model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+    theirs = plain_logprobs(again, PROMPTS, COMPLETIONS, 1.0, policy.vocab_size, WIDTH)
+    torch.testing.assert_close(token_logprobs(policy, make_batch(), 1.0), theirs, rtol=1e-4, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "final").get_vocab() == tokenizer.get_vocab()
+    assert again.generation_config.eos_token_id == policy.model.generation_config.eos_token_id
+
+
+def test_c15_every_eos_of_tokenizer_config_and_generation_config_counts():
+    model, tokenizer = tiny_model(eos_token_id=[3, 4]), byte_tokenizer()
+    model.generation_config.eos_token_id = [5, 4]
+    assert eos_ids(model, tokenizer) == [3, 4, 5, 256]
+    model.config.eos_token_id, model.generation_config.eos_token_id = None, 7
+    assert eos_ids(model, tokenizer) == [7, 256]
+    tokenizer.eos_token, model.generation_config.eos_token_id = None, -1
+    assert eos_ids(model, tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "compiled", "ours"), [("fp32", False, True), ("fp32", True, False), ("bf16", False, False)]
+)
+def test_norms_are_made_again_only_where_they_are_ours(precision, compiled, ours, monkeypatch):
+    packed = []
+    monkeypatch.setattr(policy_module, "norms_made_again", lambda: saved_tensors_hooks(packed.append, lambda x: x))
+    monkeypatch.setattr(attention_flex, "usable", lambda *of: False)
+    policy = tiny_policy(precision=precision)
+    policy.compiled = compiled
+    policy(pack([[1, 2, 3]], [[[4, 5]]]), 1.0)
+    assert bool(packed) == ours
+
+
+def test_c11_temperature_must_be_positive():
+    with pytest.raises(ValueError, match="temperature"):
+        token_logprobs(tiny_policy(), make_batch(), 0.0)

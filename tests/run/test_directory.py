@@ -1,0 +1,298 @@
+"""A run as a thing on disk: its directory is claimed late and never overwritten, its state saved and found again."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from grpo import distributed
+from grpo.config import Config, from_yaml, to_yaml
+from grpo.policy import Policy
+from grpo.run import directory as directory_module
+from grpo.run import log, machine
+from grpo.run.directory import claim, is_trained, keep_smaller, open_directory
+from grpo.run.log import Clock, Display, say
+from grpo.run.machine import environment, precision_on, prepare, resolve
+from grpo.run.state import State, due, restore_state, save_state, why_stop
+from grpo.update import Learner
+from tests.fakes import runs
+
+CPU = torch.device("cpu")
+
+
+def config(place: Path, **changes) -> Config:
+    fixed = {"out_dir": str(place), "run_name": "r", "kl_coef": 0.0, "num_steps": 4, "max_tokens_per_microbatch": 64}
+    return Config(**fixed | changes)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def opened(config: Config) -> tuple[Config, Path]:
+    """As a run does it: open, then claim."""
+    config, directory = open_directory(config, CPU)
+    claim(directory, config, CPU)
+    return config, directory
+
+
+# The directory.
+
+
+def test_opening_writes_nothing_and_claiming_does(tmp_path):
+    wanted, directory = open_directory(config(tmp_path), CPU)
+    assert directory == tmp_path / "r" and contents(directory) == {}
+    open_directory(config(tmp_path), CPU)  # an empty directory stands in nobody's way
+    claim(directory, wanted, CPU)
+    assert sorted(contents(directory)) == ["config.yaml", "environment.json"]
+    assert from_yaml(directory / "config.yaml") == wanted
+
+
+def test_an_existing_run_is_refused_or_resumed(tmp_path):
+    first, directory = opened(config(tmp_path))
+    before = contents(directory)
+    with pytest.raises(ValueError, match=r"run_name: .*/r exists already; continue it with --resume auto"):
+        open_directory(config(tmp_path), CPU)
+    assert contents(directory) == before
+    again, same = open_directory(config(tmp_path, resume="auto", num_steps=9), CPU)
+    assert same == directory and again == replace(first, resume="auto", num_steps=9)
+    with pytest.raises(ValueError, match="seed is 1, but the run to resume has 0"):
+        open_directory(config(tmp_path, resume="auto", seed=1), CPU)
+    assert contents(directory) == before
+
+
+def test_somebody_s_directory_is_refused(tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists already"):
+        open_directory(config(tmp_path), CPU)
+
+
+def test_a_resumed_run_keeps_what_its_autos_meant(tmp_path):
+    """As if it had been made on a GPU."""
+    made = config(tmp_path, precision="bf16", compile=True, max_tokens_per_microbatch=16384, device="cpu")
+    (tmp_path / "r").mkdir()
+    to_yaml(made, tmp_path / "r" / "config.yaml")
+    wanted = config(tmp_path, precision="auto", max_tokens_per_microbatch="auto", resume="auto")
+    assert open_directory(wanted, CPU)[0] == replace(made, resume="auto")
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_auto_is_resolved_by_device(tmp_path, possible, monkeypatch):
+    monkeypatch.setattr(machine, "can_compile", lambda: possible)
+    auto = config(tmp_path, max_tokens_per_microbatch="auto")
+    on_cpu, on_gpu = resolve(auto, CPU), resolve(auto, torch.device("cuda", 1))
+    assert (on_cpu.device, on_cpu.precision, on_cpu.max_tokens_per_microbatch) == ("cpu", "fp32", 4096)
+    assert (on_cpu.compile, on_gpu.compile) == (False, possible)
+    assert resolve(replace(auto, precision="fp32"), torch.device("cuda", 1)).compile is False
+    assert (on_gpu.device, on_gpu.precision, on_gpu.max_tokens_per_microbatch) == ("cuda", "bf16", "auto")
+    chosen = config(tmp_path, precision="fp16", compile=True, max_tokens_per_microbatch=7)
+    assert resolve(chosen, CPU) == replace(chosen, device="cpu")
+
+
+def test_claiming_drops_the_results_of_an_earlier_end(tmp_path):
+    wanted, directory = opened(config(tmp_path))
+    (directory / "final").mkdir()
+    (directory / "eval").mkdir()
+    for file in (directory / "final" / "config.json", directory / "eval" / "eval.json", directory / "report.html"):
+        file.write_text("{}")
+    claim(directory, wanted, CPU)
+    assert sorted(contents(directory)) == ["config.yaml", "environment.json"]
+
+
+def test_every_start_stays_in_the_environment(tmp_path, monkeypatch):
+    wanted, directory = opened(config(tmp_path))
+    for threads in (2, 3):
+        monkeypatch.setattr(directory_module, "environment", lambda device, threads=threads: {"threads": threads})
+        claim(directory, wanted, CPU)
+    recorded = json.loads((directory / "environment.json").read_text())
+    assert recorded["threads"] == 3
+    assert [start["threads"] for start in recorded["earlier"]] == [torch.get_num_threads(), 2]
+    assert all("earlier" not in start for start in recorded["earlier"])
+
+
+@pytest.mark.parametrize("out_dir", ["a_file", "/proc/nowhere"])
+def test_a_place_that_can_not_be_written_is_one_sentence(tmp_path, out_dir):
+    (tmp_path / "a_file").write_text("")
+    with pytest.raises(OSError, match=r"out_dir: .*/r can not be made \("):
+        open_directory(config(tmp_path / out_dir), CPU)
+
+
+def test_the_environment_says_on_what_it_ran():
+    recorded = environment(CPU)
+    assert set(recorded) == {
+        *("commit", "python", "torch", "transformers", "numpy", "device", "threads", "processes", "command")
+    }
+    assert recorded["device"] and recorded["processes"] == 1 and recorded["threads"] == torch.get_num_threads()
+    assert json.loads(json.dumps(recorded)) == recorded
+
+
+def test_a_halved_micro_batch_is_written_for_the_continuation_and_said_once(tmp_path):
+    wanted, directory = opened(config(tmp_path))
+    made, out = learner(tmp_path), io.StringIO()
+    display = Display(4, console=Console(file=out))
+    assert keep_smaller(directory, wanted, made.max_tokens, display) == wanted and out.getvalue() == ""
+    made.max_tokens = 16
+    kept = keep_smaller(directory, wanted, made.max_tokens, display)
+    assert kept == from_yaml(directory / "config.yaml") == replace(wanted, max_tokens_per_microbatch=16)
+    assert keep_smaller(directory, kept, made.max_tokens, display) == kept
+    (said,) = out.getvalue().splitlines()
+    assert said.startswith("warning: out of memory in learning; ") and "16 instead of 64" in said
+    resumed = config(tmp_path, resume="auto", max_tokens_per_microbatch="auto")
+    assert open_directory(resumed, CPU)[0] == replace(kept, resume="auto")
+
+
+# The state.
+
+
+def learner(place: Path, seed: int = 0, **changes) -> Learner:
+    policy = Policy(runs.digit_model(seed), runs.digit_tokenizer(), changes.get("precision", "fp32"))
+    return Learner(config(place, **changes), policy, None)
+
+
+def test_the_state_is_saved_and_found_again(tmp_path):
+    one, other = learner(tmp_path, precision="fp16"), learner(tmp_path, seed=1, precision="fp16")
+    one.scaler.scale(torch.ones(()))  # it makes its state when it is first used
+    one.scaler.update(3.0)
+    state = State(step=2, skipped=1, best_step=2, best_accuracy=0.1 + 0.2)
+    assert restore_state(tmp_path, other) == State()
+    save_state(tmp_path, one, state, keep=2)
+    assert restore_state(tmp_path, other) == state
+    assert other.scaler.get_scale() == 3.0
+    ours, theirs = one.policy.state_dict(), other.policy.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_everything_in_the_state_survives(tmp_path):
+    values = {"step": 7, "skipped": 2, "best_step": 5, "best_accuracy": 0.625}
+    assert set(values) == {field.name for field in fields(State)}
+    save_state(tmp_path, learner(tmp_path), State(**values), keep=1)
+    assert restore_state(tmp_path, learner(tmp_path)) == State(**values)
+
+
+def test_a_run_is_done_when_its_last_step_and_its_model_are_there(tmp_path):
+    wanted, directory = opened(config(tmp_path))
+    assert not is_trained(directory, wanted)
+    (directory / "final").mkdir()
+    assert not is_trained(directory, wanted)
+    for step in (3, 4, 1_000_000):
+        save_state(directory, learner(tmp_path), State(step=step), keep=9)
+        assert is_trained(directory, wanted) == (step >= 4)
+    assert is_trained(directory, replace(wanted, num_steps=1_000_000))
+    assert not is_trained(directory, replace(wanted, num_steps=1_000_001))
+    (directory / "final").rmdir()
+    assert not is_trained(directory, wanted)
+
+
+def test_steps_without_a_finite_gradient_are_counted_in_a_row():
+    state = State().after(1, True).after(2, False).after(3, False)
+    assert (state.step, state.skipped) == (3, 2)
+    assert state.after(4, True).skipped == 0 and state.after(4, False).skipped == 3
+
+
+class Asked:
+    def __init__(self, answer: bool):
+        self.answer = answer
+
+    def asked(self) -> bool:
+        return self.answer
+
+
+def test_why_a_run_stops():
+    assert why_stop(State(step=1, skipped=2), Asked(False)) is None
+    asked = why_stop(State(step=7), Asked(True))
+    assert asked == ("asked to stop; saved after step 7, go on with --resume auto", 0)
+    spoilt = why_stop(State(step=7, skipped=3), Asked(False))
+    assert "not finite in 3 steps in a row" in spoilt[0] and spoilt[1] == 1
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (7, [])])
+def test_what_is_due(every, steps):
+    assert [step for step in range(1, 7) if due(step, every)] == steps
+
+
+# Time, memory, settings, ranks.
+
+
+def test_the_clock_adds_up(monkeypatch):
+    now = iter([10.0, 10.0, 11.5, 12.0, 12.5, 15.0])
+    monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
+    shown = []
+    clock = Clock(shown.append)
+    for phase in ("rollout", "reward"):
+        with clock(phase):
+            assert shown[-1] == phase
+    assert clock.seconds() == {"time/rollout": 1.5, "time/reward": 0.5, "time/step": 5.0}
+
+
+def test_settings_of_the_process():
+    prepare(CPU, "fp32")
+    assert torch.get_default_dtype() == torch.float32 and torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    prepare(CPU, "fp64")
+    assert torch.get_default_dtype() == torch.float64
+    assert precision_on(CPU, "auto") == "fp32" and precision_on(torch.device("cuda"), "auto") == "bf16"
+    assert precision_on(CPU, "bf16") == "bf16"
+
+
+FREED_AND_TAKEN_AGAIN = """
+from resource import RUSAGE_SELF, getrusage
+import torch
+from grpo.run.log import Clock, say
+from grpo.run.directory import claim, is_trained, keep_smaller, open_directory
+from grpo.run.state import due, restore_state, save_state, why_stop
+from grpo.run.machine import environment, precision_on, prepare, resolve
+prepare(torch.device("cpu"), "fp32")
+for _ in range(2):
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(1_000_000) for _ in range(100)]
+    tensors.clear()
+print(getrusage(RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is asked to keep freed memory")
+def test_memory_that_was_freed_is_not_new_again():
+    done = subprocess.run(  # small pages, so that each is seen
+        [sys.executable, "-c", FREED_AND_TAKEN_AGAIN],
+        env=os.environ | {"THP_MEM_ALLOC_ENABLE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 400_000_000 / 4096 / 10
+
+
+def _on_main(out: Path) -> None:
+    distributed.init("cpu", 60)
+    rank = distributed.rank()
+    said = [distributed.on_main(lambda: f"from {rank}")]
+    for error in (ValueError("a wrong option"), OSError(28, "No space left on device")):
+
+        def fail(error=error):
+            raise error
+
+        try:
+            distributed.on_main(fail)
+        except (ValueError, OSError) as caught:
+            said.append(f"{type(caught).__name__}: {caught}")
+    say("the end")
+    Path(f"{out}_{rank}.json").write_text(json.dumps(said))
+    distributed.shutdown()
+    os._exit(0)
+
+
+def test_what_rank_0_does_or_can_not_do_all_know(tmp_path):
+    ranks = runs.start_ranks(partial(_on_main, tmp_path / "said"), 2, tmp_path / "out")
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
+    expected = ["from 0", "ValueError: a wrong option", "OSError: [Errno 28] No space left on device"]
+    assert [json.loads((tmp_path / f"said_{r}.json").read_text()) for r in (0, 1)] == [expected] * 2
+    assert [rank.stderr.splitlines()[-1] for rank in ranks] == ["the end", "rank 1: the end"]

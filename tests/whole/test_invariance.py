@@ -1,0 +1,270 @@
+"""What must change nothing: how rows are cut into micro-batches, and over how many processes a run is spread."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo import distributed
+from grpo.batch import Batch
+from grpo.config import Config
+from grpo.losses import LOSSES
+from grpo.metrics import Sums
+from grpo.policy import frozen_copy
+from grpo.update import Learner
+from grpo.weighting import WEIGHTINGS
+from tests.fakes import runs
+from tests.fakes.models import tiny_policy
+
+COMBINATIONS = list(product(LOSSES, WEIGHTINGS))
+FIRST = COMBINATIONS[:1]
+LENGTHS = [3, 1, 5, 2, 4, 0, 1, 6, 2, 3]  # of 5 prompts, 2 completions each; a row with nothing to learn from
+CASES = {
+    "one cut": {},
+    "some cuts": {"max_tokens_per_microbatch": 14},
+    "a cut per row": {"max_tokens_per_microbatch": 1},
+    "several updates": {"minibatch_size": 4, "num_epochs": 2, "max_tokens_per_microbatch": 14},
+    "two prompts": {"max_tokens_per_microbatch": 1},  # fewer than ranks
+    "one rank masked": {"max_tokens_per_microbatch": 1},
+    "all masked": {},
+}
+CUTS = list(CASES)[:3]
+
+
+def experience(case: str) -> Batch:
+    """A fixed batch of unequal lengths, whose ratios are not 1."""
+    lengths = torch.tensor(LENGTHS)
+    if case == "one rank masked":
+        lengths[[0, 1, 4, 5, 8, 9]] = 0  # rank 0 of 2; ranks 0 and 2 of 4
+    if case == "all masked":
+        lengths[:] = 0
+    random = torch.Generator().manual_seed(0)
+    B, T = len(LENGTHS), max(LENGTHS)
+    mask = torch.arange(T) < lengths[:, None]
+    draw = partial(torch.randn, generator=random, dtype=torch.float64)
+    batch = Batch(
+        prompt_ids=[[7, 8, 9][: 1 + i % 3] + [20 + i] for i in range(B // 2)],
+        completion_ids=torch.where(mask, torch.randint(257, (B, T), generator=random), 0),
+        completion_mask=mask,
+        advantages=draw(B),
+        sampling_logprobs=torch.where(mask, -5 + draw(B, T), 0),
+        old_logprobs=torch.where(mask, -5 + draw(B, T), 0),
+        prompt_index=list(range(B // 2)),
+    )
+    return batch.select([0, 1]) if case == "two prompts" else batch
+
+
+def learned(case: str, loss: str, weighting: str, policy) -> dict:
+    """Metrics and gradient of this rank's share (plain descent at rate 1: weights move by the gradient)."""
+    batch = experience(case)
+    mine = batch.select(list(range(distributed.rank(), len(batch.prompt_ids), distributed.world_size())))
+    options = {"max_tokens_per_microbatch": 4096, "learning_rate": 0.1 if case == "several updates" else 1.0}
+    config = Config(
+        **{"precision": "fp64", "group_size": 2, "max_new_tokens": 7, "kl_coef": 0.3, "max_grad_norm": 0.0}
+        | {"loss": loss, "weighting": weighting, "clip_low": 0.5, "clip_high": 0.5}
+        | options
+        | CASES[case]
+    )
+    reference = frozen_copy(policy)
+    with torch.no_grad():
+        reference.model.get_input_embeddings().weight.mul_(1.1)
+    learner = Learner(config, policy, reference)
+    learner.optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    sums = Sums()
+    finite = learner.learn(mine, 1, sums)
+    gradient = {name: before[name] - p.detach() for name, p in policy.named_parameters()}
+    return {"metrics": sums.reduce(), "gradient": gradient, "finite": finite, "max_tokens": learner.max_tokens}
+
+
+def learn_all(in_full: list[str], out: Path | None = None) -> dict:
+    """`learned` for every case, those of `in_full` in every combination. On several ranks: each saves its results."""
+    torch.use_deterministic_algorithms(True)
+    distributed.init("cpu", 120)
+    policy = tiny_policy(precision="fp64")
+    torch.set_default_dtype(torch.float64)
+    results = {
+        (case, loss, weighting): learned(case, loss, weighting, copy.deepcopy(policy))
+        for case in CASES
+        for loss, weighting in (COMBINATIONS if case in in_full else FIRST)
+    }
+    if out is not None:
+        torch.save(results, f"{out}_{distributed.rank()}.pt")
+        distributed.shutdown()
+    return results
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict:
+    results = learn_all(CUTS)
+    torch.set_default_dtype(torch.float32)
+    return results
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request, tmp_path_factory) -> list[dict]:
+    """The results of every rank."""
+    out = tmp_path_factory.mktemp("ranks") / "learned"
+    ranks = runs.start_ranks(partial(learn_all, ["some cuts"], out), request.param, out)
+    assert [rank.wait() for rank in ranks] == [0] * request.param, ranks[0].stderr
+    return [torch.load(f"{out}_{r}.pt") for r in range(request.param)]
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one["finite"] == other["finite"]
+    assert one["metrics"] == pytest.approx(other["metrics"], rel=1e-9, abs=1e-12)
+    assert one["gradient"].keys() == other["gradient"].keys()
+    for name in one["gradient"]:
+        torch.testing.assert_close(one["gradient"][name], other["gradient"][name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("loss", "weighting"), COMBINATIONS)
+def test_c01_any_cut_into_micro_batches_gives_the_same_loss_and_gradient(alone, loss, weighting):
+    whole = alone["one cut", loss, weighting]
+    assert abs(whole["metrics"]["optim/loss"]) > 1e-3 and whole["metrics"]["optim/grad_norm"] > 1e-3
+    for case in CUTS[1:]:
+        assert_same(whole, alone[case, loss, weighting])
+
+
+def test_c01_c03_c04_any_world_size_gives_the_same_loss_and_gradient(alone, together):
+    """DDP averages gradients over ranks: if that were not undone they would be too small by the world size."""
+    for ranks in together:
+        assert len(ranks) == len(COMBINATIONS) + len(CASES) - 1
+        for case in ranks:
+            assert_same(alone[case], ranks[case])
+
+
+def test_c01_gradients_are_equal_to_the_bit_on_all_ranks(together):
+    for case, result in together[0].items():
+        for other in together[1:]:
+            assert all(torch.equal(result["gradient"][name], g) for name, g in other[case]["gradient"].items()), case
+
+
+def test_c04_ranks_without_anything_to_learn_from_make_no_nan(alone):
+    for (case, *_), result in alone.items():
+        assert result["finite"]
+        moved = sum(float(gradient.abs().sum()) for gradient in result["gradient"].values())
+        assert (moved == 0) if case == "all masked" else (0 < moved < float("inf")), case
+
+
+# Whole runs.
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> tuple[str, str, Path]:
+    """(model, data, where the runs go)."""
+    place = tmp_path_factory.mktemp("runs")
+    return runs.save_digits(place / "model"), runs.write_problems(place / "data"), place
+
+
+OPTIONS = {
+    "prompts_per_step": 5,
+    "minibatch_size": 8,
+    "num_epochs": 2,
+    "eval_every": 2,
+    "final_eval": True,
+    "max_tokens_per_microbatch": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def by_one(inputs) -> Path:
+    model, data, place = inputs
+    runs.run(runs.flags(model, data, place, "one", **OPTIONS), place / "one")
+    return place / "one"
+
+
+def assert_close(line: dict, other: dict) -> None:
+    """Two lines of metrics are equal up to rounding."""
+    missing = [name for name in line if line[name] is None]
+    assert missing == [name for name in other if other[name] is None]
+    assert all(line[name] == pytest.approx(other[name], rel=1e-6, abs=1e-12) for name in line if name not in missing)
+    assert line.keys() == other.keys()
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """The same completions, rewards and updates, up to rounding of float64 numbers."""
+    drawn, others = runs.transcripts(one), runs.transcripts(other)
+    exact = ("prompt_index", "sample", "question", "answer", "completion", "rewards", "reward", "finished", "tokens")
+    assert drawn.keys() == others.keys()
+    for file in drawn:
+        assert [[row[k] for k in exact] for row in drawn[file]] == [[row[k] for k in exact] for row in others[file]]
+    lines, other_lines = runs.timeless(runs.metrics(one)), runs.timeless(runs.metrics(other))
+    assert len(lines) == len(other_lines) > 2
+    for line, other_line in zip(lines, other_lines, strict=True):
+        assert_close(line, other_line)
+    first, second = runs.weights(one / "final"), runs.weights(other / "final")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_c32_c33_any_world_size_draws_the_same_completions_and_makes_the_same_updates(inputs, by_one, world_size):
+    """Five prompts on two and on four processes: none is dropped. C28: what a rank draws does not depend on it."""
+    model, data, place = inputs
+    name = f"by_{world_size}"
+    ranks = runs.start_train_ranks(runs.flags(model, data, place, name, **OPTIONS), world_size, place / name)
+    assert [rank.wait() for rank in ranks] == [0] * world_size, ranks[0].stderr
+    assert_alike(by_one, place / name)
+    for line in runs.transcripts(place / name)["step_000001.jsonl"]:
+        assert line["prompt_index"] in range(5)
+    tables = [json.loads((run / "eval" / "eval.json").read_text()) for run in (by_one, place / name)]
+    assert tables[0] == tables[1]
+    assert [bool(rank.stdout) for rank in ranks] == [True] + [False] * (world_size - 1)  # rank 0 alone speaks
+
+
+def test_fewer_prompts_than_processes(inputs):
+    model, data, place = inputs
+    options = {"prompts_per_step": 1, "num_steps": 2, "kl_coef": 0.0}
+    runs.run(runs.flags(model, data, place, "single", **options), place / "single")
+    ranks = runs.start_train_ranks(runs.flags(model, data, place, "idle", **options), 3, place / "idle")
+    assert [rank.wait() for rank in ranks] == [0, 0, 0], ranks[0].stderr
+    lines = [runs.timeless(runs.metrics(place / name)) for name in ("single", "idle")]
+    assert lines[0][0]["policy/kl"] is None and lines[0][0]["policy/entropy"] > 0
+    for line, other in zip(*lines, strict=True):
+        assert_close(line, other)
+
+
+def test_a_run_may_change_its_number_of_processes_when_it_is_resumed(inputs, by_one):
+    model, data, place = inputs
+    argv = runs.flags(model, data, place, "moved", **OPTIONS, resume="auto")
+    assert runs.start(argv, place / "moved", before=runs.killed("grpo.update:Learner.learn", 4)).wait() == -9
+    ranks = runs.start_train_ranks(argv, 2, place / "moved")
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
+    assert_alike(by_one, place / "moved")
+
+
+@pytest.mark.slow
+def test_the_embedded_model_with_shots_on_two_processes(tmp_path):
+    """Exemplars are common to all prompts: the trunk of the tree, which each process computes for itself."""
+    options = {"data": "arithmetic", "num_shots": 2, "prompts_per_step": 5, "max_new_tokens": 40, "num_steps": 3}
+    options |= {"max_prompt_tokens": 512, "kl_coef": 0.02, "rewards": "gsm8k.format,gsm8k.correctness"}
+    options |= {"learning_rate": 2e-4, "minibatch_size": 8, "reward_weights": "1,1"}
+    argv = {name: runs.flags("embedded", "none", tmp_path, name, **options) for name in ("one", "two")}
+    runs.run(argv["one"], tmp_path / "one")
+    ranks = runs.start_train_ranks(argv["two"], 2, tmp_path / "two")
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
+    assert_alike(tmp_path / "one", tmp_path / "two")
+    lines = runs.metrics(tmp_path / "one")
+    assert all(line["optim/grad_norm"] > 0 for line in lines)
+    # Tokens of the trie: far fewer than every completion with its whole prompt.
+    assert all(line["tokens/computed"] < 0.4 * (line["tokens/sampled"] + 20 * 200) for line in lines)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_run(inputs, by_one):
+    model, data, place = inputs
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*launch, *runs.flags(model, data, place, "torchrun", **OPTIONS)]
+    done = subprocess.run(command, cwd=runs.ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"base model: {model}\n" in done.stdout
+    assert_alike(by_one, place / "torchrun")
