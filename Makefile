@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A worker a core, of one thread each; one that is done takes tests from another.
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all lint clean
 
@@ -10,10 +12,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python train.py --run_name demo --resume auto
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

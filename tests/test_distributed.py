@@ -38,7 +38,7 @@ def run_ranks(world_size: int, script: str, wait_for: int | None = None) -> list
         for r in range(world_size)
     ]
     try:
-        outputs = [process.communicate(timeout=120) for process in ranks[:wait_for]]
+        outputs = [process.communicate(timeout=600) for process in ranks[:wait_for]]
     finally:
         for process in ranks:
             process.kill()
@@ -147,6 +147,6 @@ def test_torchrun_ends_all_ranks_when_one_is_killed(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(LOST.format(fate=KILLED, timeout=600))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr

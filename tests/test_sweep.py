@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -39,16 +40,32 @@ write_yaml(options_of(config, directory / "eval"), directory / "eval" / "options
 """
 
 
+class InThisProcess(nullcontext):
+    """A command that is run at once instead of in a process: `python fake.py train.py ARGUMENTS`."""
+
+    def __init__(self, command):
+        assert command[:2] == ["python", "fake.py"]
+        super().__init__(self)
+        self.argv = command[1:]
+
+    def wait(self) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", self.argv)
+            try:
+                exec(FAKE, {})
+            except SystemExit as ended:
+                return ended.code
+        return 0
+
+
 @pytest.fixture
 def launch(tmp_path, monkeypatch, capsys):
     """Sweeps with a train.py that only pretends; returns exit code, calls made and what was said."""
-    fake = tmp_path / "fake.py"
-    fake.write_text(FAKE)
-    monkeypatch.setenv("PYTHONPATH", str(runs.ROOT))
+    monkeypatch.setattr(sweep.subprocess, "Popen", InThisProcess)
 
     def call(*argv: str):
         (tmp_path / "calls").write_text("")
-        out = ["--out", str(tmp_path / "out"), "--launcher", f"{sys.executable} {fake}"]
+        out = ["--out", str(tmp_path / "out"), "--launcher", "python fake.py"]
         code = sweep.main([*argv, *out])
         said = capsys.readouterr()
         return code, (tmp_path / "calls").read_text().split(), said.out, said.err

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 # (group, metric, title, what it says), in the order of the page; `<term>`: once for each reward function.
 _PANELS = (
@@ -122,6 +121,8 @@ def draw(panels: Sequence[dict], all_series: Sequence[dict], directory: Path) ->
 def heat_map(table: list[dict], path: Path) -> None:
     """Accuracy in percent, training setting x shots of the evaluation; below, one row for the untuned model if it is
     the same for every setting."""
+    from matplotlib.figure import Figure
+
     shots = sorted({row["eval_shots"] for row in table})
     cells = {(row["model"], row["train"], row["eval_shots"]): row for row in table}
     settings = list(dict.fromkeys(row["train"] for row in table))

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench import models, ours, peers, roofline, scaling, stopping
+from bench import models, ours, peers, process, roofline, scaling, stopping, work
 from bench.process import call
 from bench.work import Work, work_of
 from grpo.policy import EMBEDDED, Policy, load_policy
@@ -36,6 +36,12 @@ def brief(tmp_path_factory):
     model.lm_head.weight.data[model.config.eos_token_id] *= 30
     model.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """What is read before anything is measured is read in this process, which has imported everything."""
+    monkeypatch.setattr(work, "call", lambda function, arguments, **_: process._answer(function, arguments))
 
 
 def run_peers(tmp_path, *flags):
@@ -239,7 +245,7 @@ NO_GPU = [] if torch.cuda.is_available() else [(["--device", "cuda"], "device is
         *NO_GPU,
     ],
 )
-def test_work_that_can_not_be_read_is_one_sentence_and_overwrites_nothing(flags, said, tmp_path, capfd):
+def test_work_that_can_not_be_read_is_one_sentence_and_overwrites_nothing(flags, said, tmp_path, capfd, here):
     out = tmp_path / "old.json"
     out.write_text("old")
     assert peers.main(["--only", "ours", "--out", str(out), *flags]) == 2
@@ -256,7 +262,7 @@ def test_sampling_alone_on_a_gpu_that_is_not_there_is_one_sentence(flags, said, 
 
 
 @pytest.mark.parametrize("bench", [roofline, scaling])
-def test_every_bench_reads_its_work_before_it_measures(bench, tmp_path, capfd):
+def test_every_bench_reads_its_work_before_it_measures(bench, tmp_path, capfd, here):
     assert bench.main(["--model", "/absent", "--out", str(tmp_path / "x")]) == 2
     err = capfd.readouterr().err
     assert "model: '/absent' can not be loaded" in err and err.count("\n") == 1 and not any(tmp_path.iterdir())
@@ -265,9 +271,9 @@ def test_every_bench_reads_its_work_before_it_measures(bench, tmp_path, capfd):
 def test_all_contestants_ask_what_our_loop_asks_and_nothing_stops_them(tmp_path):
     train = tmp_path / "any_name.jsonl"
     train.write_text("".join(f'{{"question": "{i} + 1?", "answer": "#### {i + 1}"}}\n' for i in range(40)))
-    work = Work(train=str(train), shots=1, prompts=3)
-    problems = ours.problems_of(work)
-    asked = ours.problems_of_step(work, problems, 2)
+    wanted = Work(train=str(train), shots=1, prompts=3)
+    problems = ours.problems_of(wanted)
+    asked = ours.problems_of_step(wanted, problems, 2)
     assert len({p.prompt for p in asked}) == 3 and all(p in problems and p.info["stop"] == [] for p in asked)
 
 
@@ -279,8 +285,8 @@ def test_unequal_work_is_an_error():
 
 def test_means_leave_the_warm_up_out():
     steps = [{"rollout_s": seconds, "tokens_sampled": 12} for seconds in (9.0, 1.0, 2.0)]
-    work = Work(prompts=2, group=2, new_tokens=3, steps=2, warmup=1)
-    means = ours.result(work, steps, [[1, 2], [1, 3]], torch.device("cpu"))
+    wanted = Work(prompts=2, group=2, new_tokens=3, steps=2, warmup=1)
+    means = ours.result(wanted, steps, [[1, 2], [1, 3]], torch.device("cpu"))
     assert means["rollout_s"] == 1.5 and means["learn_s"] is None and means["sampled_per_s"] == 8
     assert means["trunk_tokens"] == 1 and means["warmup_steps"] == steps[:1] and means["steps"] == steps[1:]
 

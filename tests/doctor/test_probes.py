@@ -11,6 +11,7 @@ from data.prompts import STOP
 from grpo.doctor.probes import examine, writings, wrong_answer
 from rewards import gsm8k
 from rewards.runner import RewardRunner
+from tests.fakes.runs import PATIENCE
 
 OURS, PUBLISHED = "gsm8k.correctness", "gsm8k_published.correctness"
 
@@ -21,19 +22,19 @@ def problem(answer: str, **info) -> Problem:
 
 def test_a_gold_with_a_comma_is_out_of_reach_of_the_published_reward():
     problems = [problem("18"), problem("1,080"), problem("-7")]
-    graders, _ = examine((PUBLISHED, OURS), (), problems, timeout=5)
+    graders, _ = examine((PUBLISHED, OURS), (), problems, timeout=PATIENCE)
     assert {grader.name: grader.never for grader in graders} == {PUBLISHED: ("1,080", "-7"), OURS: ()}
     assert all(grader.graded == 3 for grader in graders)
 
 
 def test_who_reads_answers_and_who_only_looks_at_the_form():
-    graders, _ = examine(("gsm8k.format", OURS), (), [problem("18"), problem("20")], timeout=5)
+    graders, _ = examine(("gsm8k.format", OURS), (), [problem("18"), problem("20")], timeout=PATIENCE)
     assert {grader.name: grader.reads_answers for grader in graders} == {"gsm8k.format": False, OURS: True}
 
 
 def test_where_training_and_evaluation_part():
     problems = [problem("18"), problem("20"), problem("1,080")]
-    _, apart = examine((PUBLISHED,), (OURS, "gsm8k.format"), problems, timeout=5)
+    _, apart = examine((PUBLISHED,), (OURS, "gsm8k.format"), problems, timeout=PATIENCE)
     cases = {case.writing: case for case in apart}
     two_lines = cases["an answer line with a wrong number, then the right one"]
     assert (two_lines.count, two_lines.probed, two_lines.earned) == (3, 3, False)
@@ -42,16 +43,16 @@ def test_where_training_and_evaluation_part():
 
 
 def test_a_sign_that_is_not_read_shows():
-    _, apart = examine((OURS,), (PUBLISHED,), [problem("-7")], timeout=5)
+    _, apart = examine((OURS,), (PUBLISHED,), [problem("-7")], timeout=PATIENCE)
     assert ("the worked solution", True) in [(case.writing, case.earned) for case in apart]
 
 
 def test_equal_graders_never_part():
-    assert examine((OURS,), (OURS, "gsm8k.format"), [problem("1,080"), problem("-7")], timeout=5)[1] == ()
+    assert examine((OURS,), (OURS, "gsm8k.format"), [problem("1,080"), problem("-7")], timeout=PATIENCE)[1] == ()
 
 
 def test_a_reward_that_only_looks_at_the_form_is_not_compared():
-    assert examine(("gsm8k.format",), (OURS,), [problem("18")], timeout=5)[1] == ()
+    assert examine(("gsm8k.format",), (OURS,), [problem("18")], timeout=PATIENCE)[1] == ()
 
 
 @pytest.mark.parametrize("broken_on", ["some", "all"])
@@ -64,7 +65,7 @@ def test_a_reward_that_fails_on_every_text_shows_with_its_reason(monkeypatch, br
         return [format_values, [None if broken_on == "all" or "19" in text else 1.0 for text in completions]]
 
     monkeypatch.setattr(RewardRunner, "score", fail)
-    graders, _ = examine(("gsm8k.format", OURS), (), [problem("18"), problem("19")], timeout=5)
+    graders, _ = examine(("gsm8k.format", OURS), (), [problem("18"), problem("19")], timeout=PATIENCE)
     assert [grader.fails for grader in graders] == ["", "it broke" if broken_on == "all" else ""]
 
 
@@ -91,6 +92,6 @@ def test_a_wrong_answer_is_another_number(gold, wrong):
 def test_every_gold_of_gsm8k_is_within_reach_of_our_reward():
     path = str(Path(os.environ["GRPO_TEST_DATA"]) / "gsm8k")
     problems = data.load("gsm8k", "test", path=path)
-    graders, _ = examine((OURS, "gsm8k.format", PUBLISHED), (), problems, timeout=5)
+    graders, _ = examine((OURS, "gsm8k.format", PUBLISHED), (), problems, timeout=PATIENCE)
     assert [len(grader.never) for grader in graders[:2]] == [0, 0]
     assert all("," in answer or "-" in answer for answer in graders[2].never) and len(graders[2].never) > 5

@@ -158,6 +158,7 @@ def test_c37_compiled_chunks_equal_plain_ones():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("aot_eager")
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_compiled_tiles_only_read_the_logits(temperature):
     """What is done in place would be written back to memory, several times the size of anything that is asked for."""

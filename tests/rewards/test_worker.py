@@ -31,7 +31,7 @@ def test_a_number_of_any_kind_is_a_float(returned, value):
     [(None, "returned_none"), ("1.0", "not_a_number"), (b"1", "not_a_number"), ([1.0], "not_a_number")]
     + [(1j, "not_a_number"), (object(), "not_a_number"), (np.zeros(2), "not_a_number"), (10**400, "not_a_number")]
     + [(math.nan, "not_finite"), (math.inf, "not_finite"), (np.float32("-inf"), "not_finite")],
-    ids=repr,
+    ids=lambda given: type(given).__name__,
 )
 def test_c35_no_finite_number_is_no_value(returned, reason):
     value, given, message = grade(lambda completion, problem: returned, "", PROBLEM)

@@ -164,7 +164,7 @@ def test_graphs_of_a_room_share_memory_and_their_warming_up_leaves_no_trace(monk
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision, prompts, tokens", [("fp32", 7, 40), ("bf16", 3, 5)])  # half: kernels, interpreted
+@pytest.mark.parametrize("precision, prompts, tokens", [("fp32", 5, 34), ("bf16", 1, 3)])  # half: kernels, interpreted
 def test_captured_steps_draw_what_the_plain_ones_draw(precision, prompts, tokens):
     policy = tiny_policy(precision=precision).cuda()
     captured, plain = Sampler(policy, byte_tokenizer()), Sampler(policy, byte_tokenizer())
