@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with torch on Linux")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler (c++)")
 @pytest.mark.parametrize("which, count", [("not slow", 1), pytest.param("slow", 3, marks=pytest.mark.slow)])
-def test_kernels_written_for_an_h100_compute_what_the_plain_operations_do(which, count):
+def test_c22_c39_kernels_written_for_an_h100_compute_what_the_plain_operations_do(which, count):
     plugin = ["-p", "tests.no_gpu.interpreted", "-m", which, "--show-capture=no", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *plugin, "tests/no_gpu/check_interpreted.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -132,13 +132,18 @@ def test_every_public_function_of_the_math_says_what_goes_in_and_out(name):
         assert one_line or ("Args:" in text and returns), function.name
 
 
-def test_every_test_that_the_page_on_conformance_names_is_in_its_file():
+def test_every_line_of_the_page_on_conformance_has_its_tests():
     page = (ROOT / "docs" / "conformance.md").read_text()
-    named = {(file, name) for file, names in re.findall(r"^- \[tests/([\w/]+\.py)\].*?: (.*)$", page, re.M)
-             for name in re.findall(r"`(test_\w+)`", names)}  # fmt: skip
-    there = {(str(path.relative_to(ROOT / "tests")), name) for path in (ROOT / "tests").rglob("test_*.py")
-             for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)}  # fmt: skip
-    assert len(named) > 100 and named <= there, named - there
+    lines = re.findall(r"^\| C(\d\d)(.*)", page, re.M)
+    named = {(number, file) for number, files in lines for file in re.findall(r"`([\w/]+\.py)`", files)}
+    there = {(number, str(path.relative_to(ROOT / "tests"))) for path in (ROOT / "tests").rglob("*.py")
+             for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+             for number in re.findall(r"_c(\d\d)(?=_)", name)}  # fmt: skip
+    numbers = {number for number, _ in named}
+    assert len(lines) == len(numbers) >= 42, "a line is gone, stands twice or names no file"
+    assert named <= there, f"files without a test of that number: {named - there}"
+    strange = {(number, file) for number, file in there if number not in numbers}
+    assert not strange, f"tests of numbers that the page lacks: {strange}"
 
 
 @every_source

@@ -206,8 +206,8 @@ def assert_alike(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_c32_c33_any_world_size_draws_the_same_completions_and_makes_the_same_updates(inputs, by_one, world_size):
-    """Five prompts on two and on four processes: none is dropped. C28: what a rank draws does not depend on it."""
+def test_c28_c32_c33_any_world_size_draws_the_same_completions_and_makes_the_same_updates(inputs, by_one, world_size):
+    """Five prompts on two and on four processes: none is dropped, and what a rank draws does not depend on it."""
     model, data, place = inputs
     name = f"by_{world_size}"
     ranks = runs.start_train_ranks(runs.flags(model, data, place, name, **OPTIONS), world_size, place / name)

@@ -262,7 +262,7 @@ KILLS = {
 
 
 @pytest.mark.parametrize(("where", "call"), KILLS.values(), ids=KILLS.keys())
-def test_c30_killed_there_and_resumed_equals_uninterrupted(finished, place, where, call, request):
+def test_c23_c30_killed_there_and_resumed_equals_uninterrupted(finished, place, where, call, request):
     directory, _ = finished
     name = request.node.callspec.id.replace(" ", "_")
     again = argv(place, name, **OPTIONS, resume="auto")
