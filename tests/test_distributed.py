@@ -1,49 +1,14 @@
 """Sums and exchanges: the identity alone, the same on every rank together, and an end in time when a rank is lost."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from grpo import distributed
-
-ROOT = Path(__file__).parent.parent
-
-
-def environment(**changes: object) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | {k: str(v) for k, v in changes.items()}
-
-
-def run_ranks(world_size: int, script: str, wait_for: int | None = None) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of the ranks of `script`, started as torchrun would, but nobody minds the others.
-
-    `wait_for`: the first so many ranks; the rest are killed once these have ended.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=environment(RANK=r, LOCAL_RANK=r, WORLD_SIZE=world_size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(world_size)
-    ]
-    try:
-        outputs = [process.communicate(timeout=600) for process in ranks[:wait_for]]
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    return [(process.returncode, *output) for process, output in zip(ranks[:wait_for], outputs, strict=True)]
+from tests.fakes.runs import run_ranks
 
 
 def test_alone_everything_is_the_identity(monkeypatch):
@@ -95,9 +60,9 @@ d.shutdown()
 """
 
 
-def test_together_every_rank_gets_the_same():
+def test_together_every_rank_gets_the_same(tmp_path):
     results = []
-    for r, (code, out, err) in enumerate(run_ranks(3, TOGETHER)):
+    for r, (code, out, err) in enumerate(run_ranks(3, TOGETHER, tmp_path)):
         assert code == 0, err
         results.append(json.loads(out))
         own = {name: results[-1].pop(name) for name in ("rank", "main")}
@@ -137,9 +102,9 @@ except RuntimeError:
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
-@pytest.mark.parametrize(("fate", "timeout"), [(KILLED, 600), ("time.sleep(600)", 6)], ids=["killed", "hangs"])
-def test_a_lost_rank_raises_in_the_others(fate, timeout):
-    ((code, out, err),) = run_ranks(2, LOST.format(fate=fate, timeout=timeout), wait_for=1)
+@pytest.mark.parametrize(("fate", "timeout"), [(KILLED, 600), ("time.sleep(600)", 12)], ids=["killed", "hangs"])
+def test_a_lost_rank_raises_in_the_others(fate, timeout, tmp_path):
+    ((code, out, err),) = run_ranks(2, LOST.format(fate=fate, timeout=timeout), tmp_path, wait_for=1)
     assert (code, out) == (7, "learned of it\n"), err
 
 
@@ -147,6 +112,6 @@ def test_torchrun_ends_all_ranks_when_one_is_killed(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(LOST.format(fate=KILLED, timeout=600))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr

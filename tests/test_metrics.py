@@ -14,7 +14,7 @@ from rich.console import Console
 from grpo import distributed
 from grpo.metrics import METRIC_NAMES, Sums, metric_names
 from grpo.run.log import Display, MetricsWriter, step_line
-from tests.test_distributed import run_ranks
+from tests.fakes.runs import run_ranks
 
 REWARDS = ("gsm8k.format", "gsm8k.correctness")
 
@@ -113,8 +113,8 @@ distributed.shutdown()
 """
 
 
-def test_c32_metrics_do_not_depend_on_how_samples_are_spread():
-    outputs = run_ranks(3, SHARED)  # the last rank has nothing to add
+def test_c32_metrics_do_not_depend_on_how_samples_are_spread(tmp_path):
+    outputs = run_ranks(3, SHARED, tmp_path)  # the last rank has nothing to add
     for code, out, err in outputs:
         assert code == 0, err
         assert out == outputs[0][1]

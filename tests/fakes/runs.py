@@ -153,10 +153,14 @@ class Process:
         """Its exit code (-9: killed), once it has ended; kills it after `timeout` seconds and raises."""
         self._process.join(timeout)
         if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+            self.kill()
             raise AssertionError(f"still running after {timeout} s\n{self.stderr}")
         return self._process.exitcode
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        self._process.kill()
+        self._process.join()
 
     @property
     def stdout(self) -> str:
@@ -184,6 +188,24 @@ def start_ranks(target: Callable, world_size: int, out: Path) -> list[Process]:
         Process(partial(_rank, target, group | {"RANK": r, "LOCAL_RANK": r}), out.with_name(f"{out.name}_{r}"))
         for r in range(world_size)
     ]
+
+
+def run_ranks(world_size: int, script: str, place: Path, wait_for: int | None = None) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of the ranks of a Python text. Nobody minds the others.
+
+    Args:
+        world_size: how many ranks.
+        script: what each of them runs.
+        place: directory of their outputs.
+        wait_for: the first so many ranks; the rest are killed once these have ended. None: all.
+    """
+    ranks = start_ranks(partial(exec, script, {}), world_size, place / "rank")
+    try:
+        codes = [rank.wait() for rank in ranks[:wait_for]]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(code, rank.stdout, rank.stderr) for code, rank in zip(codes, ranks, strict=False)]
 
 
 def start_train_ranks(argv: Sequence[str], world_size: int, out: Path, before: Callable | None = None) -> list[Process]:
