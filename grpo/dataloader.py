@@ -1,7 +1,7 @@
-"""Problems -> prompts: which ones a step asks, their text, their tokens.
+"""Problems -> prompts: chooses the problems of each step, and makes the text and tokens of their prompts.
 
-Everything is a function of (seed, step): the prompts of a step are a slice of an endless stream of permutations of the
-training set. Left out: where problems come from (`data/`).
+A step's problems are a function of (seed, step), so a resumed run continues the same order without stored state. Left
+out: where problems come from (`data/`).
 """
 
 import zlib
@@ -15,13 +15,15 @@ from grpo import distributed
 
 
 def draw_prompts(num_problems: int, prompts_per_step: int, seed: int, step: int) -> list[int]:
-    """Which problems a step asks: a slice of permutation 0, permutation 1, ... of the training set, end to end.
+    """Choose the problems of a step.
+
+    Random permutations of the training set, one per epoch, are put end to end; each step takes the next N entries.
 
     Args:
         num_problems: size of the training set.
         prompts_per_step: N.
-        seed: of the run.
-        step: from 1.
+        seed: seed of the run.
+        step: counted from 1.
 
     Returns:
         N indices into the training set, in the order of the prompts of the step.
@@ -33,7 +35,7 @@ def draw_prompts(num_problems: int, prompts_per_step: int, seed: int, step: int)
 
 
 def render(problem: Problem, tokenizer, chat: bool) -> str:
-    """The text that the policy completes: `problem.prompt`, or the chat template's rendering, exemplars as turns."""
+    """The text that the policy completes: `problem.prompt`, or under `chat` its chat template, exemplars as turns."""
     if not chat:
         return problem.prompt
     turns = []
@@ -47,20 +49,19 @@ def render(problem: Problem, tokenizer, chat: bool) -> str:
 
 
 def encode_prompts(problems: Sequence[Problem], tokenizer, *, chat: bool, max_prompt_tokens: int) -> list[np.ndarray]:
-    """Tokenize every prompt once, at start-up.
+    """Tokenize the prompts of all problems, once, at start-up.
 
     Args:
         problems: any number.
-        tokenizer: adds its own special tokens, unless a chat template has written them.
+        tokenizer: it adds its special tokens, except under `chat`, where the template has written them.
         chat: render through the chat template.
-        max_prompt_tokens: a longer prompt is an error; nothing is cut in silence.
+        max_prompt_tokens: the most tokens of a prompt. A longer prompt is an error; none is cut.
 
     Returns:
         One int32 array per problem.
 
     Raises:
-        ValueError: prompts are too long (says how many and how long) or without a token, or `chat` needs a template
-            that is not there.
+        ValueError: a prompt is too long or has no token, or `chat` is True and the tokenizer has no template.
     """
     if chat and not tokenizer.chat_template:
         raise ValueError("chat: True needs a tokenizer with a chat template, and this model's has none")
@@ -71,7 +72,7 @@ def encode_prompts(problems: Sequence[Problem], tokenizer, *, chat: bool, max_pr
         encoded += [np.asarray(row, dtype=np.int32) for row in ids]
     lengths = [len(row) for row in encoded]
     if 0 in lengths:
-        raise ValueError(f"data: {lengths.count(0)} of {len(lengths)} prompts have no token; nothing can follow them")
+        raise ValueError(f"data: {lengths.count(0)} of {len(lengths)} prompts have no token; every prompt needs one")
     too_long = [length for length in lengths if length > max_prompt_tokens]
     if too_long:
         raise ValueError(
@@ -85,7 +86,7 @@ def stop_strings(problems: Sequence[Problem]) -> list[str]:
     """The stop strings that come with the prompt format, sorted.
 
     Raises:
-        ValueError: problems differ in them; completions of all are cut by the same.
+        ValueError: problems have different stop strings. The sampler cuts all completions by the same ones.
     """
     found = {tuple(sorted(set(problem.info.get("stop", [])))) for problem in problems}
     if len(found) > 1:
@@ -95,10 +96,13 @@ def stop_strings(problems: Sequence[Problem]) -> list[str]:
 
 
 def refuse_unequal(problems: Sequence[Problem]) -> None:
-    """Raise ValueError on every rank if their problems differ: ranks share them by place. A collective call."""
+    """Raise ValueError on every rank if the ranks have different problems. A collective call.
+
+    Ranks divide the problems among them by index, so all must have the same ones in the same order.
+    """
     content = repr([(problem.prompt, problem.answer) for problem in problems])
     if len(set(distributed.gather_objects(zlib.crc32(content.encode(errors="replace"))))) > 1:
         raise ValueError(
-            "data: processes were given different problems, or in another order; its file in data/ must give the same "
-            "ones to all (does it go through a set, or draw without a seed?)"
+            "data: processes were given different problems, or a different order; the file in data/ must give the same "
+            "list to all (does it iterate over a set, or draw without a seed?)"
         )

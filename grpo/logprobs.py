@@ -1,10 +1,11 @@
 """Hidden states -> log-probability of each target token and entropy, chunk by chunk, with an exact gradient.
 
-The logits of a step would be M x V numbers (2,048 tokens x 151,936 words: 1.2 GB in float32, several times over with
-their gradient). They are never whole here: forward and backward walk blocks of predictions and tiles of the vocabulary,
-and backward computes a tile's logits again instead of keeping them. The head's product leaves the matrix product in
-float32, and log-softmax is float32 (a bfloat16 output alone costs 0.1 nat). On a GPU what is done with a tile between
-the products may be compiled.
+All logits of a step would be M x V numbers: 1.2 GB in float32 for 2,048 tokens and 151,936 words, and several times
+that with their gradient. They never exist at one time here. Forward and backward walk over tiles: a block of
+predictions times a part of the vocabulary. Backward computes a tile's logits again instead of keeping them.
+
+The head's product returns float32, and log-softmax is float32; a bfloat16 output alone costs 0.1 nat. On a GPU, the
+work on a tile between the products may be compiled. Left out: the model before the head (`policy/model.py`).
 """
 
 from collections.abc import Iterator
@@ -16,15 +17,15 @@ from grpo.kernels.compiled import any_size
 from grpo.kernels.onednn import faster, multiply
 
 CHUNK = 128
-"""Logits held at one time on a CPU, in units of V: 128 times V numbers."""
+"""Logits held at one time on a CPU, in units of V: 128 * V numbers."""
 CHUNK_BYTES = 1 << 29
-"""Bytes of float32 logits held at one time on a GPU, at most: 768 times V of them for V = 151,936."""
+"""The most bytes of float32 logits held at one time on a GPU: 768 * V numbers for V = 151,936."""
 ROWS = 2048
-"""Rows of a tile, where there are so many; its columns are a part of the vocabulary."""
+"""Rows of a tile, if there are that many predictions. Its columns are a part of the vocabulary."""
 ALIGNED = 128
-"""Of words in a tile, on a GPU in half precision: whole numbers of it."""
+"""On a GPU in half precision, the number of words in a tile is a multiple of this."""
 NO_WORD = -1e30
-"""The logit of a word that is none: its exponential is 0, and it stays finite when a temperature divides it."""
+"""The logit of a padding word: its exponential is 0, and it stays finite when a temperature divides it."""
 
 
 def linear_logprobs(
@@ -42,9 +43,9 @@ def linear_logprobs(
         weight: [V,D] output head.
         targets: [M] int64 token ids in 0..V-1.
         temperature: divides the logits.
-        chunk: logits held at one time, in units of V; None: as the device and V ask for. Changes memory and speed, no
-            result beyond rounding.
-        compiled: compile what is done with a tile's logits.
+        chunk: logits held at one time, in units of V. None chooses it by device and V. It changes memory and speed, and
+            results only by rounding.
+        compiled: compile the work on a tile's logits.
 
     Returns:
         logprobs [M] and entropy [M] in nats, float32 (float64 for float64 inputs), both differentiable with respect to
@@ -61,17 +62,18 @@ def linear_logprobs(
 
 
 def vocabularies_per_chunk(V: int, device: torch.device) -> int:
-    """Logits at one time, in vocabularies of V words: enough to keep the device busy, whole tiles of a product."""
+    """How many logits to hold at one time, in units of V: enough to keep the device busy, in whole product tiles."""
     return CHUNK if device.type == "cpu" else max(CHUNK, CHUNK_BYTES // (4 * V) // 128 * 128)
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """With z = h W^T / tau, p = softmax(z), H = entropy, and upstream gradients g (logprob) and e (entropy):
+    """Forward accumulates the softmax tile by tile; backward computes each tile's logits again.
 
+    Let z = h W^T / tau, p = softmax(z), H its entropy, and g and e the upstream gradients of logprob and entropy. Then
     `dL/dz_v = g (1[v = target] - p_v) - e p_v (log p_v + H)`.
 
-    The softmax is gathered tile by tile: with the running maximum m, `s = sum exp(z - m)` and
-    `t = sum (z - m) exp(z - m)`, the log-sum-exp is `m + log s` and the entropy `log s - t / s`.
+    Forward keeps the running maximum m, `s = sum exp(z - m)` and `t = sum (z - m) exp(z - m)`. At the end the
+    log-sum-exp is `m + log s`, and the entropy is `log s - t / s`.
     """
 
     @staticmethod
@@ -83,7 +85,7 @@ class _LinearLogprobs(torch.autograd.Function):
         logits, spare = _room(hidden, head, chunk)
         for rows, columns in _blocks(len(hidden), head, chunk):
             inputs = hidden[rows].to(product_dtype)
-            highest = torch.full_like(lse[rows], torch.finfo(dtype).min / 2)  # finite: -inf times no mass is NaN
+            highest = torch.full_like(lse[rows], torch.finfo(dtype).min / 2)  # finite, since -inf * 0 is NaN
             sums = highest, *(torch.zeros_like(highest) for _ in range(3))
             for words in columns:
                 place, inside = _target_in(words, targets[rows], len(head))
@@ -129,9 +131,9 @@ def _add_tile(
     weighted: Tensor,
     score: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One tile more in the running maximum, s, t and the target's logit, each [m]; overwrites logits, spare [m,v].
+    """Add one tile to the running maximum, s, t and the target's logit, each [m]. Overwrites logits and spare [m,v].
 
-    Compiled, it only reads: what is done in place would be written to memory, though nobody reads it.
+    When compiled it overwrites nothing: an in-place result would be written to memory although nothing reads it.
     """
     into = None if torch.compiler.is_compiling() else logits
     z = logits if temperature == 1.0 else torch.div(logits, temperature, out=into)
@@ -156,9 +158,9 @@ def _tile_gradient(
     d_entropy: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """dL/dlogits [m,v] of a tile before the temperature divided them, in `dtype`; overwrites logits, spare [m,v].
+    """dL/dlogits [m,v] of a tile, for the logits before the temperature, in `dtype`. Overwrites logits and spare [m,v].
 
-    Compiled, it reads the logits and writes the result, no more.
+    When compiled it overwrites nothing: it reads the logits and writes only the result.
     """
     at_target = d_logprobs.to(lse.dtype).where(inside, 0)[:, None]
     if torch.compiler.is_compiling():
@@ -175,10 +177,11 @@ def _tile_gradient(
 
 
 def head_for(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[V,D] -> [W,D] in the dtype of the product; on a GPU in half precision with rows of zeros up to whole `ALIGNED`.
+    """[V,D] -> [W,D] in the dtype of the product.
 
-    Tensor cores load 16 bytes at a time: a vocabulary of odd size costs a product half its speed. What the rows more
-    give out has to be hidden.
+    On a GPU in half precision, rows of zeros are added up to a multiple of `ALIGNED`. Tensor cores load 16 bytes at a
+    time, and with an odd vocabulary size a product runs at half its speed. The caller must hide the logits of the added
+    rows. Elsewhere W = V.
     """
     more = -len(weight) % ALIGNED if _pads(weight, dtype) else 0
     if not more:
@@ -193,7 +196,7 @@ def _pads(weight: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _tile_logits(inputs: Tensor, head: Tensor, words: slice, V: int, out: Tensor | None) -> Tensor:
-    """[m,D], [W,D] -> the logits [m,v] of a tile; `NO_WORD` from word V on, where `head_for` has put more."""
+    """[m,D], [W,D] -> the logits [m,v] of a tile; `NO_WORD` for the rows that `head_for` added behind word V."""
     logits = product(inputs, head[words].t(), out)
     if words.stop > V:
         logits[:, max(0, V - words.start) :] = NO_WORD
@@ -201,9 +204,9 @@ def _tile_logits(inputs: Tensor, head: Tensor, words: slice, V: int, out: Tensor
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a [m,k] @ b [k,n] that leaves the matrix product in float32, from bfloat16 inputs too (float64 stays).
+    """a [m,k] @ b [k,n], returned in float32 even for bfloat16 inputs (float64 inputs give float64).
 
-    `out` may be used for the result, and need not be.
+    The result may be written into `out`, or `out` is ignored.
     """
     with torch.autocast(a.device.type, enabled=False):
         if a.dtype == b.dtype and faster(b):
@@ -225,9 +228,13 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _target_in(words: slice, targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """[m] -> [m,1] the column of each row's target in this tile, and [m] bool whether it is there (if not: any column).
+    """Where each row's target lies in this tile.
 
     A target outside of the whole vocabulary stays outside of the first or last tile, so that indexing fails.
+
+    Returns:
+        The column of each target [m,1], and whether the target is in this tile [m] bool. Where it is not, the column is
+        an arbitrary one.
     """
     place = targets - words.start
     inside = (place >= 0) & (place < words.stop - words.start)
@@ -239,17 +246,17 @@ def _target_in(words: slice, targets: Tensor, vocabulary: int) -> tuple[Tensor, 
 
 
 def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """What the head's inputs are rounded to: autocast's dtype on a GPU; on a CPU they are not rounded."""
+    """The dtype that the head's inputs are rounded to: autocast's dtype on a GPU. On a CPU they are not rounded."""
     if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
         return torch.get_autocast_dtype("cuda")
     return torch.promote_types(hidden.dtype, weight.dtype)
 
 
 def _room(hidden: Tensor, head: Tensor, chunk: int) -> tuple[Tensor | None, Tensor | None]:
-    """Two buffers for what exists of one tile; None on a GPU, whose allocator keeps what is freed, and for a product
-    that takes no buffer.
+    """Two buffers that all tiles use in turn, for logits and for a spare result.
 
-    On a CPU, memory that is new to the process costs more than the products that are written to it.
+    On a CPU, getting new memory costs more than computing the products that are written to it. A buffer is None on a
+    GPU, whose allocator keeps freed memory, and where the product cannot write into a buffer.
     """
     if hidden.is_cuda or head.dtype not in (torch.float32, torch.float64):
         return None, None
@@ -265,10 +272,10 @@ def _of_size(buffer: Tensor | None, inputs: Tensor, head: Tensor) -> Tensor | No
 
 
 def _blocks(length: int, head: Tensor, chunk: int) -> Iterator[tuple[slice, list[slice]]]:
-    """Blocks of predictions, and the tiles of the vocabulary that each walks: at most chunk x vocabulary logits a tile.
+    """Blocks of predictions, each with the parts of the vocabulary that make up its tiles.
 
-    Many predictions and a part of the vocabulary, rather than few and all of it: a matrix product of that shape is
-    nearly twice as fast on a CPU.
+    A tile has at most chunk * vocabulary logits. It has many predictions and a part of the vocabulary, instead of few
+    predictions and all of the vocabulary: a matrix product of that shape is nearly twice as fast on a CPU.
     """
     size, vocabulary, whole = max(chunk, ROWS), len(head), ALIGNED if _pads(head, head.dtype) else 1
     for start in range(0, length, size):

@@ -1,6 +1,7 @@
-"""Which rows of a batch are computed together: micro-batches that keep to a budget of tokens.
+"""Cuts the rows of a batch into micro-batches, which keep to a budget of tokens.
 
-A cut changes memory and speed, and no result beyond rounding. Left out: what is computed of them (`update.py`).
+A micro-batch is what one forward pass computes. How rows are cut changes memory and speed, and results only by
+rounding. Left out: what is computed from a micro-batch (`update.py`).
 """
 
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from grpo.tree import PackedTree, cut, pack, read_tokens, trie_size
 
 @dataclass
 class Microbatch:
-    """Some rows of a batch, packed; without rows: one token that predicts nothing, so that every rank takes part."""
+    """Some rows of a batch, packed into one tree.
+
+    One without rows has a tree of one token that predicts nothing, so that a rank without work can still take part.
+    """
 
     rows: Tensor
-    """[b] int64: which rows of the batch."""
+    """[b] int64 indices into the rows of the batch."""
     tree: PackedTree
-    """Their tree."""
+    """The tree of these rows."""
 
 
 def empty(device: torch.device) -> Microbatch:
@@ -29,13 +33,16 @@ def empty(device: torch.device) -> Microbatch:
 
 
 def cut_rows(batch: Batch, rows: Tensor, max_tokens: int, device: torch.device) -> list[Microbatch]:
-    """Cut rows by the token budget; as many on every rank as the rank with the most has. A collective call.
+    """Cut rows into micro-batches by the token budget. A collective call.
 
     Args:
-        batch: this rank's.
-        rows: [b] int64 of it; those without a token to learn from are left out.
-        max_tokens: of a micro-batch's tree; a longer sequence is a micro-batch alone.
+        batch: this rank's batch.
+        rows: [b] int64 indices of its rows. Rows without a token to learn from are left out.
+        max_tokens: the most tokens of a micro-batch's tree. A longer sequence is a micro-batch of its own.
         device: where the trees go.
+
+    Returns:
+        The micro-batches. Every rank gets as many as the rank with the most; those that it lacks are empty.
     """
     completions = [row for group in batch.completions() for row in group]
     kept = [row for row in rows.tolist() if completions[row]]
@@ -50,10 +57,13 @@ def cut_rows(batch: Batch, rows: Tensor, max_tokens: int, device: torch.device) 
 
 
 def distinct_tokens(batch: Batch) -> int:
-    """Tokens of the tree of all rows that are learned from, over all ranks; on rank 0, elsewhere 0. A collective call.
+    """How many tokens one forward pass over the whole step, on all ranks, would compute. A collective call.
 
-    What one forward over the whole step computes. Micro-batches and ranks compute again what they share: that is how
-    the work is cut, and no metric of the step.
+    This is the size of the tree of all rows with a token to learn from. Micro-batches and ranks compute shared prefixes
+    again; the count leaves this out, because it depends on how the work is cut.
+
+    Returns:
+        The number of tokens on rank 0, and 0 on the other ranks.
     """
     groups = zip(batch.prompt_ids, batch.completions(), strict=True)
     rows = [read_tokens(prompt, row) for prompt, group in groups for row in group if row]

@@ -1,8 +1,13 @@
-"""One step's experience on one rank: which prompts, their completions, rewards and advantages. Nothing is learned here.
+"""The rollout of one step on one rank: it draws prompts, completes and rewards them, and computes advantages.
 
-Everything is a function of (seed, step): the prompts of a step are a slice of an endless stream of permutations of the
-training set, prompt i of a step lives on rank i mod world size, and the sampler's randomness is counted, not stored. So
-a resumed run needs no replay. Left out: filtering or resampling of flat groups.
+A step is rollout plus learning; learning is in `update.py`. The rollout depends only on the policy and (seed, step), so
+a resumed run continues without replaying earlier steps:
+
+- `draw_prompts` computes the prompts of a step from its number.
+- Prompt i of a step belongs to rank i mod world size.
+- The sampler's random numbers are hashes of counters, so no state is stored.
+
+Left out: filtering or resampling of flat groups, in which all advantages are 0.
 """
 
 import math
@@ -28,12 +33,12 @@ from rewards.runner import RewardRunner
 
 @dataclass
 class Drawn:
-    """The n prompts of a step that live on this rank, and their n * G completions."""
+    """The n prompts of a step that belong to this rank, and their n * G completions."""
 
     problems: list[Problem]
     """n problems."""
     index: list[int]
-    """n numbers: which prompt of the step each one is, counted over all ranks."""
+    """n numbers: the place of each prompt in the step, counted over all ranks."""
     prompt_ids: list[list[int]]
     """n token lists."""
     completions: Completions
@@ -42,29 +47,30 @@ class Drawn:
 
 @dataclass
 class Rollout:
-    """What was drawn, what it earned, and what will be learned from it."""
+    """What was sampled, its rewards and advantages, and the batch that learning reads."""
 
     drawn: Drawn
     reward_terms: Tensor
-    """[K,n,G], unweighted; NaN where the reward failed."""
+    """[K,n,G] unweighted; NaN where a reward function failed."""
     rewards: Tensor
-    """[n,G]: what is optimised, the weighted sum; not finite where a reward failed."""
+    """[n,G] weighted sum of the terms, which is what is optimised; not finite where a reward failed."""
     valid: Tensor
-    """[n,G] bool: False where a reward failed, or is too large a number."""
+    """[n,G] bool: False where a reward failed or the sum is too large for the dtype."""
     advantages: Tensor
     """[n,G]."""
     batch: Batch
-    """What learning reads: rows left out (not valid, truncated under `mask_truncated`) have an all-False mask."""
+    """What learning reads. Rows that are not valid, or truncated under `mask_truncated`, have an all-False mask."""
 
 
 class Collector:
-    """Collects a step's rollout. Built once per run; holds the training set, the sampler and the reward runner."""
+    """Makes the rollout of a step. Built once per run; holds the training set, the sampler and the reward runner."""
 
     def __init__(self, config: Config, problems: list[Problem], sampler: Sampler, runner: RewardRunner):
-        """Encode the prompts and look the algorithm up.
+        """Encode all prompts, and look up the advantage function that the config names.
 
         Raises:
-            ValueError: a prompt is too long, there is no problem, ranks have different ones, or `advantage` is unknown.
+            ValueError: a prompt is too long, there is no problem, ranks have different problems, or `advantage` is
+                unknown.
         """
         refuse_unequal(problems)
         if not problems:
@@ -76,10 +82,10 @@ class Collector:
             problems, sampler.tokenizer, chat=config.chat, max_prompt_tokens=config.max_prompt_tokens
         )
         self.trunk_ids = self.prompt_ids[0][: trunk_length(self.prompt_ids)]
-        """What all prompts of the run begin with."""
+        """The trunk: the token prefix that all prompts of the run share, such as few-shot exemplars."""
 
     def sample(self, step: int) -> Drawn:
-        """Draw this rank's prompts of the step and complete them."""
+        """Draw the step's prompts and sample completions of those that belong to this rank."""
         config = self.config
         chosen = draw_prompts(len(self.problems), config.prompts_per_step, config.seed, step)
         index = list(range(distributed.rank(), len(chosen), distributed.world_size()))
@@ -101,14 +107,14 @@ class Collector:
         return Drawn([self.problems[chosen[i]] for i in index], index, prompt_ids, completions)
 
     def reward(self, drawn: Drawn) -> Rollout:
-        """Reward the completions, and turn rewards into advantages before anything is left out."""
+        """Reward the completions and compute advantages, before rows are masked out."""
         config, completions = self.config, drawn.completions
         n, G, K = len(drawn.problems), config.group_size, len(config.rewards)
         scored = self.runner.score(completions.texts, [problem for problem in drawn.problems for _ in range(G)])
         values = [[torch.nan if value is None else value for value in term] for term in scored]
         reward_terms = torch.tensor(values, dtype=torch.get_default_dtype()).view(K, n, G)
         rewards = weighted_sum(reward_terms, config.reward_weights)
-        valid = rewards.isfinite()  # a term that failed makes it NaN, one too large for the dtype infinite
+        valid = rewards.isfinite()  # NaN where a term failed, infinite where too large for the dtype
         advantages = combine(reward_terms, config.reward_weights, self.advantage, config.combine, valid)
         device = completions.completion_ids.device
         keep = valid.view(-1).to(device)
@@ -126,13 +132,13 @@ class Collector:
 
 
 def no_completions(device: torch.device) -> Completions:
-    """What a rank without a prompt has sampled."""
+    """The completions of a rank without a prompt: no rows."""
     empty = torch.zeros(0, 1, device=device)
     return Completions(empty.long(), empty.bool(), empty[:, 0].bool(), empty, [])
 
 
 def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
-    """Add a rollout to the step's metrics: rewards over valid samples, flat groups, lengths, truncation."""
+    """Add a rollout to the step's metrics: rewards of valid samples, flat groups, lengths, truncation."""
     valid, mask = rollout.valid, rollout.drawn.completions.completion_mask
     sums.add("reward/mean", rollout.rewards[valid].sum(), valid.sum())
     for name, term in zip(reward_names, rollout.reward_terms, strict=True):
@@ -145,9 +151,9 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
 
 
 def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
-    """Write every completion of the step, over all ranks, as one JSON line in the order of prompts and samples.
+    """Write every completion of the step on all ranks, one JSON line each, ordered by prompt and sample.
 
-    A failed reward is null. Rank 0 writes; the file appears whole or not at all.
+    A failed reward is null. Rank 0 writes, and the file appears whole or not at all. A collective call.
     """
     G = rollout.rewards.shape[1]
     completions = rollout.drawn.completions

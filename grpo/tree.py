@@ -1,8 +1,8 @@
 """Token sequences -> one packed token tree: every shared prefix once, laid out flat in depth-first order.
 
-Few-shot exemplars are common to all prompts of a step, and a prompt to its G completions. `pack` finds the longest
-common token prefixes by itself; nobody has to say what is shared. One array, `subtree_end`, is the whole attention
-mask: token q may attend to token k iff `k <= q and q < subtree_end[k]`.
+All prompts of a step may share few-shot exemplars, and the G completions of a prompt share the prompt. `pack` finds the
+longest common token prefixes by itself, so callers do not say what is shared. One array, `subtree_end`, is the whole
+attention mask: token q may attend to token k iff `k <= q and q < subtree_end[k]`.
 
     read         A B C     A B D     A E            flat index      0  1  2  3  4
                                                     input_ids       A  B  C  D  E
@@ -10,8 +10,8 @@ mask: token q may attend to token k iff `k <= q and q < subtree_end[k]`.
                    │    └─── D                      subtree_end     5  4  3  4  5
                    └─── E
 
-What is read is a prompt and its completion but for the last token, which predicts nothing. Left out: attention itself
-(`attention.py`); what to predict where is only recorded here (`source`, `target`).
+The model reads a prompt and its completion without the last token, which predicts nothing. Left out: attention itself
+(`policy/attention.py`) and predictions: `source` and `target` only record which token predicts which.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class PackedTree:
         return PackedTree(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def padded(self, size: int) -> "PackedTree":
-        """The same tree with padding tokens at the end, S = `size`: each sees itself alone and predicts nothing."""
+        """The same tree, padded at the end to S = `size`. A padding token sees only itself and predicts nothing."""
         pad = size - len(self.input_ids)
         assert pad >= 0, f"a tree of {len(self.input_ids)} tokens does not fit into {size}"
         zeros = self.input_ids.new_zeros(pad)
@@ -78,13 +78,14 @@ class Trie:
 
 
 def build_trie(sequences: Sequence[Sequence[int]]) -> Trie:
-    """Lay the prefix tree of the sequences out flat.
+    """Lay out the prefix tree of the sequences flat.
 
-    In sorted order a sequence shares its longest common prefix with its neighbour, so one pass suffices: keep the
-    flat indices of the current path, close what the next sequence leaves, append what is new.
+    In sorted order, the longest prefix that a sequence shares with any earlier one is shared with its neighbour. So one
+    pass suffices. It keeps the flat indices of the current path, closes the nodes that the next sequence leaves, and
+    appends the tokens that are new.
 
     Args:
-        sequences: R sequences of token ids, of any lengths, in any order; equal ones share all of their tokens.
+        sequences: R sequences of token ids, of any lengths, in any order. Equal ones share all of their tokens.
 
     Returns:
         The trie; its tokens are numbered in depth-first order.
@@ -108,7 +109,7 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Trie:
 
 
 def trie_size(sequences: Sequence[Sequence[int]]) -> int:
-    """The number of distinct prefixes of the sequences: the tokens of `build_trie(sequences)`, without building it."""
+    """The number of tokens S of `build_trie(sequences)`, without building it: the number of distinct prefixes."""
     tokens = [np.asarray(sequence) for sequence in sorted(map(list, sequences))]
     shared = sum(common_prefix(a, b) for a, b in zip(tokens, tokens[1:], strict=False))
     return sum(map(len, tokens)) - shared
@@ -122,25 +123,29 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all of the sequences share."""
+    """Length of the longest common prefix of all sequences."""
     first = np.asarray(sequences[0])
     return min(common_prefix(first, np.asarray(other)) for other in sequences)
 
 
 def trunk_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all prompts share, such as few-shot exemplars, each of them having more than these."""
+    """Length of the trunk: the token prefix that all prompts share, such as few-shot exemplars.
+
+    The rest of a prompt is its branch. No branch is empty: the trunk is always shorter than the shortest prompt.
+    """
     return min(shared_prefix(prompts), min(map(len, prompts)) - 1)
 
 
 def cut(sequences: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
-    """Cut sequences into parts whose trees have at most `max_tokens` tokens each; a longer sequence is a part alone.
+    """Cut sequences into parts whose trees have at most `max_tokens` tokens each.
 
     Args:
         sequences: R sequences of token ids.
-        max_tokens: budget of a part, in tokens of its tree.
+        max_tokens: budget of a part, in tokens of its tree. A sequence that is longer becomes a part of its own.
 
     Returns:
-        Parts as lists of positions in `sequences`, in sorted order, so that what shares a prefix stays together.
+        The parts, each a list of positions in `sequences`. Sequences are taken in sorted order, so that those with a
+        common prefix stay together.
     """
     parts: list[list[int]] = []
     size, previous = 0, np.zeros(0, dtype=np.int64)
@@ -156,7 +161,7 @@ def cut(sequences: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
 
 
 def read_tokens(prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
-    """What a forward has to read to predict the completion: its last token predicts nothing and is left out."""
+    """The tokens that a forward pass reads to predict the completion. The last one predicts nothing and is left out."""
     return [*prompt, *completion[:-1]]
 
 
@@ -168,8 +173,8 @@ def pack(prompts: list[list[int]], completions: list[list[list[int]]]) -> Packed
         completions: for each prompt its completions (any number, any lengths). Rows are counted in this order.
 
     Returns:
-        The tree of all `prompt + completion` sequences, without the last token of each completion, and one prediction
-        for every completion token.
+        The tree of all `prompt + completion` sequences, each without its last token, and one prediction for every
+        completion token.
 
     Raises:
         ValueError: a prompt is empty (nothing would predict its first completion token).
@@ -182,7 +187,10 @@ def pack(prompts: list[list[int]], completions: list[list[list[int]]]) -> Packed
     source = [path[len(prompt) - 1 :] for (prompt, c), path in zip(pairs, trie.paths, strict=True) if len(c)]
     target = [np.asarray(completion, dtype=np.int64) for _, completion in pairs]
     column = [np.arange(length) for length in lengths]
-    as_tensor = lambda parts: torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]))  # noqa: E731
+
+    def as_tensor(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts]))
+
     return PackedTree(
         input_ids=torch.from_numpy(trie.input_ids),
         position_ids=torch.from_numpy(trie.position_ids),
@@ -195,15 +203,15 @@ def pack(prompts: list[list[int]], completions: list[list[list[int]]]) -> Packed
 
 
 def nodes(position_ids: Tensor, subtree_end: Tensor) -> list[tuple[int, int, int]]:
-    """The nodes of a packed tree: maximal runs of tokens that all rows through them share.
+    """The nodes of a packed tree. A node is a run of tokens, as long as possible, that always occur together in a row.
 
     Args:
-        position_ids: [S].
-        subtree_end: [S].
+        position_ids: [S] depths.
+        subtree_end: [S] the mask.
 
     Returns:
-        One `(start, end, subtree_end)` per node, in depth-first order: its own tokens are `start..end`, those of its
-        descendants `end..subtree_end`.
+        One `(start, end, subtree_end)` per node, in depth-first order. Its own tokens are `start..end`, and those of
+        its descendants are `end..subtree_end`; the end of a range is not in it.
     """
     if len(position_ids) == 0:
         return []

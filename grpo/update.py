@@ -1,11 +1,13 @@
 """Learning from a step's rollouts: epochs, minibatches, micro-batches, one optimiser step per minibatch.
 
-The loss of any micro-batch is `(token_weights * per_token_loss).sum()` with weights made once per update from counts
-over all ranks, so gradients add up to the same number however the rows are cut or spread. What is computed of a token
-is in `objective.py`, and its weight in `weighting.py`; here is only who sees which rows when.
+A step is rollout plus learning; an update is one optimiser step. The loss of a micro-batch is
+`(token_weights * per_token_loss).sum()`. Its weights are made from counts of the whole update on all ranks, so the
+gradient is the same however rows are cut into micro-batches or spread over ranks. This file only decides which rows are
+computed when. The loss of a token is in `objective.py`, and its weight in `weighting.py`.
 
-When memory runs out, rows are cut smaller and the pass is made again. So no rank waits for another inside a pass: each
-gathers gradients alone, all agree that nobody failed, and only then does DDP add the gradients up. Left out: sharding.
+When memory runs out, rows are cut smaller and the pass is made again. This is why no rank may wait for another inside a
+pass. Each rank accumulates gradients alone, then all agree that none failed, and only then does DDP sum the gradients.
+Left out: sharding.
 """
 
 import gc
@@ -39,7 +41,11 @@ T = TypeVar("T")
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Of a step (from 1): linear warm-up, then constant, or falling (linear, cosine) to 0 just after the last step."""
+    """Learning rate of a step (counted from 1).
+
+    It warms up linearly. Then it is constant, or falls (linear, cosine) so that it would reach 0 just after the last
+    step.
+    """
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     done = (step - 1 - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
@@ -48,10 +54,10 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW over float32 masters; matrices decay, vectors (norms, biases) do not.
+    """AdamW over float32 master weights. Weight decay applies to matrices, not to vectors (norms, biases).
 
-    Its moments are allocated here and not in the first update, so that they do not lie scattered among what comes and
-    goes, the first step peaks like the others, and a lack of memory shows before anything is sampled.
+    The moments are allocated here instead of in the first update, for three reasons: they do not fragment the memory,
+    the first step needs as much memory as the others, and a lack of memory shows before anything is sampled.
     """
     matrices = [p for p in policy.parameters() if p.ndim >= 2]
     vectors = [p for p in policy.parameters() if p.ndim < 2]
@@ -68,12 +74,12 @@ class Learner:
     """Makes the updates of a step. Built once per run; calls the policy only through `module`, as DDP requires."""
 
     def __init__(self, config: Config, policy: Policy, reference: nn.Module | None):
-        """Wrap the policy and look the algorithm up.
+        """Wrap the policy in DDP where there are several ranks, and look up the functions that the config names.
 
         Args:
-            config: the run's, `max_tokens_per_microbatch` resolved to a number.
-            policy: learns.
-            reference: frozen, called as a policy is (`reference.py`); None without KL.
+            config: the run's config, with `max_tokens_per_microbatch` resolved to a number.
+            policy: the model that learns.
+            reference: the frozen reference (`policy/reference.py`), called like a policy; None without KL.
 
         Raises:
             ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown.
@@ -91,13 +97,13 @@ class Learner:
         )
         self.weighting = lookup(WEIGHTINGS, config.weighting, "weighting")
         self.max_tokens = config.max_tokens_per_microbatch
-        """Budget of a micro-batch; halved for good whenever memory runs out."""
+        """Token budget of a micro-batch. Halved whenever memory runs out, for the rest of the run."""
         self.policy = policy
         self.module: nn.Module = policy
         if distributed.world_size() > 1:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in torch 2.9
                 self.module = DistributedDataParallel(policy, broadcast_buffers=False, gradient_as_bucket_view=True)
-            # The forward after its first backward lays DDP's buckets out anew, together with the other ranks: now.
+            # DDP rearranges its buckets, with all ranks, in the forward after its first backward. Have that done now.
             for _ in range(2):
                 self._sum_over_ranks()
             policy.zero_grad(set_to_none=True)
@@ -106,15 +112,16 @@ class Learner:
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=fp16)
 
     def learn(self, batch: Batch, step: int, sums: Sums) -> bool:
-        """All epochs and minibatches of a step.
+        """Make all updates of a step: all epochs and minibatches.
 
         Args:
             batch: this rank's rows; may be empty.
-            step: from 1; decides the learning rate and the order of minibatches.
-            sums: the step's metrics; the learning part is added.
+            step: counted from 1; decides the learning rate and the order of minibatches.
+            sums: the step's metrics; those of learning are added to it.
 
         Returns:
-            False if an update was left out because its gradient was not finite; a back-off of fp16's scaler is none.
+            False if an update was skipped because its gradient was not finite. If fp16's loss scaler lowered its scale
+            instead, this does not count as skipped.
 
         Raises:
             ValueError: a single sequence needs more memory than there is.
@@ -148,7 +155,7 @@ class Learner:
         *,
         first_epoch: bool,
     ) -> bool:
-        """One optimiser step on these rows of all ranks; returns as `learn`."""
+        """One update on these rows of all ranks. Returns False if it was skipped, as `learn` does."""
         mask = batch.completion_mask[rows.to(batch.completion_mask.device)]
         num_tokens, num_sequences = distributed.all_sum(torch.tensor(count(mask))).tolist()
         if num_tokens == 0:
@@ -180,7 +187,7 @@ class Learner:
         sums: Sums,
         first_epoch: bool,
     ) -> Tensor:
-        """The micro-batch's share of the loss of the update; its share of the metrics goes to `sums`."""
+        """The micro-batch's share of the update's loss. Its share of the metrics is added to `sums`."""
         rows = micro.rows.to(self.policy.device)
         mask, advantages = batch.completion_mask[rows], batch.advantages[rows]
         logprobs, entropy = scatter(micro.tree, self.module(micro.tree, self.config.temperature), mask.shape)
@@ -191,7 +198,7 @@ class Learner:
         found = self.objective(logprobs, old_logprobs, sampling_logprobs, reference, advantages, mask)
         loss = (weigh(mask) * found.per_token_loss).sum()
 
-        def of_tokens(values: Tensor) -> Tensor:  # 0 elsewhere; selecting with the mask would wait for the GPU
+        def of_tokens(values: Tensor) -> Tensor:  # zeros instead of selecting: that would wait for the GPU
             return values.detach().where(mask, 0)
 
         tokens = mask.sum()
@@ -209,7 +216,7 @@ class Learner:
         return loss
 
     def _step(self, sums: Sums) -> bool:
-        """Clip the gradient and step the optimiser, unless the gradient is not finite; returns as `learn`."""
+        """Clip the gradient and step the optimiser. Returns False if skipped (gradient not finite), as `learn` does."""
         self.scaler.unscale_(self.optimizer)
         max_norm = self.config.max_grad_norm or torch.inf
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm)
@@ -226,7 +233,7 @@ class Learner:
         return not left_out
 
     def _minibatches(self, batch: Batch, step: int, epoch: int) -> list[Tensor]:
-        """This rank's rows of every update of an epoch: whole groups, in an order drawn from (seed, step, epoch)."""
+        """This rank's rows for each update of an epoch: whole groups, in an order drawn from (seed, step, epoch)."""
         config = self.config
         N = int(distributed.all_sum(torch.tensor(len(batch.prompt_ids))))
         per_update = config.minibatch_size // config.group_size or N
@@ -240,7 +247,7 @@ class Learner:
         return minibatches
 
     def _microbatches(self, batch: Batch, rows: Tensor) -> list[Microbatch]:
-        """Cut rows by the present budget. A collective call."""
+        """Cut rows into micro-batches by the present budget. A collective call."""
         return cut_rows(batch, rows, self.max_tokens, self.policy.device)
 
     @torch.no_grad()
@@ -264,16 +271,20 @@ class Learner:
         start: Callable[[], T],
         each: Callable[[Microbatch, T], None],
     ) -> T:
-        """A pass over micro-batches; where memory runs out on any rank, all halve the budget and start it again.
+        """Make a pass over micro-batches. If memory runs out on any rank, all ranks halve the budget and start again.
 
         Args:
             batch, rows: what the micro-batches were cut from.
-            microbatches: are replaced in place by smaller ones.
-            start: makes what the pass collects into, anew for every attempt.
-            each: does one micro-batch. No collective call in it: the rank that fails would not take part.
+            microbatches: the list is refilled in place with smaller ones when the budget is halved.
+            start: makes a new, empty collection for each attempt.
+            each: computes one micro-batch and adds it to the collection. It must make no collective call: a rank that
+                has run out of memory would not take part.
 
         Returns:
-            what the attempt that succeeded has collected.
+            The collection of the attempt that succeeded.
+
+        Raises:
+            ValueError: memory runs out with a micro-batch of a single sequence.
         """
         while True:
             collected, trouble = start(), 0
@@ -281,7 +292,7 @@ class Learner:
                 try:
                     each(micro, collected)
                 except torch.OutOfMemoryError:
-                    trouble = 1 if len(micro.rows) > 1 else 2
+                    trouble = 1 if len(micro.rows) > 1 else 2  # 2: a single sequence, which cannot be cut
                     break
             trouble = int(distributed.all_max(torch.tensor(trouble)))
             if trouble == 0:
@@ -290,15 +301,15 @@ class Learner:
             if trouble == 2:
                 raise ValueError(
                     f"max_tokens_per_microbatch is {self.max_tokens}: out of memory in learning from one sequence, "
-                    "so that no less will do; use activation_checkpointing, or lower max_new_tokens or num_shots"
+                    "so a lower value cannot help; use activation_checkpointing, or lower max_new_tokens or num_shots"
                 )
-            gc.collect()  # the error's traceback holds tensors, in a cycle
+            gc.collect()  # the error's traceback holds tensors in a reference cycle
             torch.cuda.empty_cache()
             self.max_tokens //= 2
             microbatches[:] = self._microbatches(batch, rows)
 
     def _sum_over_ranks(self) -> None:
-        """Have DDP add up what all ranks have gathered, in the backward pass of an empty micro-batch, which adds 0."""
+        """Sum the gradients over ranks, by DDP in the backward pass of an empty micro-batch, which itself adds 0."""
         if self.module is not self.policy:
             logprobs, _ = self.module(empty(self.policy.device).tree, self.config.temperature)
             logprobs.sum().backward()

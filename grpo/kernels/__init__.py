@@ -1,1 +1,4 @@
-"""Products and steps on the hardware at hand: oneDNN on a CPU, torch.compile on a GPU. No word of GRPO in here."""
+"""Fast operations for the hardware at hand: oneDNN on a CPU, torch.compile and Triton on a GPU.
+
+Left out: anything about GRPO. Nothing in this folder imports other code of this project.
+"""

@@ -1,9 +1,12 @@
-"""torch.compile as it is used here: one graph for every size of a tree, layer by layer, in place.
+"""How this project uses torch.compile: each decoder layer is compiled in place, with one graph for trees of all sizes.
 
-A step's micro-batches differ in size, so a graph that held for one size would be compiled again and again; and policy,
-old policy and reference run three graphs (with gradient, without, other weights) that must give the same numbers, so
-nothing may be rounded elsewhere because something else was fused. Left out: the sampler's decoding, which is captured
-instead of compiled; whole models as one graph.
+Two facts decide the settings:
+
+- Micro-batches differ in size, so a graph for one fixed size would be compiled again and again.
+- Policy, old policy and reference run three different graphs: with gradient, without it, with other weights. All three
+  must give the same numbers, so fusing operations must not change where values are rounded.
+
+Left out: the sampler's decoding, which is captured as CUDA graphs instead; whole models as one graph.
 """
 
 import shutil
@@ -21,35 +24,37 @@ SETTINGS: dict = {
     "dynamic": True,
     "options": {
         "emulate_precision_casts": True,  # a fused kernel rounds where separate operations would
-        "deterministic": True,  # the order of a sum is never chosen by the clock
+        "deterministic": True,  # never choose the order of a sum by timing kernels
     },
 }
-"""Of every `torch.compile` here. No CUDA graphs: sizes differ."""
+"""Arguments of every `torch.compile` in this project. CUDA graphs are off, because sizes differ."""
 
 
 def can_compile() -> bool:
-    """Whether kernels for a GPU can be made on this machine: Triton, a C compiler and Python's headers are there."""
+    """Whether this machine can compile GPU kernels: it has Triton, a C compiler and Python's headers."""
     compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
     return bool(find_spec("triton") and compiler and Path(sysconfig.get_path("include"), "Python.h").exists())
 
 
 @cache
 def any_size(function: Callable) -> Callable:
-    """The function, compiled once for tensors of any size; for the same function always the same object."""
+    """The function, compiled for tensors of any size. The same function always gives the same compiled object."""
     _let_sizes_vary()
     return torch.compile(function, **SETTINGS)
 
 
 def compile_layers(*policies: nn.Module | None) -> None:
-    """Compile the decoder layers of each `Policy` (None is passed over) in place: names of weights stay as they are.
+    """Compile the decoder layers of each `Policy` in place, so that the names of its weights do not change.
 
     All layers of a model share one graph, whatever the size of the tree. Copies of a policy (`frozen_copy`) are not
-    compiled; sampling from a compiled policy runs its layers as they were written.
+    compiled. Sampling from a compiled policy runs its layers uncompiled.
+
+    Args:
+        policies: what to compile; None is skipped.
     """
     _let_sizes_vary()
-    torch._dynamo.config.optimize_ddp = False  # layers are graphs of their own, so DDP's hooks overlap without it
-    # What a product reads in backward is made again where that is elementwise work (norms, the MLP's product, rounded
-    # weights): a quarter less is kept.
+    torch._dynamo.config.optimize_ddp = False  # each layer is its own graph, so DDP's hooks overlap anyway
+    # Backward recomputes elementwise results (norms, the MLP's product, rounded weights). A quarter less is kept.
     torch._functorch.config.ban_recompute_materialized_backward = False
     for policy in policies:
         if policy is not None:
@@ -59,5 +64,5 @@ def compile_layers(*policies: nn.Module | None) -> None:
 
 
 def _let_sizes_vary() -> None:
-    """Two dimensions that happen to be equal in the first tree (2 blocks, 2 key heads) are not one and the same."""
+    """Treat two dimensions as different even if they are equal in the first tree (such as 2 blocks and 2 key heads)."""
     symbolic_shapes.use_duck_shape = False

@@ -1,10 +1,16 @@
-"""One token of every row on a GPU in ten kernels a layer: four matrix products, and six written here (Triton).
+"""Triton kernels that decode one token of every row on a GPU.
 
-A step of decoding is many small operations, and on a GPU each takes as long to start as to compute. So what lies
-between two products is one kernel: residual and norm; rotation of queries and keys, which go where they are kept;
-attention over the trunk, all rows together; attention over a row's branch and its own tokens, joined with the trunk's
-by log-sum-exp; the gate of the MLP. Scores and sums are float32. Loops end where a row ends, so that one captured graph
-serves all lengths. Left out: prefill; float32; tuning; the decoder that calls them (`sampler/decoder_fused.py`).
+A decoding step is many small operations, and on a GPU each takes as long to start as to compute. So a layer is only ten
+kernel launches: four matrix products, and six launches of the kernels in this file. These are:
+
+- residual addition and norm (twice a layer);
+- rotation of queries and keys, which also stores the new keys and values;
+- attention over the trunk, the token prefix that all prompts share (such as few-shot exemplars), for all rows together;
+- attention over a row's branch (the rest of its prompt) and its own tokens, merged with the trunk's by log-sum-exp;
+- the gate of the MLP.
+
+Scores and sums are float32. Loops end where a row ends, so that one captured graph serves all lengths. Left out:
+prefill; float32 products; tuning; the decoder that calls the kernels (`sampler/decoder_fused.py`).
 """
 
 import torch
@@ -12,7 +18,7 @@ from torch import Tensor, nn
 
 from grpo.kernels.compiled import can_compile
 
-try:  # comes with torch where there is a GPU
+try:  # torch's GPU builds bring Triton along
     import triton
     import triton.language as tl
 except ImportError:
@@ -21,21 +27,22 @@ except ImportError:
 Pair = tuple[Tensor, Tensor]
 
 KERNELS = True
-"""False: a GPU samples by the plain operations."""
+"""Set to False to sample with plain torch operations on a GPU too."""
 WIDEST = 128
 """The widest head whose tiles fit into the shared memory of all GPUs from Ampere on."""
 QUERIES, KEYS = 64, 64
-"""A tile of scores over the trunk; over a row's own tokens it has the queries of a key head alone, at least 16."""
+"""Size of a tile of scores over the trunk. Over branch and own tokens, a tile has the queries of one row and key head,
+padded to at least 16."""
 PROGRAMS = 264
-"""The trunk is cut into parts until so many programs attend to it: two for each processor of an H100."""
+"""The trunk is cut into parts until this many programs attend to it: two for each multiprocessor of an H100."""
 COLUMNS = 1024
-"""Of the MLP, in one program."""
+"""Columns of the MLP that one program computes."""
 BLOCKS = 8
-"""Blocks of the vocabulary in one program."""
+"""Blocks of the vocabulary that one program sums."""
 
 
 def usable(device: str, half: bool) -> bool:
-    """Whether steps are these kernels: in half precision, on a GPU where Triton can compile."""
+    """Whether decoding uses these kernels: in half precision (`half`), on a GPU, where Triton can compile."""
     return KERNELS and triton is not None and device == "cuda" and half and can_compile()
 
 
@@ -51,18 +58,18 @@ def attend(
     branch_lengths: Tensor,
     lengths: Tensor,
 ) -> Tensor:
-    """Attention of the newest token of every row over trunk, branch and own tokens, its own key and value kept first.
+    """Rotate and store the newest token of every row, then attend from it over trunk, branch and own tokens.
 
     Args:
-        heads: [n,H+2*Hkv,d] queries, keys, values.
-        cos, sin: [n,d] of their positions, with equal halves.
-        scaling: of the scores.
+        heads: [n,H+2*Hkv,d] queries, keys and values of the newest tokens, before rotation.
+        cos, sin: [n,d] rotation of their positions, with equal halves.
+        scaling: multiplies the scores.
         trunk: keys and values [Hkv,t,d] that all rows read.
-        branch: [N,Hkv,W,d], of each group.
-        own: [n,Hkv,W,d], of each row; the new ones are written there.
+        branch: keys and values [N,Hkv,W,d], one branch per group.
+        own: keys and values [n,Hkv,W,d], one per row; those of the newest tokens are written into them.
         group: [n] the group of each row.
         branch_lengths: [N] tokens of each branch.
-        lengths: [n] own tokens of each row so far.
+        lengths: [n] own tokens of each row, without the newest.
 
     Returns:
         [n,H,d] in the dtype of the buffers.
@@ -91,16 +98,16 @@ def attend(
 
 
 def add_norm(hidden: Tensor, added: Tensor | None, norm: nn.Module, dtype: torch.dtype) -> Tensor:
-    """The residual stream and its norm.
+    """Add to the residual stream, and normalise it (RMSNorm).
 
     Args:
-        hidden: [n,D] float32, to which `added` is added in place.
-        added: [n,D], or None.
-        norm: its `weight` [D] and `variance_epsilon`.
-        dtype: of the result.
+        hidden: [n,D] float32, the residual stream; `added` is added to it in place.
+        added: [n,D], or None to add nothing.
+        norm: the norm's module, whose `weight` [D] and `variance_epsilon` are read.
+        dtype: dtype of the result.
 
     Returns:
-        [n,D] x / rms(x) * weight.
+        [n,D] x / rms(x) * weight, where x is the residual stream after the addition.
     """
     n, D = hidden.shape
     normed = hidden.new_empty(n, D, dtype=dtype)
@@ -110,7 +117,7 @@ def add_norm(hidden: Tensor, added: Tensor | None, norm: nn.Module, dtype: torch
 
 
 def gated(gate_up: Tensor) -> Tensor:
-    """[n,2F] -> [n,F]: silu of the first half, rounded, times the second."""
+    """[n,2F] -> [n,F]: silu of the first half, rounded to the dtype, times the second half."""
     n, F = len(gate_up), gate_up.shape[1] // 2
     out = gate_up.new_empty(n, F)
     _gated[(n, triton.cdiv(F, COLUMNS))](gate_up, out, F, COLUMNS)
@@ -118,15 +125,19 @@ def gated(gate_up: Tensor) -> Tensor:
 
 
 def block_masses(logits: Tensor, temperature: float, block: int) -> tuple[Tensor, Tensor]:
-    """How likely each block of the vocabulary is, from one look at the logits: each by its own largest one, then all.
+    """How likely each block of the vocabulary is.
+
+    The kernel reads the logits once. It sums each block relative to the block's own largest logit; afterwards the sums
+    are rescaled to the largest logit of the row.
 
     Args:
         logits: [B,V] float32.
-        temperature: divides them; 0 reads as 1.
+        temperature: divides the logits; 0 is read as 1.
         block: entries of a block, a power of 2.
 
     Returns:
-        highest [B,1], the largest logit, and mass [B,ceil(V / block)] float64.
+        highest [B,1], the largest logit, and mass [B,ceil(V / block)] float64, the sums of
+        exp((logits - highest) / temperature) over each block.
     """
     rows, vocabulary = logits.shape
     blocks = triton.cdiv(vocabulary, block)
@@ -134,14 +145,14 @@ def block_masses(logits: Tensor, temperature: float, block: int) -> tuple[Tensor
     scale, sizes = temperature or 1.0, (vocabulary, logits.stride(0), blocks)
     _block_masses[(rows, triton.cdiv(blocks, BLOCKS))](logits, highest, mass, scale, *sizes, BLOCKS, block)
     top = highest.amax(-1, keepdim=True)
-    return top, mass.mul_(((highest - top) / scale).exp_()).double()  # in float32, as `sample` looks into a block
+    return top, mass.mul_(((highest - top) / scale).exp_()).double()  # float32 until here, as in `sample`
 
 
 if triton is not None:
 
     @triton.jit
     def _block_masses(logits, highest, mass, scale, V, stride, blocks, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
-        """BLOCKS blocks of one row."""
+        """Largest logit and mass of BLOCKS blocks of one row."""
         row = tl.program_id(0).to(tl.int64)
         block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
         word = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -154,7 +165,7 @@ if triton is not None:
 
     @triton.jit
     def _add_norm(hidden, added, weight, normed, eps, D, WIDTH: tl.constexpr, ADD: tl.constexpr):
-        """Of one row."""
+        """Residual addition and norm of one row."""
         column = tl.arange(0, WIDTH)
         inside = column < D
         at = tl.program_id(0).to(tl.int64) * D + column
@@ -167,7 +178,7 @@ if triton is not None:
 
     @triton.jit
     def _gated(gate_up, out, F, COLUMNS: tl.constexpr):
-        """COLUMNS of one row."""
+        """COLUMNS columns of one row."""
         row = tl.program_id(0).to(tl.int64)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         inside = column < F
@@ -180,7 +191,7 @@ if triton is not None:
     def _rotate(
         heads, cos, sin, query, own_k, own_v, lengths, own_width, H, Hkv, d, HEADS: tl.constexpr, HALF: tl.constexpr
     ):
-        """Of one row: queries and keys turned, keys and values stored behind those of its earlier tokens."""
+        """For one row: rotate queries and keys; store keys and values behind those of its earlier tokens."""
         row = tl.program_id(0).to(tl.int64)
         head = tl.arange(0, HEADS)[:, None]
         column = tl.arange(0, HALF)[None, :]
@@ -210,15 +221,15 @@ if triton is not None:
 
     @triton.jit
     def _nothing_seen(QUERIES: tl.constexpr, WIDTH: tl.constexpr):
-        """m, l and out of `_over_keys` before the first key."""
+        """The initial m, l and out of `_over_keys`, before any key was seen."""
         m = tl.full((QUERIES,), -1e38, dtype=tl.float32)
         return m, tl.zeros((QUERIES,), dtype=tl.float32), tl.zeros((QUERIES, WIDTH), dtype=tl.float32)
 
     @triton.jit
     def _over_keys(q, keys, values, start, stop, scale, d, m, l, out, KEYS: tl.constexpr, WIDTH: tl.constexpr):
-        """Attention of q [M,WIDTH] over tokens start..stop, joined with what was seen before.
+        """Attention of q [M,WIDTH] over tokens start..stop, merged with the keys that were seen before.
 
-        m: largest score, l: sum of exp(score - m), out: sum of exp(score - m) * value.
+        m is the largest score so far, l the sum of exp(score - m), out the sum of exp(score - m) * value.
         """
         column = tl.arange(0, WIDTH)[None, :]
         for first in range(start, stop, KEYS):
@@ -242,7 +253,7 @@ if triton is not None:
         query, keys, values, partial, lse, scale, n, t, size, R, H, d,
         QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
     ):  # fmt: skip
-        """QUERIES of one key head, of any rows, over one part of the trunk."""
+        """Attention of QUERIES queries over one part of the trunk. They share a key head and may be of several rows."""
         i = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
         kv, part = tl.program_id(1), tl.program_id(2)
         column = tl.arange(0, WIDTH)[None, :]
@@ -264,7 +275,7 @@ if triton is not None:
         n, parts, branch_width, own_width, R, H, Hkv, d,
         QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
     ):  # fmt: skip
-        """The queries of one row and key head: what the trunk gave, over the branch, over the row's own tokens."""
+        """The queries of one row and key head: merge the trunk's parts, then attend over branch and own tokens."""
         row, kv = tl.program_id(0).to(tl.int64), tl.program_id(1)
         i = tl.arange(0, QUERIES)
         column = tl.arange(0, WIDTH)[None, :]

@@ -1,9 +1,9 @@
-"""Linear layers of float32 on a CPU through oneDNN, and weights in the layout that it multiplies by fastest.
+"""Float32 linear layers on a CPU through oneDNN, with weights in its fastest layout where asked.
 
-torch hands products of float32 to MKL, which on some processors reaches a tenth less. What is used here are the
-operations that `torch.compile` would put in place of `nn.Linear`; a weight's gradient stays with MKL, since it is a
-product of two transposed matrices, which oneDNN would copy first. Left out: other devices and dtypes, and small
-weights, for which starting the product takes longer than computing it: these run as torch runs them.
+torch gives float32 products to MKL, which is a tenth slower on some processors. This file calls the operations that
+`torch.compile` would use instead of `nn.Linear`. A weight's gradient still runs in MKL: it is a product of two
+transposed matrices, which oneDNN would copy first. Left out: other devices and dtypes, and small weights, where
+starting the product takes longer than computing it. These run as torch runs them.
 """
 
 import torch
@@ -12,39 +12,42 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 AVAILABLE = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-"""Whether torch was built with it, for this kind of processor."""
+"""Whether torch was built with oneDNN and the processor has AVX instructions."""
 LEAST = 100_000
-"""Layers with at least so many weights are multiplied by oneDNN, without packing."""
+"""Layers with at least this many weights use oneDNN without packing."""
 
 
 def packable(weight: Tensor) -> bool:
-    """Whether `packed` takes it."""
+    """Whether `packed` accepts this weight: float32, on a CPU, where oneDNN is available."""
     return AVAILABLE and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def faster(weight: Tensor) -> bool:
-    """Whether oneDNN multiplies by this weight without packing it; never while `torch.compile` traces."""
+    """Whether to multiply by this weight with oneDNN, without packing it. Never while `torch.compile` traces."""
     return packable(weight) and weight.numel() >= LEAST and not torch.compiler.is_compiling()
 
 
 def packed(weight: Tensor) -> Tensor:
-    """[E,D] -> a copy for `multiply_packed`, in the layout that is fastest for few rows."""
+    """[E,D] -> a copy for `multiply_packed`, in the layout that is fastest when few rows are multiplied."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
 def multiply_packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[..,D], [E,D] or what `packed` made of it, [E] -> [..,E]: x W^T + b."""
+    """x W^T + b with x [..,D], bias [E], and weight [E,D] as it is or after `packed`; returns [..,E]."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, added: Tensor | None = None) -> Tensor:
-    """[..,D], [E,D], [E] -> [..,E]: x W^T + b; without autograd.
+    """x W^T + b, without autograd.
 
     Args:
-        x: [..,D]; [n,D] with `added`.
+        x: [..,D]; [n,D] if `added` is given.
         weight: [E,D], may be a transposed view.
         bias: [E].
-        added: [n,E], added in place of a bias; may be used up.
+        added: [n,E], added to the product instead of a bias. It may be overwritten.
+
+    Returns:
+        [..,E].
     """
     if faster(weight):
         if added is not None:
@@ -54,7 +57,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, added: Tenso
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """[..,D] -> [..,E]: what the layer computes, differentiable; a module that is not a plain layer is called."""
+    """[..,D] -> [..,E]: the layer's output, differentiable. A module that is not a plain `nn.Linear` is just called."""
     if type(layer) is not nn.Linear or not faster(layer.weight):
         return layer(x)
     arguments = x, layer.weight, layer.bias

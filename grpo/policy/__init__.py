@@ -1,4 +1,7 @@
-"""The model: load it, run it over packed token trees, freeze a reference, save it. What others need is named here."""
+"""The model: load it, run it over packed token trees, freeze a reference, save it.
+
+Most other code needs only the names listed here. Left out: drawing completions (`sampler/`); learning (`update.py`).
+"""
 
 from grpo.policy.attention import head_sizes
 from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory, save_model

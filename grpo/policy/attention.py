@@ -1,12 +1,15 @@
-"""Attention over a packed token tree: shared tokens are read once, and nothing is copied per leaf.
+"""Attention over a packed token tree: shared tokens are computed once, and nothing is copied per leaf.
 
-Models of transformers reach this file through its attention interface, under the name `tree`. What is attended to
-comes with the call, as the keyword argument `tree_attention` (never through a global, so that activation checkpointing
-can run a layer again in backward): anything with an `attend`. Here it is `TreeAttention`, all tokens of a packed tree
-at once, differentiable, in parts (`attention_parts.py`), and `PrefillAttention`, which keeps their keys and values for
-sampling. `attention_flex.py` has the one of a single kernel, `sampler/cache.py` the one that decodes.
+Models of transformers call this file through its attention interface, under the name `tree`. The call passes an object
+with a method `attend`, in the keyword argument `tree_attention`. It is never a global, so that activation checkpointing
+can run a layer again in backward. There are four such classes:
 
-Left out: sliding windows, logit soft-capping, attention sinks and biases on the scores: refused, never computed wrong.
+- `TreeAttention`, here: all tokens of a tree, differentiable, computed in parts (`attention_parts.py`);
+- `PrefillAttention`, here: the same, and it keeps keys and values for sampling;
+- `FlexAttention` (`attention_flex.py`): all tokens of a tree in one GPU kernel;
+- `DecodeAttention` (`sampler/cache.py`): one new token per row.
+
+Left out: sliding windows, logit soft-capping, attention sinks and biases on the scores. A model with one is refused.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -28,23 +31,23 @@ UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 class HeadSizes(NamedTuple):
-    """Of attention in a model."""
+    """The sizes of a model's attention heads."""
 
     heads: int
-    """H, of queries."""
+    """H, the number of query heads."""
     key_heads: int
-    """Hkv, of keys and values."""
+    """Hkv, the number of key and value heads."""
     width: int
-    """d, of one head."""
+    """d, the width of one head."""
 
     @property
     def per_key(self) -> int:
-        """Query heads that read one key head: grouped-query attention."""
+        """How many query heads read one key head (grouped-query attention)."""
         return self.heads // self.key_heads
 
 
 def head_sizes(model: PreTrainedModel) -> HeadSizes:
-    """What a model's config says, or leaves to be worked out."""
+    """Read the head sizes from a model's config; what it does not say follows from the rest."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -52,7 +55,7 @@ def head_sizes(model: PreTrainedModel) -> HeadSizes:
 
 
 class Attention(Protocol):
-    """What a layer attends to."""
+    """What a layer calls to attend; see the four classes above."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query [1,H,S,d], key and value [1,Hkv,S,d] -> [1,S,H,d]."""
@@ -69,9 +72,22 @@ def attention_interface(
     tree_attention: Attention | None = None,
     **options: object,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer, with query [1,H,S,d] and key, value [1,Hkv,S,d]; returns [1,S,H,d].
+    """The function that transformers calls for attention in every layer.
 
     Without `tree_attention` it is transformers' own sdpa, so that the model stays usable on its own (`model.generate`).
+
+    Args:
+        module: the layer's attention module.
+        query: [1,H,S,d].
+        key, value: [1,Hkv,S,d].
+        attention_mask: read only without `tree_attention`.
+        scaling: multiplies the scores; None: 1 / sqrt(d).
+        dropout: must be 0 with `tree_attention`.
+        tree_attention: computes the attention.
+        options: what else the model passes; those in `UNSUPPORTED` are refused.
+
+    Returns:
+        [1,S,H,d], and None in the place of attention weights.
 
     Raises:
         ValueError: the model asks for something that this attention does not compute.
@@ -110,30 +126,31 @@ class TreeAttention:
             position_ids: [S] depths of a packed tree.
             subtree_end: [S] its mask.
             heads_per_key: query heads that read one key head (grouped-query attention); sizes the parts.
-            trunk: keys and values [Hkv,t,d] of the first t tokens, where they are known: only the S - t others are
-                computed. Every row has to pass through these tokens.
+            trunk: keys and values [Hkv,t,d] per layer of the trunk, if they are known already. The trunk is the token
+                prefix that all prompts of a run share, such as few-shot exemplars. Here it must be the first t tokens
+                of every row. Then only the S - t other tokens are computed.
             device: where attention will be computed; None: where `position_ids` is.
         """
         self.trunk = trunk
         self.known = trunk[0][0].shape[1] if trunk else 0
-        """t."""
+        """t, the number of tokens whose keys and values are known."""
         self.parts = plan_parts(position_ids, subtree_end, heads_per_key, self.known, device)
         self.unused = self.known - self.parts.first
-        """Known tokens with a query all the same: the square that holds the first unknown one is computed whole."""
+        """Known tokens for which a query is computed in vain, in the square that also holds the first unknown token."""
 
     @torch.compiler.disable
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query [1,H,S-t,d], key and value [1,Hkv,S-t,d] -> [1,S-t,H,d]; differentiable in all three."""
         compute = torch.promote_types(query.dtype, torch.float32)
         q, k, v = (x[0].to(compute) for x in (query, key, value))
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # the fused kernel does not look
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # the fused kernel assumes it
         k, v = self._whole(layer, k, v)
         q = nn.functional.pad(q, (0, 0, self.unused, 0)) if self.unused else q
         out = AttentionInParts.apply(q, k, v, scaling, self.parts)[:, self.unused :]
         return out.to(query.dtype).transpose(0, 1)[None]
 
     def _whole(self, layer: int, k: Tensor, v: Tensor) -> Pair:
-        """Keys and values [Hkv,S-t,d] of a layer -> [Hkv,S,d]."""
+        """Keys and values [Hkv,S-t,d] of a layer -> [Hkv,S,d], with those of the trunk in front."""
         if self.trunk is None:
             return k, v
         trunk_k, trunk_v = self.trunk[layer]
@@ -141,15 +158,15 @@ class TreeAttention:
 
 
 class PrefillAttention(TreeAttention):
-    """Tree attention that keeps every layer's keys and values, in float32: the prompt side of a decode."""
+    """Tree attention that also keeps every layer's keys and values, in float32. Decoding starts from them."""
 
     def __init__(self, *arguments: Any, rounded_to: torch.dtype | None = None):
         """Plan the parts.
 
         Args:
             arguments: as for `TreeAttention`.
-            rounded_to: the dtype in which decoding stores them, if it is narrower. Prompts that join later attend to
-                the rounded trunk, so those that come with it must too.
+            rounded_to: the dtype in which decoding stores keys and values, if it is narrower; they are rounded to it.
+                Prompts that join later attend to the rounded trunk, so the first prompts must do so too.
         """
         super().__init__(*arguments)
         self.rounded_to = rounded_to

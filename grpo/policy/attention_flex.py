@@ -1,9 +1,10 @@
-"""Tree attention as one kernel: FlexAttention with the one-line mask, for half precision on a GPU.
+"""Tree attention in one kernel: FlexAttention with the tree's mask, for half precision on a GPU.
 
-Query, key and value are rounded to the compute dtype, and the weights of the softmax are for their product with the
-values; scores, softmax and sums are float32. No S x S mask exists: which blocks of 128 x 128 are empty, full or partial
-follows from the smallest and largest `subtree_end` of each block, and inside a partial block the mask is computed.
-Elsewhere (float32, float64, CPU, which has no backward) attention runs in parts, in `attention.py`.
+Query, key and value are rounded to the compute dtype. So are the softmax weights, for their product with the values.
+Scores, softmax and sums are float32. No S x S mask exists. The smallest and largest `subtree_end` of a block tell which
+blocks of 128 x 128 are empty, full or partial. The mask is computed only inside partial blocks.
+
+Left out: float32, float64, and CPUs, where the kernel has no backward. There attention runs in parts (`attention.py`).
 """
 
 import torch
@@ -13,18 +14,19 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from grpo.kernels.compiled import any_size
 
 BLOCK = 128
-"""Queries and keys of a block."""
+"""Number of queries, and of keys, in a block."""
 BUCKET = 256
-"""Trees are padded to a multiple of it: few sizes for the allocator, whole blocks for the kernel."""
+"""Trees are padded to a multiple of this, so that the allocator sees few sizes and the kernel only whole blocks."""
 LEAST = 1024
-"""And to this at least. Below it, Inductor splits a norm's reduction by the first size that the graph sees: for the
-policy that can be the empty tree of DDP's exchange, for the reference a full one, and both must give the same bits."""
+"""Trees are padded to this size at least. Below it, Inductor splits a norm's reduction by the first size that the graph
+sees. For the policy this can be the empty tree of DDP's exchange, and for the reference a full one. Both must give the
+same bits."""
 NARROWEST = 16
 """The narrowest head that the kernel takes."""
 
 
 def usable(device: torch.device, dtype: torch.dtype | None, head_width: int) -> bool:
-    """Whether attention in this compute dtype (None: that of the weights) can be one kernel on this device."""
+    """Whether this kernel can be used on this device, in this compute dtype (None: the dtype of the weights)."""
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and head_width >= NARROWEST
 
 
@@ -37,11 +39,11 @@ class FlexAttention:
     """Attention over all tokens of a packed tree, in one kernel. Built once per tree, used by every layer."""
 
     def __init__(self, subtree_end: Tensor, dtype: torch.dtype):
-        """Find the blocks; nothing is read back from the device.
+        """Find the blocks, without reading a value back from the device.
 
         Args:
-            subtree_end: [S] the mask of a packed tree, S a multiple of `BLOCK`.
-            dtype: what query, key and value are rounded to.
+            subtree_end: [S] the mask of a packed tree, where S is a multiple of `BLOCK`.
+            dtype: query, key and value are rounded to it.
         """
         self.mask, self.dtype = block_mask(subtree_end), dtype
 
@@ -56,10 +58,10 @@ class FlexAttention:
 
 
 def block_mask(subtree_end: Tensor) -> BlockMask:
-    """[S] -> the blocks of the mask `k <= q < subtree_end[k]`; `create_block_mask` would look at all S x S for them.
+    """[S] -> the blocks of the mask `k <= q < subtree_end[k]`. `create_block_mask` would compute all S x S entries.
 
-    For queries from i * BLOCK on and a block of keys before them, some key is seen iff the largest `subtree_end` of
-    the block lies behind the first query, and all are seen by all iff the smallest lies behind the last one.
+    Take a block of queries and an earlier block of keys. Some query sees some key iff the largest `subtree_end` of the
+    keys lies behind the first query. Every query sees every key iff the smallest lies behind the last query.
     """
     S = len(subtree_end)
     ends = subtree_end.to(torch.int32)
@@ -77,6 +79,6 @@ def block_mask(subtree_end: Tensor) -> BlockMask:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """[n,n] bool -> how many blocks of keys each block of queries has [1,1,n], and which, those first [1,1,n,n]."""
+    """[n,n] bool -> for each block of queries, its number of key blocks [1,1,n] and their indices first [1,1,n,n]."""
     which = torch.argsort(blocks.to(torch.int32), dim=-1, descending=True, stable=True).to(torch.int32)
     return blocks.sum(-1, dtype=torch.int32)[None, None], which[None, None]

@@ -1,8 +1,9 @@
-"""Attention over a packed token tree, cut into parts that are computed whole, and its gradient.
+"""Attention over a packed token tree, computed in dense parts, and its gradient.
 
-The mask `k <= q < subtree_end[k]` is cut into rectangles (the descendants of a node over the node's keys: all pairs)
-and causal squares (a node over its own). Squares of about the same size, of all completions, are one call. The parts
-are merged exactly by their log-sum-exp. Left out: what a layer of transformers hands over (`attention.py`).
+The mask `k <= q < subtree_end[k]` is cut into two kinds of parts. In a rectangle, the descendants of a node attend to
+all keys of the node. In a square, the tokens of a node attend causally to their own node. Squares of about the same
+size, of all completions, are computed in one call. The parts are merged exactly by their log-sum-exp. Left out: how
+layers of transformers call it (`attention.py`).
 """
 
 import math
@@ -16,15 +17,15 @@ from torch.autograd.function import once_differentiable
 from grpo.tree import nodes
 
 MAX_SCORES = 1 << 24
-"""Attention scores of a part, per key head: parts are cut to stay below. Without a fused kernel they exist at one time,
-in backward twice."""
+"""Parts are cut to have at most this many attention scores per key head. Without a fused kernel, all scores of a part
+exist at one time, and twice in backward."""
 SIDES = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Sides of squares. A shorter run of tokens is filled up to the next one, so that what is computed of it does not
-depend on the others; a longer one is cut along its diagonal, and the rectangles above it are skipped."""
+"""Sides of squares. A shorter run of tokens is padded to the next side, so that its result does not depend on the other
+runs. A longer run is cut into squares along the diagonal; what lies above the diagonal is never computed."""
 
 
 class Rectangle(NamedTuple):
-    """Queries `q_start..q_end` over keys `k_start..k_end` of the flat tree, all pairs."""
+    """All pairs of queries `q_start..q_end` and keys `k_start..k_end` of the flat tree. Ends are exclusive."""
 
     q_start: int
     q_end: int
@@ -33,34 +34,34 @@ class Rectangle(NamedTuple):
 
 
 class Squares:
-    """n runs of tokens, each over itself alone, filled up to L tokens by repeating the last one.
+    """n runs of tokens, each attending only to itself, padded to L tokens by repeating its last token.
 
-    What is repeated comes later than all of the run, so that nothing of the run sees it.
+    The repeated tokens come after the run, so the causal mask hides them from all tokens of the run.
     """
 
     def __init__(self, runs: Sequence[tuple[int, int]], side: int, first: int):
-        """Lay out what is read, on the host.
+        """Compute on the host which tokens are read.
 
         Args:
-            runs: n pairs (start, end) of the flat tree, none longer than `side`.
+            runs: n pairs (start, end) of flat indices, none longer than `side`.
             side: L.
-            first: flat index of the first query that is there; keys all are.
+            first: flat index of the first token that has a query. All tokens have keys.
         """
         start, end = torch.tensor(runs).unbind(1)
         at = start[:, None] + torch.arange(side)
         self.side = side
         self.real = at < end[:, None]
-        """[n,L] bool: False for what is repeated."""
+        """[n,L] bool: False for the repeated tokens."""
         self.keys = torch.minimum(at, end[:, None] - 1).flatten()
         self.queries = self.keys - first
-        """[n*L] where they are, among all keys and among the queries that are there."""
+        """[n*L] indices of the runs' tokens, among all keys and among the queries that exist."""
 
     def move(self, device: torch.device) -> None:
-        """To where queries and keys are."""
+        """Move the indices to the device of queries and keys."""
         self.real, self.keys, self.queries = (x.to(device) for x in (self.real, self.keys, self.queries))
 
     def of_queries(self, x: Tensor, key_heads: int) -> Tensor:
-        """[H,S,d] -> [n*Hkv,1,R*L,d]: the heads that read one key head one after another, as one of so many queries."""
+        """[H,S,d] -> [n*Hkv,1,R*L,d]: the R heads that read one key head become one head with R * L queries."""
         return self._by_run(x, self.queries).reshape(len(self.real) * key_heads, 1, -1, x.shape[-1])
 
     def of_keys(self, x: Tensor) -> Tensor:
@@ -72,27 +73,27 @@ class Squares:
         return x.transpose(0, 1).index_select(0, tokens).unflatten(0, (-1, self.side)).transpose(1, 2)
 
     def bias(self, q: Tensor) -> Tensor:
-        """What hides later keys from queries [..,R*L,d] -> [R*L,L]."""
+        """The causal mask for queries [..,R*L,d]: [R*L,L], -inf where the key comes later than the query."""
         later = torch.full((self.side, self.side), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
         return later.repeat(q.shape[-2] // self.side, 1)
 
     def by_token(self, values: Tensor, heads: int) -> Tensor:
-        """What `of_queries` or `of_keys` made of a tensor of so many heads -> [n*L,heads,d]."""
+        """Results laid out as by `of_queries` or `of_keys`, of this many heads -> one row per token [n*L,heads,d]."""
         return values.view(-1, heads, self.side, values.shape[-1]).transpose(1, 2).flatten(0, 1)
 
 
 class Parts(NamedTuple):
-    """What a mask is cut into. Every query is in one square, so no softmax is ever empty."""
+    """The parts of a mask. Every query is in exactly one square, so no softmax is ever empty."""
 
     squares: list[Squares]
     rectangles: list[Rectangle]
     first: int
     """Flat index of the first token that has a query."""
     places: Tensor
-    """[n] for each query, where among the tokens of all squares it is."""
+    """[n] for each query, its place among the tokens of all squares."""
 
     def gather(self, values: list[Tensor]) -> Tensor:
-        """Concatenates the results of all squares, [runs*L,h,d] each, and orders them by query: [h,n,d]."""
+        """Concatenate the results of all squares, each [runs*L,h,d], and order them by query: [h,n,d]."""
         return torch.cat(values).index_select(0, self.places).transpose(0, 1)
 
 
@@ -109,8 +110,12 @@ def plan_parts(
         position_ids: [S] depths.
         subtree_end: [S] the mask.
         heads_per_key: query heads that read one key head (grouped-query attention); sizes the parts.
-        known: tokens at the start that need no result, less than S. A square that begins with some of them is whole.
-        device: of queries and keys; None: that of `position_ids`.
+        known: tokens at the start that need no result, fewer than S. A square that also holds other tokens is still
+            computed whole.
+        device: where queries and keys will be; None: where `position_ids` is.
+
+    Returns:
+        The squares and rectangles that together cover the mask.
     """
     runs, rectangles = [], []
     side = min(SIDES[-1], max(1, math.isqrt(MAX_SCORES // heads_per_key)))
@@ -119,7 +124,8 @@ def plan_parts(
         for q in range(start, end, side):
             stop = min(q + side, end)
             runs.append((q, stop))
-            rectangles += [Rectangle(i, min(i + queries, stop), start, q) for i in range(q, stop, queries) if q > start]
+            if q > start:
+                rectangles += [Rectangle(i, min(i + queries, stop), start, q) for i in range(q, stop, queries)]
         rectangles += [Rectangle(q, min(q + queries, last), start, end) for q in range(end, last, queries)]
     runs = [run for run in runs if run[1] > known]
     first = min(start for start, _ in runs)
@@ -137,7 +143,7 @@ def plan_parts(
 
 
 def _by_side(runs: Sequence[tuple[int, int]], most: int) -> dict[int, list[tuple[int, int]]]:
-    """Runs by the side that they are filled up to, at most `most`."""
+    """Group runs by the side that they are padded to, which is at most `most`."""
     found: dict[int, list[tuple[int, int]]] = {}
     for start, end in runs:
         side = min(next(side for side in SIDES if side >= end - start), most)
@@ -146,11 +152,11 @@ def _by_side(runs: Sequence[tuple[int, int]], most: int) -> dict[int, list[tuple
 
 
 class AttentionInParts(torch.autograd.Function):
-    """q [H,n,d] of the last n tokens, k and v [Hkv,S,d] -> out [H,n,d]; query heads `h * H / Hkv ...` read key head h.
+    """q [H,n,d] of the last n tokens, k and v [Hkv,S,d] -> out [H,n,d].
 
-    Forward merges the parts: with the log-sum-exp l of the scores of a part and its output o,
-    `l = logaddexp(l1, l2)` and `o = exp(l1 - l) o1 + exp(l2 - l) o2`. Backward uses the merged l in each part, so that
-    `p = exp(s - l)` are the weights of the whole softmax, and `ds = p (dp - sum(do * o))`.
+    H / Hkv consecutive query heads read one key head. Forward merges the parts. With the log-sum-exp l of a part's
+    scores and its output o, `l = logaddexp(l1, l2)` and `o = exp(l1 - l) o1 + exp(l2 - l) o2`. Backward uses the merged
+    l in each part. So `p = exp(s - l)` are the weights of the whole softmax, and `ds = p (dp - sum(do * o))`.
     """
 
     @staticmethod
@@ -202,20 +208,20 @@ class AttentionInParts(torch.autograd.Function):
 
 
 def _fused(q: Tensor) -> bool:
-    """Whether torch's fused kernel for CPUs computes the parts; elsewhere matrix products do."""
+    """Whether torch's fused CPU kernel computes the parts. On other devices matrix products do."""
     return q.device.type == "cpu"
 
 
 def fused_part(q: Tensor, k: Tensor, v: Tensor, scaling: float, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Attention over some of the keys, to be merged with that over others; on a CPU alone.
+    """Attention over some of the keys, to be merged with attention over others. Only for CPUs.
 
-    The kernel behind torch's own attention: it keeps no scores, and hands out their log-sum-exp.
+    It calls the kernel behind torch's own attention, which stores no scores and returns their log-sum-exp.
 
     Args:
         q: [B,H,n,d].
         k, v: [B,H,m,d], m > 0.
-        scaling: of the scores.
-        bias: [B or 1,H or 1,n or 1,m] added to the scores: -inf hides a key.
+        scaling: multiplies the scores.
+        bias: [B or 1,H or 1,n or 1,m] added to the scores; -inf hides a key.
 
     Returns:
         out [B,H,n,d] and the log-sum-exp of the scores [B,H,n].
@@ -227,9 +233,8 @@ def fused_part(q: Tensor, k: Tensor, v: Tensor, scaling: float, bias: Tensor | N
 def _part_forward(q: Tensor, k: Tensor, v: Tensor, scaling: float, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """q [B,R,n,d], k and v [B,m,d] that R query heads share, bias [n,m] -> out [B,R,n,d], log-sum-exp [B,R,n,1]."""
     if _fused(q):
-        out, lse = fused_part(
-            q, _per_query(q, k), _per_query(q, v), scaling, None if bias is None else bias[None, None]
-        )
+        mask = None if bias is None else bias[None, None]
+        out, lse = fused_part(q, _per_query(q, k), _per_query(q, v), scaling, mask)
         return out, lse[..., None]
     scores = _scores(q, k, scaling, bias)
     lse = torch.logsumexp(scores, dim=-1, keepdim=True)
@@ -247,11 +252,12 @@ def _part_backward(
     scaling: float,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The part's share of dq [B,R,n,d], dk and dv [B,m,d]; `out` and `lse` are those of the whole softmax."""
+    """The part's share of dq [B,R,n,d], dk and dv [B,m,d]. `out` and `lse` belong to the merged softmax."""
     if _fused(q):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         inputs = d_out, q, _per_query(q, k), _per_query(q, v), out, lse[..., 0], 0.0, False
-        dq, dk, dv = flash(*inputs, attn_mask=None if bias is None else bias[None, None], scale=scaling)
+        mask = None if bias is None else bias[None, None]
+        dq, dk, dv = flash(*inputs, attn_mask=mask, scale=scaling)
         return dq, dk.sum(1), dv.sum(1)
     weights = _scores(q, k, scaling, bias).sub_(lse).exp_().flatten(1, 2)
     flat_q, flat_d_out, weighted = (x.flatten(1, 2) for x in (q, d_out, d_out * out))
@@ -262,11 +268,11 @@ def _part_backward(
 
 
 def _per_query(q: Tensor, k: Tensor) -> Tensor:
-    """[B,m,d] -> [B,R,m,d]: each key once per query that reads it, in the same memory."""
+    """[B,m,d] -> [B,R,m,d]: a view that repeats the keys for each of the R query heads, without a copy."""
     return k[:, None].expand(-1, q.shape[1], -1, -1)
 
 
 def _scores(q: Tensor, k: Tensor, scaling: float, bias: Tensor | None) -> Tensor:
-    """Scaled scores [B,R,n,m], and the bias [n,m] added."""
+    """Scaled scores [B,R,n,m], with the bias [n,m] added."""
     scores = torch.bmm(q.flatten(1, 2), k.transpose(1, 2)).mul_(scaling).view(*q.shape[:3], -1)
     return scores if bias is None else scores.add_(bias)

@@ -1,7 +1,7 @@
-"""Load a policy and its tokenizer, from the hub or a directory; save them; sizes of a model without its weights.
+"""Load a policy and its tokenizer from the hub or a directory, save them, or read only a model's sizes.
 
-What is loaded is compared with its own plain forward, and refused if the two differ. Left out: adapters, quantization,
-sharded weights.
+A loaded policy is compared on a small tree with the model's own forward, and refused if they differ. Left out:
+adapters, quantization, sharded weights.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from grpo.policy.model import Policy, refuse_unsupported
 from grpo.tree import pack
 
 EMBEDDED = Path(__file__).parent.parent / "base_model"
-"""Where the model named `embedded` lies: about a million parameters, made by `python -m grpo.pretrain`."""
+"""Directory of the model named `embedded`: about a million parameters, made by `python -m grpo.pretrain`."""
 
 
 def load_policy(
@@ -37,14 +37,15 @@ def load_policy(
         path: a hub name, a local directory, or `embedded`.
         revision: branch, tag or commit on the hub.
         device: where to put it.
-        precision: `fp32`, `bf16`, `fp16` or `fp64`; the weights are float32 (float64 under fp64) whatever the file's.
+        precision: `fp32`, `bf16`, `fp16` or `fp64`. The weights become float32 (float64 under fp64), whatever the dtype
+            in the file.
         activation_checkpointing: compute each layer's activations again in backward instead of keeping them.
 
     Returns:
         The policy, in train mode with every dropout 0, and its tokenizer.
 
     Raises:
-        ValueError: it can not be found or read, or it needs what is not supported.
+        ValueError: the model cannot be found or read, lacks weights, or needs something that is not supported.
     """
     transformers_logging.disable_progress_bar()
     source, options = model_directory(path), {"revision": revision}
@@ -52,7 +53,7 @@ def load_policy(
     with _one_sentence(path):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
-    if missing := sorted(report["missing_keys"]):  # transformers has drawn these at random
+    if missing := sorted(report["missing_keys"]):  # transformers filled these at random
         kind = type(model).__name__
         raise ValueError(f"model: {path!r} lacks {len(missing)} weights of a {kind}, such as {missing[0]}")
     if precision == "fp64":
@@ -66,10 +67,13 @@ def load_policy(
 
 
 def load_shapes(path: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model on the meta device, sizes without a weight, and its real tokenizer: for looking, not for running.
+    """A model without weights (on the meta device, so it cannot run), to read its sizes, and its real tokenizer.
+
+    Args:
+        path, revision: as for `load_policy`.
 
     Raises:
-        ValueError: it can not be found or read, or it needs what is not supported.
+        ValueError: the model cannot be found or read, or needs something that is not supported.
     """
     source = model_directory(path)
     with _one_sentence(path), torch.device("meta"):
@@ -81,24 +85,26 @@ def load_shapes(path: str, revision: str | None = None) -> tuple[PreTrainedModel
 
 @contextmanager
 def _one_sentence(path: str) -> Iterator[None]:
-    """Turn what transformers raises when it reads a model into one sentence that names the option."""
+    """Turn any error of transformers while it reads a model into one sentence that names the option."""
     try:
         yield
-    except Exception as error:  # files that do not fit together raise whatever their reader runs into
+    except Exception as error:  # inconsistent files raise errors of many types
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"model: {path!r} can not be loaded, as a directory or from the hub: {reason}") from None
 
 
 def model_directory(path: str) -> str:
-    """The directory or hub name behind the name in a config."""
+    """The directory or hub name that a config's `model` stands for; `embedded` is the only special name."""
     return str(EMBEDDED) if path == "embedded" else path
 
 
 def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a Hugging Face directory (safetensors, configs, tokenizer), whole or not at all; replaces an older one.
+    """Write a Hugging Face directory (safetensors, configs, tokenizer), and replace an older one.
+
+    The directory is written under another name and then renamed, so it is never incomplete.
 
     Raises:
-        OSError: one sentence, when the disk is full or not writable.
+        OSError: the disk is full or not writable; the message is one sentence.
     """
     temporary = directory.with_name(directory.name + ".tmp")
     try:
@@ -107,14 +113,18 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Pa
         tokenizer.save_pretrained(temporary)
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)
-    except Exception as error:  # for a full disk safetensors raises its own, and tokenizers a bare Exception
+    except Exception as error:  # on a full disk safetensors and tokenizers raise types of their own
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise OSError(f"cannot write {directory} ({reason})") from error
 
 
 @torch.no_grad()
 def refuse_if_different(policy: Policy) -> None:
-    """Compare tree attention and head with the model's own forward on a small tree; ValueError if they differ."""
+    """Compare tree attention and head with the model's own forward on a small tree.
+
+    Raises:
+        ValueError: log-probabilities are NaN, or differ by 1e-3 nats or more.
+    """
     tokens = torch.randint(policy.vocab_size, (9,), generator=torch.Generator().manual_seed(0)).tolist()
     prompt, completions = tokens[:4], [tokens[4:7], tokens[7:]]
     tree = pack([prompt], [completions])

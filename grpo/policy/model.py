@@ -1,8 +1,9 @@
 """The policy: one `nn.Module` whose forward takes a packed token tree and returns log-probabilities and entropy.
 
-The head's product is part of it. `DistributedDataParallel` wraps exactly that module, and learning calls nothing else
-of it. Any decoder of transformers works that computes plain softmax attention through its attention interface (Llama,
-Qwen2, Qwen3, Mistral families). Left out: loading and saving (`load.py`).
+The product with the output head is part of this forward. `DistributedDataParallel` wraps exactly this module, and
+learning calls only its forward. A decoder of transformers works if it computes plain softmax attention through the
+library's attention interface, such as the Llama, Qwen2, Qwen3 and Mistral families. Left out: loading and saving
+(`load.py`).
 """
 
 import copy
@@ -21,19 +22,23 @@ from grpo.policy.lean import keep_less, norms_made_again
 from grpo.tree import PackedTree, pack
 
 AUTOCAST = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precision -> what matrix products are rounded to; master weights are float32 (float64 under fp64) in every one."""
+"""Precision -> the dtype that inputs of matrix products are rounded to. Master weights are float64 under fp64, and
+float32 under the others."""
 
 
 class Policy(nn.Module):
     """A causal language model over packed token trees."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: str = "fp32"):
-        """Wrap a model of transformers; its attention implementation becomes `tree`, its dropout 0.
+        """Wrap a model of transformers. Its attention implementation becomes `tree`, and its dropout 0.
 
         Args:
             model: a decoder with an output head.
-            tokenizer: rows of the vocabulary that it lacks are cut off.
+            tokenizer: output rows beyond its vocabulary are never used.
             precision: a key of `AUTOCAST`.
+
+        Raises:
+            ValueError: the model needs something that is not supported.
         """
         super().__init__()
         refuse_unsupported(model, tokenizer)
@@ -49,37 +54,37 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.model.device
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The decoder's layers, each of the same code."""
+        """The decoder's layers, which all run the same code."""
         return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     @property
     def head(self) -> Tensor:
-        """[V,D] output weights, without rows that no token has."""
+        """[V,D] output weights, without rows beyond the tokenizer's vocabulary."""
         weight = self.model.get_output_embeddings().weight
         return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
 
     def autocast(self) -> torch.autocast:
-        """The autocast that sampling, learning and reference all run under."""
+        """The autocast context that sampling, learning and the reference all use."""
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def hidden_states(self, input_ids: Tensor, position_ids: Tensor, tree_attention: Attention) -> Tensor:
-        """[S], [S] -> [S,D]: the decoder without its head, never compiled: for all but learning.
+        """[S], [S] -> [S,D]: the decoder without its head, never compiled. Everything but learning uses it.
 
-        What is compiled is compiled for learning; every length of a decode would be a new case.
+        Layers are compiled for learning only; while decoding, every length would be compiled anew.
         """
         with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
             return self._run_layers(input_ids, position_ids, tree_attention)
 
     def _run_layers(self, input_ids: Tensor, position_ids: Tensor, tree_attention: Attention) -> Tensor:
-        """[S], [S] -> [S,D], through compiled layers where they are.
+        """[S], [S] -> [S,D], through compiled layers if the policy was compiled.
 
-        The module tree is that of transformers; forwards of norms, MLPs and attention in it are those of `lean.py`
-        (without autocast), `float64.py` or `compiled.py`, and attention ends in `tree_attention.attend`.
+        The modules are those of transformers. Forwards of norms, MLPs and attention are replaced by `lean.py` (without
+        autocast) and `float64.py`, or compiled (`kernels/compiled.py`). Attention calls `tree_attention.attend`.
         """
         ready_mask = torch.empty(1, 1, 1, 1, device=input_ids.device)  # 4-D: transformers builds none of its own
         return self.model.base_model(
@@ -96,8 +101,9 @@ class Policy(nn.Module):
         Args:
             tree: a packed token tree, on the policy's device.
             temperature: divides the logits.
-            trunk: keys and values [Hkv,t,d] per layer of the first t tokens, which then are not computed; they predict
-                nothing, and all rows begin with them. Not where layers are compiled.
+            trunk: keys and values [Hkv,t,d] per layer of the trunk, the token prefix that all prompts share. Its t
+                tokens are then not computed. All rows must begin with them, and they must predict nothing. None if
+                layers are compiled.
 
         Returns:
             logprobs [M] and entropy [M], float32 (float64 under fp64).
@@ -108,9 +114,10 @@ class Policy(nn.Module):
         else:
             attention = TreeAttention(tree.position_ids, tree.subtree_end, self.heads.per_key, trunk)
             known = attention.known
-        with self.autocast(), nullcontext() if self.compiled or self.autocast_dtype else norms_made_again():
+        as_written = self.compiled or self.autocast_dtype is not None
+        with self.autocast(), nullcontext() if as_written else norms_made_again():
             hidden = self._run_layers(tree.input_ids[known:], tree.position_ids[known:], attention)
-            hidden = hidden[tree.source - known]  # whose gradient a GPU adds up in the same order every time
+            hidden = hidden[tree.source - known]  # a GPU sums this gradient in a fixed order
             return linear_logprobs(hidden, self.head, tree.target, temperature, compiled=self.compiled)
 
 
@@ -130,17 +137,18 @@ def token_logprobs(policy: nn.Module, batch: Batch, temperature: float) -> tuple
 
 
 def scatter(tree: PackedTree, values: tuple[Tensor, ...], shape: torch.Size) -> tuple[Tensor, ...]:
-    """Per-prediction values [M] -> padded [B,T] tensors, 0 elsewhere; differentiable."""
+    """Values [M], one per prediction -> padded tensors [B,T], 0 where there is no token. Differentiable."""
     return tuple(value.new_zeros(shape).index_put((tree.row, tree.column), value) for value in values)
 
 
 def frozen_copy(policy: Policy) -> Policy:
-    """A copy without gradients, for the reference and for sampling: same forward, same autocast, same numbers.
+    """A copy without gradients, for the reference and for sampling. Its forward gives the same numbers.
 
-    Only weights that autocast would round anyway (linear layers; not embeddings, norms, head) are stored rounded.
+    Under autocast, the weights of linear layers are stored rounded, as autocast would round them in each forward.
+    Embeddings, norms and the head keep their dtype.
     """
     frozen = copy.deepcopy(policy).requires_grad_(False)
-    frozen.compiled = False  # nn.Module leaves what `compile` made out of its copies
+    frozen.compiled = False  # copies of an nn.Module lose what `compile` made
     head = frozen.model.get_output_embeddings()
     if policy.autocast_dtype is not None:
         for module in frozen.modules():
@@ -150,7 +158,7 @@ def frozen_copy(policy: Policy) -> Policy:
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a completion: the tokenizer's, the model's and the generation config's."""
+    """Every token that ends a completion: the EOS tokens of the tokenizer, the config and the generation config."""
     ids: set[int] = set()
     for source in (tokenizer, model.config, model.generation_config):
         value = getattr(source, "eos_token_id", None)
@@ -159,7 +167,10 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def remove_dropout(model: PreTrainedModel) -> None:
-    """Set every dropout to 0, modules and the numbers that layers keep: sampler, policy and reference have to agree."""
+    """Set every dropout to 0, because sampler, policy and reference have to agree.
+
+    Both `nn.Dropout` modules and the dropout rates that layers hold as numbers are set.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -169,7 +180,7 @@ def remove_dropout(model: PreTrainedModel) -> None:
 
 
 def refuse_unsupported(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError naming what the model needs and tree attention or the chunked head does not compute."""
+    """Raise ValueError if the model needs something that tree attention or the chunked head does not compute."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -190,5 +201,3 @@ def refuse_unsupported(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     else:
         return
     raise ValueError(f"model: {type(model).__name__} needs {needs}, which is not supported")
-
-

@@ -1,11 +1,13 @@
 """The frozen reference of the KL: log-probabilities under the policy that a run starts from.
 
-Its weights never change, and all prompts of a few-shot run begin with the same exemplars. Later tokens need nothing of
-these but keys and values, so they are computed once per run instead of once per pass: with 8 shots, a fifth of what a
-pass computes. The numbers are those of a whole pass up to rounding, and to the bit where rows part at the end of the
-trunk and a product's rows do not depend on how many there are, as with the libraries of x86 in float32. So it is done
-on a CPU alone: where matrices are rounded to bfloat16, or a GPU chooses kernels by shape, policy and reference would
-differ by more in the first step. Left out: compiled layers.
+The trunk is the token prefix that all prompts of a run share, such as few-shot exemplars. Later tokens need only its
+keys and values, and the reference's weights never change. So the trunk is computed once per run instead of once per
+pass. With 8 shots it is a fifth of what a pass computes.
+
+The numbers are those of a whole pass up to rounding. They are equal to the bit under two conditions: rows part exactly
+at the end of the trunk, and a row of a matrix product does not depend on the number of rows. The second one holds for
+x86 libraries in float32. With bfloat16, or on a GPU, which chooses kernels by shape, policy and reference would differ
+by more in the first step. So the trunk is remembered on a CPU only. Left out: compiled layers.
 """
 
 from collections.abc import Sequence
@@ -18,16 +20,16 @@ from grpo.policy.model import Policy, frozen_copy
 from grpo.tree import PackedTree
 
 MIN_TRUNK = 64
-"""The shortest trunk worth remembering, in tokens."""
+"""The shortest trunk that is worth remembering, in tokens."""
 
 
 def remembers(device: str, half: bool, compiled: bool, trunk_tokens: int) -> bool:
-    """Whether a trunk is computed once: on a CPU, nothing rounded (`half`) or compiled, if it is long enough."""
+    """Whether the reference computes a trunk only once: on a CPU, not in half precision, not compiled, long enough."""
     return device == "cpu" and not half and not compiled and trunk_tokens >= MIN_TRUNK
 
 
 class Reference(nn.Module):
-    """A frozen copy of a policy that remembers what all prompts begin with."""
+    """A frozen copy of a policy that remembers the keys and values of the trunk."""
 
     def __init__(self, policy: Policy):
         """Copy the policy as it is now."""
@@ -40,10 +42,10 @@ class Reference(nn.Module):
     def remember(self, trunk_ids: Sequence[int]) -> None:
         """Compute keys and values of a trunk once, for all passes over trees that begin with it.
 
-        The same trunk in the whole run: a resumed one then computes what it would have computed without the break.
+        Use the same trunk in the whole run. Then a resumed run computes the same numbers as an uninterrupted one.
 
         Args:
-            trunk_ids: tokens that prompts begin with. Where `remembers` says no, nothing is.
+            trunk_ids: token ids of the trunk. If `remembers` is False for it, nothing is computed.
         """
         policy, t = self.policy, len(trunk_ids)
         if not remembers(policy.device.type, policy.autocast_dtype is not None, policy.compiled, t):
@@ -55,11 +57,11 @@ class Reference(nn.Module):
         self.trunk = [(key.contiguous(), value.contiguous()) for key, value in attention.kept]
 
     def forward(self, tree: PackedTree, temperature: float) -> tuple[Tensor, Tensor]:
-        """As `Policy.forward`."""
+        """Log-probabilities [M] and entropy [M] of the tree's predictions, as `Policy.forward` returns them."""
         return self.policy(tree, temperature, self.trunk if self._begins(tree) else None)
 
     def _begins(self, tree: PackedTree) -> bool:
-        """Whether all rows of the tree begin with the trunk, and none of its tokens predicts."""
+        """Whether all rows of the tree begin with the trunk, and no token of the trunk predicts anything."""
         t, S = len(self.trunk_ids), len(tree.input_ids)
         if self.trunk is None or t >= S or not torch.equal(tree.input_ids[:t], self.trunk_ids):
             return False

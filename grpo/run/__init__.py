@@ -1,1 +1,4 @@
-"""What a run is on disk and in a shell: directory, state, checkpoints, log, signals, machine. No word of learning."""
+"""A run on disk and in a shell: directory, state, checkpoints, log, signals, machine.
+
+Left out: sampling and learning.
+"""

@@ -1,11 +1,12 @@
 """Atomic and exact checkpoints: weights, optimiser and counters of a step, in `step_000010/`.
 
-A checkpoint is written beside its place (`step_000010.tmp`), flushed to the disk and renamed, so a crash at any byte
-leaves the last good one. What is left out: what a run keeps in `state`, and who calls (rank 0 saves, every rank loads).
+A checkpoint is written under a temporary name (`step_000010.tmp`), flushed to the disk and then renamed. So a crash at
+any moment leaves the last good one intact. Left out: what a run keeps in `state` (`state.py`), and which rank calls
+(rank 0 saves, every rank loads).
 
-    step_000010/model.safetensors   parameters and buffers, tensors that are shared (tied) once
+    step_000010/model.safetensors   parameters and buffers; shared (tied) tensors are stored once
                 optimizer.pt        `optimizer.state_dict()`
-                state.json          step, the caller's state, size of the two files above, and check sums
+                state.json          step, the caller's state, sizes of the two files above, and check sums
 """
 
 import json
@@ -29,19 +30,20 @@ _FILES = ("model.safetensors", "optimizer.pt")
 def save(
     directory: str | Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> Path:
-    """Writes the checkpoint of a step and cleans what a crash has left. An older one of the same step is replaced.
+    """Write the checkpoint of a step, and remove what a crash has left. An older one of the same step is replaced.
 
     Args:
-      directory: holds the checkpoints; made if missing.
-      step: steps done.
-      model: the module itself, not its DistributedDataParallel wrapper.
-      state: JSON values (floats come back exactly): counters, best result, scaler state.
+        directory: holds the checkpoints; created if missing.
+        step: number of steps done.
+        model: the module itself, not its DistributedDataParallel wrapper.
+        optimizer: the optimiser of its parameters.
+        state: JSON values: counters, best result, scaler state. Floats come back exactly.
 
     Returns:
-      The checkpoint's directory.
+        The checkpoint's directory.
 
     Raises:
-      OSError: one sentence, when the disk is full or not writable; the last good checkpoint is untouched.
+        OSError: the disk is full or not writable; one sentence. The last good checkpoint is untouched.
     """
     path = Path(directory) / f"step_{step:06d}"
     new, old = Path(f"{path}.tmp"), Path(f"{path}.old")
@@ -55,39 +57,39 @@ def save(
         for written in (*new.iterdir(), new):
             _flush(written)
         if _is_complete(path):
-            os.replace(path, old)  # `latest` finds it under this name, should the second renaming not happen
+            os.replace(path, old)  # `latest` finds this name if a crash prevents the second rename
         elif path.exists():
             shutil.rmtree(path)
         os.replace(new, path)
         _flush(path.parent)
         _clean(Path(directory))
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch and safetensors hide a full disk in their own
+    except (OSError, SafetensorError, RuntimeError) as error:  # the types of torch and safetensors for a full disk
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise OSError(f"cannot write checkpoint {path} ({reason}); the one before it is untouched") from error
     return path
 
 
 def latest(directory: str | Path) -> Path | None:
-    """The complete checkpoint of the highest step, or None. Only looks: any rank may call it."""
+    """The complete checkpoint of the highest step, or None. It only reads, so any rank may call it."""
     complete = _complete(Path(directory))
     return complete[max(complete)] if complete else None
 
 
 def load(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Puts a checkpoint's weights and optimiser state, exact to the bit, into `model` and `optimizer`.
+    """Load a checkpoint's weights and optimiser state into `model` and `optimizer`, exactly to the bit.
 
     Returns:
-      `state` as it was given to `save`, with `step` in it.
+        `state` as it was given to `save`, with `step` added.
 
     Raises:
-      ValueError: the checkpoint is of another model or optimiser, or damaged.
+        ValueError: the checkpoint is damaged, or belongs to a different model or optimiser.
     """
     path = Path(path)
     if not _is_complete(path):
         raise ValueError(f"{path} is not a complete checkpoint")
     content = json.loads((path / "state.json").read_text())
     if content.get("crc32") != _check_sums(path, content):
-        raise ValueError(f"{path} does not match its check sums; remove it, to go on from the one before it")
+        raise ValueError(f"{path} does not match its check sums; remove it to resume from the checkpoint before it")
     try:
         safetensors.torch.load_model(model, path / "model.safetensors")
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
@@ -98,7 +100,7 @@ def load(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
 
 
 def prune(directory: str | Path, keep: int, best_step: int | None = None) -> None:
-    """Removes all complete checkpoints but the `keep` newest and that of `best_step` (the best on validation)."""
+    """Remove all complete checkpoints except the `keep` newest and that of `best_step` (the best on validation)."""
     complete = _complete(Path(directory))
     for step in sorted(complete)[:-keep]:
         if step != best_step:
@@ -106,9 +108,9 @@ def prune(directory: str | Path, keep: int, best_step: int | None = None) -> Non
 
 
 def _complete(directory: Path) -> dict[int, Path]:
-    """{step: path} of the complete checkpoints; `.old` of a replacement cut short, where there is no newer."""
+    """{step: path} of the complete checkpoints. An `.old` one counts if a crash cut its replacement short."""
     found = {}
-    for path in sorted(directory.glob("step_*"), reverse=True):  # .old first, for the plain name to win
+    for path in sorted(directory.glob("step_*"), reverse=True):  # .old comes first, so that the plain name wins
         match = _NAME.fullmatch(path.name)
         if match and _is_complete(path):
             found[int(match[1])] = path
@@ -116,7 +118,7 @@ def _complete(directory: Path) -> dict[int, Path]:
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether `state.json` can be read and the files have the sizes that it tells."""
+    """Whether `state.json` is readable, and the files have the sizes that it records."""
     try:
         sizes = json.loads((path / "state.json").read_text())["sizes"]
         return all((path / name).stat().st_size == sizes[name] for name in _FILES)
@@ -125,7 +127,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def _check_sums(path: Path, content: dict[str, Any]) -> dict[str, int]:
-    """CRC-32 of each file, and of what `state.json` says: a disk or a copy may change bytes and no size."""
+    """CRC-32 of each file, and of the contents of `state.json`: a disk or a copy may change bytes but no size."""
     sums = {"state.json": zlib.crc32(json.dumps([content.get(name) for name in ("step", "state")]).encode())}
     for name in _FILES:
         sums[name] = 0
@@ -136,7 +138,7 @@ def _check_sums(path: Path, content: dict[str, Any]) -> dict[str, int]:
 
 
 def _clean(directory: Path) -> None:
-    """Removes what a crash has left: temporary directories, and an `.old` whose successor is complete."""
+    """Remove what a crash has left: temporary directories, and an `.old` whose successor is complete."""
     for path in directory.glob("step_*.tmp"):
         shutil.rmtree(path)
     for path in directory.glob("step_*.old"):
@@ -145,14 +147,14 @@ def _clean(directory: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a checkpoint; renamed first, so that a crash half-way leaves something that `_clean` knows."""
+    """Remove a checkpoint. It is renamed first, so that a crash half-way leaves a directory that `_clean` removes."""
     doomed = Path(f"{path}.tmp")
     os.replace(path, doomed)
     shutil.rmtree(doomed)
 
 
 def _flush(path: Path) -> None:
-    """Makes a file, or the entries of a directory, survive a power cut."""
+    """Force a file, or the entries of a directory, to the disk, so that a power cut cannot lose it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

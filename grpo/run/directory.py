@@ -1,8 +1,8 @@
-"""The directory of a run: made or found again, claimed, used by one process at a time.
+"""The directory of a run: create it or find it again, claim it, and lock it for one process at a time.
 
-`<out_dir>/<run_name>/` holds config.yaml, environment.json, metrics.jsonl, rollouts/, checkpoints/, final/ and eval/,
-and report.html. Rank 0 alone writes. A directory that exists is resumed, never overwritten. Left out: what a checkpoint
-holds (`state.py`).
+`<out_dir>/<run_name>/` holds config.yaml, environment.json, metrics.jsonl, report.html, rollouts/, checkpoints/, final/
+and eval/. Only rank 0 writes. A run that exists is resumed, never overwritten. Left out: what a checkpoint holds
+(`state.py`).
 """
 
 import json
@@ -24,26 +24,29 @@ from grpo.run.machine import environment, resolve
 
 
 def open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
-    """Make the run's directory, or find the one to resume. Nothing is written into it yet: `claim` does that.
+    """Create the run's directory, or find the one to resume. Nothing is written into it yet: `claim` does that.
 
     Returns:
-        the config (a resumed run keeps what its `auto`s meant; on a GPU a new one leaves its micro-batch `auto`, for
-        `doctor.fit` to settle) and the directory.
+        The config, in which the values `auto` are resolved, and the directory. A resumed run keeps the values that its
+        first start chose. A new run on a GPU keeps `max_tokens_per_microbatch: auto`, which the doctor resolves.
 
     Raises:
-        ValueError: it exists and `resume` is `never`, or it was made by another config.
-        OSError: it can not be written.
+        ValueError: the run exists and `resume` is `never`, or it was made with a config that does not fit.
+        OSError: the directory cannot be made.
     """
     return distributed.on_main(lambda: _open_directory(config, device))
 
 
 def _open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
-    saved = (directory := Path(config.out_dir) / config.run_name) / "config.yaml"
+    directory = Path(config.out_dir) / config.run_name
+    saved = directory / "config.yaml"
     if saved.exists() and config.resume == "auto":
         before = from_yaml(saved)
-        kept = {name: getattr(before, name) for name in ("precision", "compile", "max_tokens_per_microbatch")}
-        config = replace(config, **{name: value for name, value in kept.items() if getattr(config, name) == "auto"})
-        config = resolve(config, device)
+        kept = {}
+        for name in ("precision", "compile", "max_tokens_per_microbatch"):
+            if getattr(config, name) == "auto":
+                kept[name] = getattr(before, name)
+        config = resolve(replace(config, **kept), device)
         check_resumable(before, config)
     elif sentence := taken(config):
         raise ValueError(sentence)
@@ -57,18 +60,18 @@ def _open_directory(config: Config, device: torch.device) -> tuple[Config, Path]
 
 
 def claim(directory: Path, config: Config, device: torch.device) -> None:
-    """Write config.yaml, add to environment.json; drop `final/` and its evaluation, which would be of another step.
+    """Write config.yaml and environment.json, and drop `final/` and its evaluation, which belong to an earlier step.
 
-    For a run about to take its first step or to go on, when all it needs has been built: a mistyped option must not
-    leave a directory that stands in the way of the next try.
+    Call it when everything that a run needs has been built, just before its first step or before it goes on. Then a
+    mistyped option leaves no claimed directory that would refuse the next try.
 
     Raises:
-        OSError: it can not be written.
+        OSError: a file cannot be written.
     """
 
     def write() -> None:
         file, earlier = directory / "environment.json", []
-        with suppress(OSError, ValueError, TypeError, AttributeError):  # of an earlier start; nothing hangs on it
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # of an earlier start; losing it does no harm
             before = json.loads(file.read_text())
             earlier = [*before.pop("earlier", []), before]
         write_whole(file, json.dumps({**environment(device), "earlier": earlier}, indent=1) + "\n")
@@ -81,21 +84,35 @@ def claim(directory: Path, config: Config, device: torch.device) -> None:
 
 
 def keep_smaller(directory: Path, config: Config, max_tokens: int, display: Display) -> Config:
-    """After an out-of-memory in learning: write the halved budget into config.yaml, for resume too, and say so."""
+    """If learning has run out of memory and lowered its token budget, write it into config.yaml, and say so.
+
+    Args:
+        directory: the run's.
+        config: its config so far.
+        max_tokens: the learner's present budget of a micro-batch.
+        display: prints the warning.
+
+    Returns:
+        The config with this budget. A resumed run reads it from config.yaml.
+    """
     before, after = config.max_tokens_per_microbatch, max_tokens
     if after < before:
         config = replace(config, max_tokens_per_microbatch=after)
         distributed.on_main(lambda: to_yaml(config, directory / "config.yaml"))
         display.say(
             f"warning: out of memory in learning; the updates were made again from the start with "
-            f"max_tokens_per_microbatch {after} instead of {before}, as will be all further ones"
+            f"max_tokens_per_microbatch {after} instead of {before}, and so will be all further ones"
         )
     return config
 
 
 @contextmanager
 def sole_user(directory: Path) -> Iterator[None]:
-    """Within it no other process can work in the run's directory; ValueError if one does."""
+    """Lock the run's directory against other processes.
+
+    Raises:
+        ValueError: another process works in it.
+    """
     held = distributed.on_main(lambda: lock_directory(directory))
     try:
         yield
@@ -105,7 +122,7 @@ def sole_user(directory: Path) -> Iterator[None]:
 
 
 def take_evaluation(directory: Path) -> None:
-    """Let `eval.new/`, which is whole, become `eval/`; an old one is given up, and the page that shows it."""
+    """Rename the finished `eval.new/` to `eval/`. An older evaluation is removed, and the report that shows it."""
 
     def take() -> None:
         shutil.rmtree(directory / "eval", ignore_errors=True)
@@ -116,7 +133,7 @@ def take_evaluation(directory: Path) -> None:
 
 
 def is_trained(directory: Path, config: Config) -> bool:
-    """Whether all steps were taken and `final/` was written after the last."""
+    """Whether all steps are done and `final/` was written after the last one."""
 
     def look() -> bool:
         newest = checkpoint.latest(directory / "checkpoints")
@@ -125,5 +142,3 @@ def is_trained(directory: Path, config: Config) -> bool:
         return int(newest.stem.removeprefix("step_")) >= config.num_steps
 
     return bool(distributed.on_main(look))
-
-

@@ -1,6 +1,7 @@
-"""What a run writes and says of each step: `metrics.jsonl`, TensorBoard, the console; the clock; a last sentence.
+"""What a run writes and prints about each step (rollout plus learning): `metrics.jsonl`, TensorBoard, the console.
 
-Rank 0 alone speaks. Left out: what the numbers are (`metrics.py`) and what they mean (`docs/metrics.md`).
+The clock that times the phases of a step is here too, and the sentence that a run ends with. Only rank 0 writes and
+prints. Left out: which metrics there are (`metrics.py`), and what they mean (`docs/metrics.md`).
 """
 
 import json
@@ -25,17 +26,17 @@ from grpo.metrics import METRIC_NAMES, metric_names
 
 
 class Clock:
-    """Seconds per phase of a step."""
+    """Measures the seconds of each phase of a step."""
 
     def __init__(self, show: Callable[[str], None] = lambda phase: None):
-        """`show` is told of each phase when it begins."""
+        """Start the clock. `show` is called with the name of each phase when it begins."""
         self.show = show
         self.start = time.perf_counter()
         self.phases: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Within it the step is in this phase."""
+        """Measure the time inside the `with` block as this phase."""
         self.show(phase)
         start = time.perf_counter()
         yield
@@ -44,21 +45,21 @@ class Clock:
         self.phases[f"time/{phase}"] = time.perf_counter() - start
 
     def seconds(self) -> dict[str, float]:
-        """Every phase, and `time/step` since the clock was made; the slowest rank's."""
+        """Seconds of every phase, and `time/step` since the clock was made; each is that of the slowest rank."""
         names = [*self.phases, "time/step"]
         values = torch.tensor([*self.phases.values(), time.perf_counter() - self.start], dtype=torch.float64)
         return dict(zip(names, distributed.all_max(values).tolist(), strict=True))
 
 
 class Log:
-    """What a run writes and says per step: `metrics.jsonl`, TensorBoard, the console. Silent except on rank 0."""
+    """Writes and prints the metrics of each step: `metrics.jsonl`, TensorBoard, console. Silent except on rank 0."""
 
     def __init__(self, directory: Path, config: Config, steps_done: int):
-        """Open the files; lines after `steps_done` are cut off.
+        """Open the files. Lines of steps after `steps_done` are removed.
 
         Raises:
-            ValueError: TensorBoard is asked for and not installed.
-            OSError: the files can not be written.
+            ValueError: `tensorboard` is True and the package is not installed.
+            OSError: the files cannot be written.
         """
         self.display = Display(config.num_steps, steps_done)
         self.writer: MetricsWriter | None = None
@@ -77,11 +78,11 @@ class Log:
     def __exit__(self, *exception: object) -> None:
         self.display.__exit__(*exception)
         if self.writer is not None:
-            with suppress(OSError):  # a full disk again: `write` has said so already, in words
+            with suppress(OSError):  # a full disk: `write` has reported it already
                 self.writer.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the line of a step, and say what matters of it."""
+        """Write the line of a step, and print its main numbers."""
 
         def write() -> None:
             self.display.step(self.writer.write(step, metrics))
@@ -90,10 +91,11 @@ class Log:
 
 
 def say(sentence: object) -> None:
-    """Tell the person at the terminal why a run ends; other ranks than 0 add who they are."""
+    """Print to stderr why a run ends. Ranks other than 0 add their number."""
     who = "" if distributed.is_main() else f"rank {distributed.rank()}: "
-    with suppress(OSError):  # nobody reads any more
+    with suppress(OSError):  # stderr is closed
         print(f"{who}{sentence}", file=sys.stderr, flush=True)
+
 
 _COUNTS = (  # written as integers
     ("step", "optim/skipped", "memory/peak_bytes", "tokens/sampled", "tokens/computed", "eval/n", "eval/correct")
@@ -101,16 +103,16 @@ _COUNTS = (  # written as integers
 
 
 class MetricsWriter:
-    """Appends one JSON object per step to `metrics.jsonl`, on the disk before `write` returns. For rank 0 only."""
+    """Appends one JSON object per step to `metrics.jsonl`. It is on the disk before `write` returns. Rank 0 only."""
 
     def __init__(
         self, run_dir: str | Path, *, reward_names: tuple[str, ...], tensorboard: bool = False, resume_step: int = 0
     ) -> None:
-        """Opens the file of a run; what a stopped run has written after step `resume_step` is cut off.
+        """Open the file of a run. What a stopped run wrote after step `resume_step` is removed.
 
         Raises:
-          ValueError: `tensorboard` is asked for and not installed.
-          OSError: the file cannot be written.
+            ValueError: `tensorboard` is True and the package is not installed.
+            OSError: the file cannot be written.
         """
         self._names = metric_names(reward_names)
         self._board = _tensorboard(Path(run_dir), resume_step) if tensorboard else None
@@ -119,16 +121,17 @@ class MetricsWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> dict[str, float | None]:
-        """Writes the line of a step (counted from 1); what `metrics` lacks, and what is not finite, is null.
+        """Write the line of a step. Values that are missing in `metrics` or not finite become null.
 
         Args:
-          metrics: values of `metric_names`, and of any `eval/...`; other names are a mistake.
+            step: counted from 1.
+            metrics: values of `metric_names`, and of any `eval/...`; other names are a mistake.
 
         Returns:
-          The line as it was written.
+            The line as it was written.
 
         Raises:
-          OSError: one sentence, when the disk is full.
+            OSError: the disk is full; one sentence.
         """
         extra = [name for name in metrics if name not in self._names]
         assert all(name.startswith("eval/") for name in extra), f"metrics without a meaning: {extra}"
@@ -146,23 +149,24 @@ class MetricsWriter:
         return line
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
 
 
 def _plain(name: str, value: float | None) -> float | int | None:
-    """A JSON number; None where there is no value or it is not finite."""
+    """The value as a JSON number; None if it is missing or not finite."""
     if value is None or not math.isfinite(value):
         return None
     return int(value) if name in _COUNTS else float(value)
 
 
 def _cut(path: Path, last_step: int) -> None:
-    """Keeps the whole lines of steps up to `last_step`: a torn line and all after it go. Atomic."""
+    """Keep the complete lines of steps up to `last_step`. A torn line and all after it are removed. Atomic."""
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines(keepends=True):
         try:
             step = json.loads(line)["step"]
         except (ValueError, KeyError, TypeError):
@@ -182,6 +186,7 @@ def _tensorboard(run_dir: Path, resume_step: int):
         ) from error
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
+
 _COLUMNS = {
     **{"completion/length": "length", "completion/truncated": "truncated", "policy/entropy": "entropy"},
     **{"policy/kl": "kl", "optim/grad_norm": "grad", "optim/skipped": "skipped"},
@@ -189,10 +194,12 @@ _COLUMNS = {
 
 
 def step_line(line: Mapping[str, float | None], num_steps: int, seconds_left: float) -> str:
-    """The numbers of a step that matter, in words: reward and its terms, shape of the completions, state of the policy.
+    """One line of text with a step's main numbers: reward and its terms, completions, policy, evaluation, time.
 
     Args:
-      line: what `MetricsWriter.write` returned. Numbers that are null, and `skipped` when it is 0, are left out.
+        line: what `MetricsWriter.write` returned. Numbers that are null are left out, and so is `skipped` if it is 0.
+        num_steps: steps of the run.
+        seconds_left: estimate of the time to the end of the run.
     """
     shown = {"reward": line["reward/mean"]}
     terms = [name for name in line if name.startswith("reward/") and name not in METRIC_NAMES]
@@ -207,20 +214,20 @@ def step_line(line: Mapping[str, float | None], num_steps: int, seconds_left: fl
 
 
 class _Console(Console):
-    """Where nobody reads any more (`| tee`, interrupted), a run goes on and saves what it has, without a word."""
+    """A console that goes silent when its output is closed (such as `| tee`, interrupted), so that the run goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        with suppress(OSError, ValueError):  # what is still in its buffer can go nowhere when the process ends
+        with suppress(OSError, ValueError):  # discard what is still buffered when the process ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Display:
-    """What a run says: a line per step and, where the output is a terminal, a live bar below. Only rank 0 speaks."""
+    """Prints a line per step and, on a terminal, a progress bar below. Only rank 0 prints."""
 
     def __init__(self, num_steps: int, steps_done: int = 0, console: Console | None = None) -> None:
         self._num_steps = num_steps
-        self._seconds: deque[float] = deque(maxlen=10)  # of the last steps, for the time left
+        self._seconds: deque[float] = deque(maxlen=10)  # of the last steps, to estimate the time left
         self._console = console or _Console(quiet=not distributed.is_main())
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -241,17 +248,17 @@ class Display:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """Prints one line, never wrapped, above the bar."""
+        """Print one line, never wrapped, above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         with suppress(OSError):
             self._console.file.flush()
 
     def phase(self, name: str) -> None:
-        """What the step is doing now; shown beside the bar only."""
+        """Show the step's present phase beside the bar."""
         self._bar.update(self._task, description=name)
 
     def step(self, line: Mapping[str, float | None]) -> None:
-        """Prints a step's numbers and moves the bar on."""
+        """Print a step's numbers and advance the bar."""
         self._seconds.append(line["time/step"] or 0.0)
         left = (self._num_steps - line["step"]) * sum(self._seconds) / len(self._seconds)
         self.say(step_line(line, self._num_steps, left))

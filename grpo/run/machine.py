@@ -1,4 +1,7 @@
-"""What a run runs on: what `auto` means there, settings of the process, memory, versions."""
+"""The machine of a run: what `auto` means on it, process-wide settings, memory, versions.
+
+Left out: how large a micro-batch a GPU's memory allows (`doctor/memory.py`).
+"""
 
 import ctypes
 import os
@@ -18,26 +21,30 @@ from grpo.run.version import commit
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes of a GPU or, for a CPU, of the machine; where the system does not say, all of it is free."""
+    """(free, total) bytes of a GPU or, for a CPU, of the machine. If the system does not say, all counts as free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     told = Path("/proc/meminfo")
     lines = told.read_text().splitlines() if told.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), total), total
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1]), total
+    return total, total
 
 
 def peak_bytes(device: torch.device) -> dict[str, float]:
-    """The most memory held so far: the GPU's, or this process's resident set; the largest over ranks."""
+    """The most memory held so far, in bytes: of the GPU, or this process's resident set. The largest over ranks."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"memory/peak_bytes": float(distributed.all_max(torch.tensor(peak, dtype=torch.float64)))}
 
 
 def environment(device: torch.device) -> dict:
-    """What a run ran on: commit, versions, device, threads, processes, command."""
+    """The content of environment.json: commit, versions, device, threads, processes, command."""
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "commit": commit(),
@@ -49,12 +56,16 @@ def environment(device: torch.device) -> dict:
         "command": [sys.executable, *sys.argv],
     }
 
+
 TOKENS_PER_MICROBATCH = 4096
-"""What `max_tokens_per_microbatch: auto` means on a CPU. On a GPU it depends on model and memory: `doctor.fit`."""
+"""The value of `max_tokens_per_microbatch: auto` on a CPU. On a GPU the doctor chooses it, by model and memory."""
 
 
 def resolve(config: Config, device: torch.device) -> Config:
-    """The config with `auto` (device, precision, compile, on a CPU the micro-batch) replaced by what it means here."""
+    """The config with each `auto` replaced by its value on this device.
+
+    These are device, precision, compile and, on a CPU, `max_tokens_per_microbatch`.
+    """
     precision = precision_on(device, config.precision)
     on_gpu, meant = device.type == "cuda", {"device": device.type, "precision": precision}
     if config.compile == "auto":
@@ -65,17 +76,24 @@ def resolve(config: Config, device: torch.device) -> Config:
 
 
 def precision_on(device: torch.device, precision: str) -> str:
-    """`auto`: bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow."""
-    return ("bf16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
+    """The precision, with `auto` resolved: bf16 on a GPU, and fp32 on a CPU, where bfloat16 is slow."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def prepare(device: torch.device, precision: str) -> None:
-    """Process-wide settings: float64 as default under fp64; on a CPU, only operations that repeat bitwise."""
+    """Make the process-wide settings.
+
+    - Under fp64, the default dtype is float64.
+    - On a CPU, all operations are deterministic, and freed memory is kept for the next step.
+    """
     if precision == "fp64":
         torch.set_default_dtype(torch.float64)
     torch.use_deterministic_algorithms(device.type == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # fills every new tensor, to find bugs of torch
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read with the first tensor: large ones lie in huge pages
-    if device.type == "cpu" and sys.platform == "linux":  # glibc keeps what is freed: every step takes as much again
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would fill every new tensor, for debugging only
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read at the first tensor: huge pages for large ones
+    if device.type == "cpu" and sys.platform == "linux":  # keep freed memory: each step needs as much again
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
-        mallopt(-1, -1), mallopt(-3, 2**30)  # M_TRIM_THRESHOLD: never; M_MMAP_THRESHOLD
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD

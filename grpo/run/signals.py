@@ -1,4 +1,7 @@
-"""Being asked to stop: Ctrl-C and SIGTERM end a run after its step, a second one at once. No state of the run here."""
+"""Ctrl-C and SIGTERM end a run after its present step; a second signal ends it at once.
+
+Left out: saving the run's state (`state.py`).
+"""
 
 import os
 import signal
@@ -9,11 +12,11 @@ from contextlib import suppress
 from grpo import distributed
 
 SAME_SIGNAL_S = 2.0
-"""Seconds in which a second signal is the echo of the first: torchrun passes on a Ctrl-C that all have got already."""
+"""A second signal within this many seconds is ignored: torchrun repeats a Ctrl-C that all processes have received."""
 
 
 class Signals:
-    """SIGINT and SIGTERM ask for an orderly stop; a second one stops at once."""
+    """Handles SIGINT and SIGTERM inside a `with` block: the first asks for an orderly stop, a second stops at once."""
 
     def __init__(self):
         self.first: float | None = None
@@ -33,7 +36,7 @@ class Signals:
         if self.first is None:
             self.first = now
             if distributed.is_main():
-                with suppress(OSError):  # nobody reads any more
+                with suppress(OSError):  # stderr is closed
                     print("stopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
 
     def asked(self) -> bool:

@@ -1,6 +1,7 @@
-"""Where a run stands: what a checkpoint holds beside weights and optimiser, when it is written, why a run stops.
+"""The state of a run beside weights and optimiser; saving and restoring it; the reasons to stop a run.
 
-Data order and randomness are functions of the step, so the state is small. Left out: the file itself (`checkpoint.py`).
+A step is rollout plus learning. Data order and randomness are functions of the step's number, so the state is small.
+Left out: the file format (`checkpoint.py`).
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -15,29 +16,29 @@ from grpo.run import checkpoint
 from grpo.run.signals import Signals
 
 MAX_SKIPPED = 3
-"""Steps in a row whose gradient is not finite, after which a run stops."""
+"""A run stops after this many steps in a row whose gradient was not finite."""
 
 
 @dataclass
 class State:
-    """What a checkpoint holds beside weights and optimiser. Data order and randomness are functions of the step."""
+    """What a checkpoint holds beside weights, optimiser and fp16's loss scaler."""
 
     step: int = 0
-    """Steps done."""
+    """Number of steps done."""
     skipped: int = 0
-    """Steps in a row, up to now, whose gradient was not finite."""
+    """Number of steps in a row, up to now, whose gradient was not finite."""
     best_step: int = 0
-    """The step of the best evaluation on validation; 0 = none yet."""
+    """The step with the best accuracy on validation; 0 = none yet."""
     best_accuracy: float = -1.0
-    """Its accuracy."""
+    """The accuracy of `best_step`."""
 
     def after(self, step: int, finite: bool) -> "State":
-        """The state when `step` is done; not `finite`: one of its updates was left out."""
+        """The state after `step`. `finite` is False if one of its updates (optimiser steps) was skipped."""
         return replace(self, step=step, skipped=0 if finite else self.skipped + 1)
 
 
 class Learned(Protocol):
-    """What a checkpoint takes from a learner."""
+    """The parts of a learner that a checkpoint saves."""
 
     policy: nn.Module
     optimizer: torch.optim.Optimizer
@@ -45,26 +46,26 @@ class Learned(Protocol):
 
 
 class Stopped(Exception):
-    """The run ends early, for a reason that is a sentence; its state is saved."""
+    """Raised to end a run early, after its state was saved. The message is one sentence."""
 
     def __init__(self, reason: str, code: int):
-        """`code`: what the process exits with, 0 if somebody asked for it."""
+        """Keep the reason and the exit code of the process, which is 0 if the user asked to stop."""
         super().__init__(reason)
         self.code = code
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens after this one."""
+    """Whether something that happens after every `every` steps (0: never) is due after this step."""
     return every > 0 and step % every == 0
 
 
 def why_stop(state: State, signals: Signals) -> tuple[str, int] | None:
-    """What the run is `Stopped` with after this step, the same on every rank; None: it goes on."""
+    """The reason and exit code for `Stopped` after this step, the same on every rank; None if the run goes on."""
     if distributed.any_true(signals.asked()):
         return f"asked to stop; saved after step {state.step}, go on with --resume auto", 0
     if state.skipped >= MAX_SKIPPED:
         return (
-            f"the gradient was not finite in {state.skipped} steps in a row, whose updates were left out; the last "
+            f"the gradient was not finite in {state.skipped} steps in a row, and these updates were skipped; the last "
             f"good state is saved as step {state.step}",
             1,
         )
@@ -72,7 +73,7 @@ def why_stop(state: State, signals: Signals) -> tuple[str, int] | None:
 
 
 def save_state(directory: Path, learner: Learned, state: State, keep: int) -> None:
-    """Write a checkpoint of this moment, and drop old ones."""
+    """Write a checkpoint of the present state, and remove old ones except the `keep` newest and the best."""
     content = {**asdict(state), "scaler": learner.scaler.state_dict()}
 
     def write() -> None:
@@ -83,13 +84,21 @@ def save_state(directory: Path, learner: Learned, state: State, keep: int) -> No
 
 
 def restore_state(directory: Path, learner: Learned) -> State:
-    """Load the newest checkpoint, if there is one, into the learner; returns the state to go on from."""
+    """Load the newest checkpoint, if there is one, into the learner.
+
+    Returns:
+        The state to continue from; without a checkpoint, that of a new run.
+
+    Raises:
+        ValueError: there are checkpoints but none is complete, or the newest is damaged or does not fit.
+    """
 
     def newest() -> Path | None:
-        path, places = checkpoint.latest(directory / "checkpoints"), (directory / "checkpoints").glob("step_*")
-        damaged = [place.name for place in places if place.suffix != ".tmp"]
-        if path is None and damaged:
-            raise ValueError(f"resume: of {', '.join(sorted(damaged))} in {directory / 'checkpoints'} none is complete")
+        folder = directory / "checkpoints"
+        path = checkpoint.latest(folder)
+        found = sorted(place.name for place in folder.glob("step_*") if place.suffix != ".tmp")
+        if path is None and found:
+            raise ValueError(f"resume: none of the checkpoints {', '.join(found)} in {folder} is complete")
         return path
 
     path = distributed.on_main(newest)

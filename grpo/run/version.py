@@ -1,4 +1,4 @@
-"""Which code this is. Without torch, so that a process that only asks stays small."""
+"""The commit of the code. It does not import torch, so that a process that only needs the commit stays small."""
 
 import shutil
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def commit() -> str | None:
-    """Of the code that runs, `-dirty` behind it if files differ; None without git."""
+    """The commit of the running code, followed by `-dirty` if files differ from it; None without git."""
     if not shutil.which("git"):
         return None
     describe = ["git", "-C", str(Path(__file__).parent.parent.parent), "describe", "--always", "--dirty"]

@@ -1,4 +1,7 @@
-"""Prompts -> completions, by hand: prefill, decode, draw, stop. What others need is named here."""
+"""Prompts -> completions, without an inference engine: prefill, decode, draw, stop.
+
+Other code imports only the names listed here. Left out: the model itself (`policy/`) and rewards (`rollout.py`).
+"""
 
 from grpo.sampler.generate import Sampler
 

@@ -1,7 +1,8 @@
-"""One token of every row by the Triton kernels of `kernels/decode.py`: decoder and attention as they call them.
+"""Decoder and attention that compute one token of every row with the Triton kernels of `kernels/decode.py`.
 
-Keys and values are kept in the dtype of the products, which is what `attention_flex.py` rounds them to. The plain twins
-are `narrow.py` and `cache.py`. Left out: prefill; float32, which the plain ones compute.
+Keys and values are kept in the dtype of the products, to which `policy/attention_flex.py` rounds them in learning too.
+The same in plain operations is in `narrow.py` and `cache.py`. Left out: prefill; float32, which uses the plain
+operations.
 """
 
 from torch import Tensor
@@ -14,24 +15,24 @@ from grpo.sampler.narrow import NarrowDecoder, head_norms
 
 
 class FusedDecodeAttention(DecodeAttention):
-    """Attention of one new token per row: the same buffers, read by kernels that know where each row ends."""
+    """Attention of one new token per row, with the buffers of `DecodeAttention` and kernels that know row lengths."""
 
     @property
     def key(self) -> tuple:
-        """What a captured step depends on: how many rows there are."""
+        """A captured decoding step depends only on the number of rows."""
         return self.shape[:1]
 
     def begin(self) -> None:
-        """Nothing: kernels read lengths themselves."""
+        """Does nothing: the kernels read the lengths themselves."""
 
     def attend_heads(self, layer: int, heads: Tensor, cos: Tensor, sin: Tensor, scaling: float) -> Tensor:
-        """Of the newest tokens: rotate, keep key and value, attend.
+        """Rotate the newest tokens' queries and keys, store keys and values, and attend.
 
         Args:
-            layer: its index.
-            heads: [n,H+2*Hkv,d] queries, keys, values.
-            cos, sin: [n,d] of their positions, with equal halves.
-            scaling: of the scores.
+            layer: index of the layer.
+            heads: [n,H+2*Hkv,d] queries, keys and values, before rotation.
+            cos, sin: [n,d] rotation of their positions, with equal halves.
+            scaling: multiplies the scores.
 
         Returns:
             [n,H,d] in the dtype of the buffers.
@@ -44,7 +45,7 @@ class FusedDecoder(NarrowDecoder):
     """A decoder without its head, for `FusedDecodeAttention`."""
 
     def __call__(self, input_ids: Tensor, position_ids: Tensor, attention: FusedDecodeAttention) -> Tensor:
-        """[n], [n] -> [n,D]: as `NarrowDecoder`, in the dtype of the products."""
+        """[n], [n] -> [n,D]: like `NarrowDecoder`, but the result is in the dtype of the products."""
         hidden = self.decoder.embed_tokens(input_ids)
         cos, sin = (x[0].contiguous() for x in self.decoder.rotary_emb(hidden[None], position_ids[None]))
         dtype = self.layers[0].qkv.weights[0].dtype
@@ -59,5 +60,5 @@ class FusedDecoder(NarrowDecoder):
 
 
 def block_masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """As `draw.block_masses`, by a kernel."""
+    """The same as `draw.block_masses`, computed by a kernel."""
     return decode.block_masses(logits, temperature, BLOCK)

@@ -1,9 +1,12 @@
-"""Randomness without state, and one token drawn from logits. The decoding loop is in `generate.py`.
+"""Draws tokens from logits, with random numbers that need no state.
 
-`uniforms` hashes a counter to a number in [0, 1): the same (seed, purpose, step, prompt, sample, token) gives the same
-number on any device, in any batch layout, at any world size and after any resume. `sample` turns logits and such
-numbers into tokens by inverse CDF. Left out on purpose: top-k, top-p and min-p, which sample from another distribution
-than the one that is learned. Nothing here reads a value back to the host: all of it can run inside a CUDA graph.
+`uniforms` hashes six counters to a number in [0, 1). The same (seed, purpose, step, prompt, sample, token) gives the
+same number on any device, in any batch layout, at any world size and after any resume. `sample` turns logits and these
+numbers into tokens by inverse CDF. Nothing here reads a value back to the host, so all of it can run inside a CUDA
+graph.
+
+Left out: the decoding loop (`generate.py`). Left out on purpose: top-k, top-p and min-p, which sample from a different
+distribution than the one that is learned.
 """
 
 from collections.abc import Callable
@@ -19,12 +22,12 @@ MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 MIX_2 = 0x94D049BB133111EB - 2**64
 
 BLOCK = 512
-"""Entries of the vocabulary summed before the cumulative sum goes on in float64."""
+"""Entries of the vocabulary in a block. Blocks are summed first, and the cumulative sum over blocks is float64."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What names the uniforms of a `generate`, beside prompt, sample and token; and the temperature."""
+    """What all draws of one `generate` have in common: three of the six words that `uniforms` hashes; temperature."""
 
     seed: int
     purpose: str
@@ -37,15 +40,16 @@ def uniforms(
 ) -> Tensor:
     """Counter-based uniforms: h <- mix(h ^ mix(word)) over the six words; u = the upper 53 bits of h, times 2^-53.
 
-    mix is the finalizer of splitmix64 (Steele, Lea, Flood, https://doi.org/10.1145/2660193.2660195); hashing a counter
+    mix is the finalizer of splitmix64 (Steele, Lea, Flood, https://doi.org/10.1145/2660193.2660195). Hashing a counter
     instead of keeping a state is the idea of Random123 (Salmon et al., https://doi.org/10.1145/2063384.2063405). Each
-    word is mixed before it goes in, so that no two streams are shifted copies of each other.
+    word is mixed before it is hashed in, so that no two streams are shifted copies of each other.
 
     Args:
-        seed: of the run, 0 <= seed < 2^63.
-        purpose: a key of `PURPOSES`, so that evaluating does not reuse the draws of training.
-        step, prompt, sample, token: counters from 0: step of the run, prompt in the step over all ranks, completion in
-            its group, position in the completion. Ints or int64 tensors, broadcast against each other.
+        seed: seed of the run, 0 <= seed < 2^63.
+        purpose: a key of `PURPOSES`, so that evaluation does not reuse the draws of training.
+        step: step of the run.
+        prompt, sample, token: counters from 0: prompt in the step over all ranks, completion in its group, position in
+            the completion. These and `step` are ints or int64 tensors, broadcast against each other.
 
     Returns:
         float64 in [0, 1), of the broadcast shape, on the device of the tensors.
@@ -54,7 +58,7 @@ def uniforms(
 
 
 def streams(seed: int, purpose: str, step: int | Tensor, prompt: int | Tensor, sample: int | Tensor) -> Tensor:
-    """What the uniforms of a completion have in common: the hash of all their words but the last.
+    """The part of the hash that all uniforms of a completion share: that of all words but the last, the token.
 
     Args:
         seed, purpose, step, prompt, sample: as for `uniforms`.
@@ -69,11 +73,11 @@ def streams(seed: int, purpose: str, step: int | Tensor, prompt: int | Tensor, s
 
 
 def uniforms_at(stream: Tensor, token: int | Tensor) -> Tensor:
-    """`uniforms` of completions whose `streams` are known.
+    """The same numbers as `uniforms`, from hashes that `streams` has computed.
 
     Args:
-        stream: int64, of `streams`.
-        token: positions from 0, broadcast against them.
+        stream: int64, the result of `streams`.
+        token: positions from 0, broadcast against `stream`.
 
     Returns:
         float64 in [0, 1), of the broadcast shape.
@@ -86,11 +90,11 @@ def block_masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: [B,V], float32 or float64.
-        temperature: divides them; 0 reads as 1.
+        temperature: divides the logits; 0 is read as 1.
 
     Returns:
         highest [B,1], the largest logit, and mass [B,ceil(V / BLOCK)] float64, the sums of
-        exp((logits - highest) / temperature) over each `BLOCK` of entries.
+        exp((logits - highest) / temperature) over each block of `BLOCK` entries.
     """
     vocabulary = logits.shape[-1]
     highest = logits.amax(-1, keepdim=True)
@@ -107,21 +111,22 @@ def block_masses(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 def sample(
     logits: Tensor, uniforms: Tensor, temperature: float, masses: Callable[..., tuple[Tensor, Tensor]] = block_masses
 ) -> tuple[Tensor, Tensor]:
-    """One token per row: the first whose cumulative probability under softmax(logits / temperature) exceeds u.
+    """Draw one token per row: the first whose cumulative probability under softmax(logits / temperature) exceeds u.
 
-    A float32 cumulative sum does not see tokens below 6e-8, together a noticeable share of a large vocabulary. Here the
-    sums of blocks are accumulated in float64, then the entries of the one block that u falls into: each token has its
-    probability up to a relative 1e-5 (the rounding of a float32 exponential and block sum), however small it is.
+    A float32 cumulative sum loses tokens with a probability below 6e-8. In a large vocabulary they are a noticeable
+    share together. So the sums of blocks are accumulated in float64, and then the entries of the block that u falls
+    into. Each token is drawn with its probability up to a relative error of 1e-5, however small it is. This error comes
+    from rounding in float32 exponentials and block sums.
 
     Args:
-        logits: [B,V], or [1,V] to draw B times from one row; not changed. Half precision is read as float32.
+        logits: [B,V], or [1,V] to draw B times from one row; not changed. Half precision is converted to float32.
         uniforms: [B] float64 in [0, 1).
-        temperature: divides the logits; 0 = greedy, which ignores `uniforms` and reports logprobs at temperature 1.
-        masses: `block_masses`, or what computes the same.
+        temperature: divides the logits. 0 means greedy, which ignores `uniforms` and returns logprobs at temperature 1.
+        masses: `block_masses`, or another function that computes the same.
 
     Returns:
-        ids [B] int64, never of probability 0, and logprobs [B] = log_softmax(logits / temperature) at ids, float32
-        (float64 for float64 logits).
+        ids [B] int64, never a token of probability 0, and logprobs [B] = log_softmax(logits / temperature) at ids,
+        float32 (float64 for float64 logits).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     rows, vocabulary = len(uniforms), logits.shape[-1]
@@ -139,16 +144,18 @@ def sample(
 
 
 def _invert(mass: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The first index whose cumulative mass exceeds u * total, and how far into its own mass that point is, in [0, 1).
+    """Invert the CDF: the first index whose cumulative mass exceeds u * total.
 
-    Entries without mass are taken out of the comparison and the total is the largest cumulative sum, so u = 0,
-    u = 1 - 2^-53 and a parallel cumulative sum that is off by a rounding never lead to an entry of mass 0.
+    An entry of mass 0 is never returned, even for u = 0 or u = 1 - 2^-53, or if a parallel cumulative sum is off by a
+    rounding. For this, entries without mass are left out of the comparison, and the total is the largest cumulative
+    sum.
 
     Args:
-        mass: [B,n] or [1,n] float64, >= 0. u: [B,1] float64 in [0, 1).
+        mass: [B,n] or [1,n] float64, >= 0.
+        u: [B,1] float64 in [0, 1).
 
     Returns:
-        index [B,1] int64, rest [B,1] float64.
+        index [B,1] int64, and rest [B,1] float64 in [0, 1): how far into the entry's own mass u * total lies.
     """
     cumulative = mass.cumsum(-1)
     cumulative = torch.where(mass > 0, cumulative, 0)

@@ -1,10 +1,12 @@
-"""Prompts -> completions, by hand: prefill the prompts' tree once, decode all rows together, stop, compact, refill.
+"""Prompts -> completions: prefill the prompts' tree once, decode all rows together, stop, compact, refill.
 
-Each token is drawn by inverse CDF from a uniform that is a hash of (seed, purpose, step, prompt, sample, token), which
-depends on no batch layout, rank or resume; nor does a completion, but for roundings: none in float64. A row ends with
-the token that is an EOS or that completes a stop string in the decoded text, wherever the string begins; it then leaves
-the batch, and where not all prompts are in flight the next ones take its room. `rows.py` has the device side of it.
-Left out: top-k, top-p and beams (the learner's softmax is the whole one).
+Each token is drawn by inverse CDF from a uniform, a hash of (seed, purpose, step, prompt, sample, token). So the
+uniforms do not depend on batch layout, rank or resume. Neither do completions, up to rounding, which never shows in
+float64.
+
+A row ends with an EOS token, or with the token that completes a stop string in the decoded text, wherever the string
+begins. It then leaves the batch, and prompts that are still waiting join in its place. Left out: the device side
+(`rows.py`); top-k, top-p and beams, because the learner computes the softmax of the whole vocabulary.
 """
 
 from collections.abc import Sequence
@@ -21,8 +23,8 @@ from grpo.sampler.stops import StopStrings
 from grpo.tree import trunk_length
 
 CHECK_EVERY = {"cpu": 1, "cuda": 16}
-"""Tokens decoded between two checks for rows that have ended, by device: a check waits for a GPU. Tokens drawn past a
-row's end are discarded."""
+"""Tokens decoded between two checks for rows that have ended, by device. A check has to wait for a GPU. Tokens drawn
+after a row's end are discarded."""
 
 
 class Sampler:
@@ -31,14 +33,14 @@ class Sampler:
     def __init__(self, model: Policy | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, kernels: bool = True):
         """Wrap a policy, or a causal language model of transformers.
 
-        Without autocast the policy's own weights are read; under it the sampler keeps a copy with rounded linear
+        Without autocast the sampler reads the policy's own weights. With autocast it keeps a copy with rounded linear
         layers, so that no decoding step rounds them again.
 
         Args:
             model: what to sample from.
-            tokenizer: its tokenizer, for EOS, stop strings and texts.
-            kernels: on a GPU in half precision steps may be kernels, which round keys and values as compiled learning
-                does. False where the same policy learns without being compiled.
+            tokenizer: the model's tokenizer, for EOS, stop strings and texts.
+            kernels: allow the Triton kernels for decoding, on a GPU in half precision. They round keys and values as
+                compiled learning does, so pass False if the same policy learns without being compiled.
         """
         policy = model if isinstance(model, Policy) else Policy(model, tokenizer)
         self.policy = policy if policy.autocast_dtype is None else frozen_copy(policy)
@@ -51,7 +53,7 @@ class Sampler:
 
     @torch.no_grad()
     def refresh(self, policy: Policy) -> None:
-        """Copy the policy's weights in place; nothing to do where they are shared."""
+        """Copy the policy's new weights into the sampler's copy, if it has one."""
         if self.policy is not policy:
             for ours, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
                 ours.copy_(theirs)
@@ -76,19 +78,20 @@ class Sampler:
         Args:
             prompt_ids: N token lists, none empty; the prefixes that they share are computed once.
             group_size: G, completions per prompt.
-            max_new_tokens: tokens at most per completion, the ending one included.
-            temperature: divides the logits; 0 = greedy, whose log-probabilities are those at temperature 1.
-            seed, step: of the run; with `prompt_index` they name the uniforms.
-            prompt_index: N numbers of the prompts in the step, counted over all ranks; default 0..N-1.
+            max_new_tokens: the most tokens of a completion, including the one that ends it.
+            temperature: divides the logits. 0 means greedy; its log-probabilities are those at temperature 1.
+            seed, step: of the run; the uniforms are a function of them and of `prompt_index`.
+            prompt_index: N numbers, the place of each prompt in the step over all ranks; default 0..N-1.
             stop: strings that end a completion.
-            purpose: `train` or `evaluation`: different uniforms.
-            max_rows: rows in flight at one time, at least one group; further prompts join as rows end. None: all.
-            trunk_tokens: how many first tokens to treat as common to all prompts; fewer than any of them has. The same
-                in all calls of a run, on a GPU, so that buffers and captured graphs serve every one. None: as many as
-                these prompts share.
+            purpose: `train` or `evaluation`, which draw different uniforms.
+            max_rows: the most rows in flight at one time, but at least one group; further prompts join as rows end.
+                None: all.
+            trunk_tokens: length of the trunk, the token prefix that all prompts share (such as few-shot exemplars). It
+                must be shorter than each prompt. On a GPU pass the same number in all calls of a run, so that buffers
+                and captured graphs can be used again. None: the longest prefix that these prompts share.
 
         Returns:
-            Completions of B = N * G rows, row `i * G + j` being sample j of prompt i; T is the longest row.
+            Completions of B = N * G rows; row `i * G + j` is sample j of prompt i, and T is the longest row's length.
 
         Raises:
             ValueError: a prompt or a stop string is empty, a size is below 1, or `temperature` below 0.
@@ -98,24 +101,24 @@ class Sampler:
             if value < least:
                 raise ValueError(f"{name}: {value} must be at least {least}")
         if not prompt_ids or any(len(prompt) == 0 for prompt in prompt_ids):
-            raise ValueError("prompt_ids: there has to be a prompt, and every prompt needs at least one token")
+            raise ValueError("prompt_ids: needs at least one prompt, and every prompt needs at least one token")
         index = list(range(len(prompt_ids))) if prompt_index is None else list(prompt_index)
         draw = Draw(seed, purpose, step, temperature)
         generation = _Generation(self, prompt_ids, index, group_size, max_new_tokens, self.stop_strings(tuple(stop)))
-        with torch.inference_mode():  # a tenth faster than no_grad, where operations are as small as a decode's
+        with torch.inference_mode():  # a tenth faster than no_grad, because operations are small
             trunk = trunk_length(prompt_ids) if trunk_tokens is None else trunk_tokens
             generation.run(draw, max_rows or len(prompt_ids) * group_size, trunk)
         return generation.completions()
 
     def stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
-        """What finds these strings, made once: it looks at every word of the vocabulary."""
+        """The matcher for these strings. It is made once, because that looks at every word of the vocabulary."""
         if stop not in self._stops:
             self._stops[stop] = StopStrings(self.tokenizer, stop)
         return self._stops[stop]
 
 
 class _Generation:
-    """One `generate`, seen from the host: who waits, who is in flight, who has ended and with what."""
+    """The host side of one `generate`: which prompts wait, which rows are in flight, and what ended rows have drawn."""
 
     def __init__(self, sampler: Sampler, prompt_ids, index, group_size: int, max_new_tokens: int, stops: StopStrings):
         B = len(prompt_ids) * group_size
@@ -130,7 +133,7 @@ class _Generation:
         self.finished = torch.zeros(B, dtype=torch.bool)
 
     def run(self, draw: Draw, max_rows: int, trunk: int) -> None:
-        """Until every row of every prompt has ended."""
+        """Decode until every row of every prompt has ended."""
         G = self.group_size
         room = max(1, min(max_rows // G, len(self.waiting)))
         branch = max(map(len, self.prompt_ids)) - trunk
@@ -148,7 +151,7 @@ class _Generation:
         self.rows.stop()
 
     def _retire(self) -> None:
-        """Look at the tokens drawn since the last look; rows that ended leave, with what they drew up to their end."""
+        """Check the tokens drawn since the last check. Rows that have ended are stored up to their end, and leave."""
         drawn, lengths = self.rows.drawn()
         ends = self._ends(drawn, lengths)
         full = [length if length == self.max_new_tokens else 0 for length in lengths]
@@ -166,7 +169,7 @@ class _Generation:
         self.seen = [self.seen[i] for i in order]
 
     def _ends(self, drawn: Tensor, lengths: list[int]) -> list[int]:
-        """For every row the number of tokens up to the first new one that ends it; 0 if none does."""
+        """For every row, the number of tokens up to and with the first new one that ends it; 0 if none does."""
         at = torch.arange(drawn.shape[1])
         seen, length = torch.tensor(self.seen)[:, None], torch.tensor(lengths)[:, None]
         suspects = (self.is_eos | self.stops.may_complete)[drawn] & (at >= seen) & (at < length)
@@ -179,7 +182,7 @@ class _Generation:
         return ends
 
     def completions(self) -> Completions:
-        """Everything drawn, padded to the longest row. Called outside of inference mode: learning saves some of it."""
+        """All completions, padded to the longest row. Called outside of inference mode, since autograd saves some."""
         device = self.sampler.policy.device
         lengths = torch.tensor([len(row) for row in self.ids])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -187,6 +190,7 @@ class _Generation:
         completion_ids[mask] = torch.tensor([token for row in self.ids for token in row])
         logprobs = torch.zeros(mask.shape, dtype=self.logprobs[0].dtype)
         logprobs[mask] = torch.cat(self.logprobs)
-        texts = [self.stops.cut(row[:-1] if self.is_eos[row[-1]] else row) for row in self.ids]
+        without_eos = [row[:-1] if self.is_eos[row[-1]] else row for row in self.ids]
+        texts = [self.stops.cut(row) for row in without_eos]
         moved = (x.to(device) for x in (completion_ids, mask, self.finished, logprobs))
         return Completions(*moved, texts)

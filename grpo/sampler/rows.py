@@ -1,8 +1,9 @@
-"""The rows in flight, seen from the device: join, decode a token, keep. Which row has ended is the host's business.
+"""The device side of sampling: rows join, draw a token each, and leave.
 
-On a CPU every shape is exact. On a GPU shapes are rounded up to a few sizes, buffers are kept for the whole run, and
-the step of one token (forward, head, uniforms, draw) is captured as a CUDA graph per size and replayed, so that the
-host neither launches kernels one by one nor reads a value between two looks. Left out: when to look (`sampler.py`).
+On a CPU every shape is exact. On a GPU shapes are rounded up to a few sizes, and buffers are kept for the whole run.
+There a decoding step (forward, head, uniforms, draw of one token per row) is captured as one CUDA graph per size and
+replayed. So the host neither launches kernels one by one nor reads a value between two checks for ended rows. Left out:
+these checks (`generate.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,19 +25,19 @@ from grpo.sampler.narrow import JointLinear, NarrowDecoder, fits
 from grpo.tree import build_trie
 
 GRAIN = {"cpu": 1, "cuda": 32}
-"""Rows and own tokens are rounded up to multiples of this, by device."""
+"""Numbers of rows and own tokens are rounded up to multiples of this, by device."""
 
 
 class Rows:
-    """The device side of sampling. Built once per run; `start` makes room, or takes what is there if it fits."""
+    """The rows in flight. Built once per run; `start` allocates buffers, or uses the present ones if they suffice."""
 
     def __init__(self, policy: Policy, *, own: bool = False, kernels: bool = True):
-        """Take the policy, which is read at every step, so that weights copied into it in place are seen.
+        """Prepare decoding for a policy. If its weights are changed in place, the next `start` takes them up.
 
         Args:
-            policy: samples.
-            own: nobody else holds it.
-            kernels: steps may be those of `kernels/decode.py`.
+            policy: what to sample from.
+            own: True if the policy is the sampler's own copy, whose weights may be moved in memory.
+            kernels: allow the kernels of `kernels/decode.py`.
         """
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
@@ -44,7 +45,7 @@ class Rows:
         usable = decode.usable(policy.device.type, policy.autocast_dtype is not None)
         self.fused = kernels and known and usable and policy.heads.width <= decode.WIDEST
         self.rounded_to = policy.autocast_dtype if self.fused else None
-        """What keys and values are kept in, if not in float32 or wider."""
+        """The dtype of stored keys and values; None: float32 or wider."""
         decoder = FusedDecoder if self.fused else NarrowDecoder
         self.decoder = decoder(policy.model.base_model, own=own) if known else None
         self.head = JointLinear([policy.head], [None])
@@ -63,14 +64,14 @@ class Rows:
     def start(
         self, draw: Draw, trunk: Sequence[int], max_rows: int, max_groups: int, max_branch: int, max_new_tokens: int
     ) -> None:
-        """Make room.
+        """Begin a `generate`: allocate buffers, or use the present ones if they suffice.
 
         Args:
-            draw: names the uniforms.
-            trunk: token ids that all prompts begin with, may be none; computed with the first of them.
-            max_rows, max_groups: rows and prompts in flight.
-            max_branch: tokens of the longest prompt after the trunk.
-            max_new_tokens: of a row.
+            draw: seed, purpose, step and temperature of all draws.
+            trunk: token ids that all prompts begin with, may be none; prefilled together with the first prompts.
+            max_rows, max_groups: the most rows and prompts in flight at one time.
+            max_branch: the most tokens of a branch, which is the rest of a prompt after the trunk.
+            max_new_tokens: the most tokens drawn for a row.
         """
         self.draw = draw
         if self.rounded_head is not None:
@@ -82,7 +83,7 @@ class Rows:
         if self.sizes and len(trunk) == self.sizes[0] and all(map(le, sizes, self.sizes)):
             self.attention.restart()
         else:
-            if self.grain > 1:  # room for all that was asked for so far, so that it is soon made for the last time
+            if self.grain > 1:  # never smaller than before: then buffers soon stop changing
                 branch = -(-max_branch // self.grain) * self.grain
                 wanted = max_rows, max_groups, branch, max_new_tokens
                 max_rows, max_groups, max_branch, max_new_tokens = map(max, wanted, (self.sizes or (0,) * 5)[1:])
@@ -97,35 +98,34 @@ class Rows:
                 max_new_tokens=max_new_tokens,
                 grain=self.grain,
             )
-            number = lambda *shape: torch.zeros(shape, dtype=torch.long, device=self.policy.device)  # noqa: E731
-            self.stream, self.prompt_length, self.newest = number(max_rows), number(max_rows), number(max_rows)
-            self.ids = number(max_rows, max_new_tokens)
+            self.ids = torch.zeros(max_rows, max_new_tokens, dtype=torch.long, device=self.policy.device)
+            self.stream, self.prompt_length, self.newest = (self.ids.new_zeros(max_rows) for _ in range(3))
             dtype = torch.promote_types(self.policy.head.dtype, torch.float32)
             self.drawn_logprobs = self.ids.new_zeros(self.ids.shape, dtype=dtype)
             self.sizes = sizes
 
     def stop(self) -> None:
-        """Nothing is in flight any more. On a CPU the room and packed weights are given back: learning comes next."""
+        """End a `generate`. On a CPU free the buffers and packed weights, because learning comes next."""
         if self.grain == 1:
             self._forget()
             for narrow in self.products:
                 narrow.unpack()
 
     def _forget(self) -> None:
-        """Give the room back, and the graphs that hold its addresses with the memory that they share.
+        """Free the buffers, the graphs that hold their addresses, and the memory pool of the graphs.
 
-        Graphs may share it: they run one after another, and nothing of a step is read there when the next one runs.
+        Graphs may share one pool: they run one after another, and no step reads what an earlier one left there.
         """
         self.sizes = self.attention = None
         self.graphs.clear()
         self.pool = torch.cuda.graph_pool_handle() if self.policy.device.type == "cuda" else None
 
     def join(self, prompts: Sequence[Sequence[int]], index: Sequence[int], group_size: int) -> None:
-        """Add the rows of further prompts, and draw their first token.
+        """Add the rows of further prompts, and draw the first token of each.
 
         Args:
-            prompts: token lists, all beginning with the trunk and longer than it.
-            index: their numbers in the step.
+            prompts: token lists, which all begin with the trunk and are longer than it.
+            index: the place of each prompt in the step, over all ranks.
             group_size: rows per prompt.
         """
         n, new = len(self.attention.of_row), len(prompts) * group_size
@@ -138,23 +138,26 @@ class Rows:
         self._draw(self._logits(hidden).repeat_interleave(group_size, 0), rows)
 
     def decode(self, steps: int) -> None:
-        """So many further tokens of every row."""
+        """Draw this many further tokens for every row."""
         for _ in range(steps):
-            self._replay() if self.policy.device.type == "cuda" else self._step()
+            if self.policy.device.type == "cuda":
+                self._replay()
+            else:
+                self._step()
             self.attention.advance()
 
     def drawn(self) -> tuple[Tensor, list[int]]:
-        """The ids of all rows [n,longest] on the host, and how many of them each row has drawn."""
+        """The ids drawn so far [n,longest], copied to the host, and how many of them each row has."""
         lengths = [length + 1 for _, length in self.attention.of_row]
         return self.ids[: len(lengths), : max(lengths)].cpu(), lengths
 
     def logprobs(self) -> Tensor:
-        """The log-probabilities of the same [n,longest], on the host."""
+        """The log-probabilities of the ids that `drawn` returns [n,longest], copied to the host."""
         lengths = [length + 1 for _, length in self.attention.of_row]
         return self.drawn_logprobs[: len(lengths), : max(lengths)].cpu()
 
     def keep(self, alive: Tensor) -> Tensor:
-        """Drop finished rows; as `DecodeAttention.keep`."""
+        """Drop finished rows. Argument and result are those of `DecodeAttention.keep`."""
         order = self.attention.keep(alive)
         at = order.to(self.policy.device)
         per_row = (self.stream, self.prompt_length, self.newest, self.ids, self.drawn_logprobs)
@@ -163,10 +166,10 @@ class Rows:
         return order
 
     def _prefill(self, prompts) -> tuple[KeysValues, list[Tensor], Tensor]:
-        """Compute the prompts' tree once; the trunk with the first prompts only.
+        """Compute the prompts' tree once. The trunk is computed with the first prompts only.
 
         Returns:
-            keys and values of the tree, where in it each prompt's tokens after the trunk are, and the hidden states
+            Keys and values of the tree; for each prompt, the flat indices of its branch; the hidden states
             [len(prompts),D] of the last tokens.
         """
         trie, device = build_trie(prompts), self.policy.device
@@ -186,22 +189,25 @@ class Rows:
         return attention.kept, tails, hidden
 
     def _room_for_trunk(self) -> KeysValues:
-        """Keys and values of so many tokens, not yet filled."""
+        """Unfilled buffers for the trunk's keys and values."""
         layers = self.policy.model.config.get_text_config().num_hidden_layers
         dtype = self.rounded_to or torch.promote_types(self.policy.head.dtype, torch.float32)
         shape = self.policy.heads.key_heads, self.trunk_length, self.policy.heads.width
-        room = lambda: torch.empty(shape, dtype=dtype, device=self.policy.device)  # noqa: E731
+
+        def room() -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=self.policy.device)
+
         return [(room(), room()) for _ in range(layers)]
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """[n,D] -> [n,V]: the head's product leaves the matrix product in float32, as in learning."""
+        """[n,D] -> [n,V]: the head's product, returned in float32 as in learning."""
         if hidden.device.type == "cpu":
             return self.head(hidden)
         head = self.policy.head if self.rounded_head is None else self.rounded_head
         return product(hidden.to(head.dtype), head.t())[:, : self.policy.vocab_size]
 
     def _draw(self, logits: Tensor, rows: slice) -> None:
-        """Draw the next token of these rows and write it down."""
+        """Draw the next token of these rows, and store it with its log-probability."""
         tokens = self.attention.lengths[rows]
         masses = decoder_fused.block_masses if self.fused else block_masses
         ids, logprobs = sample(logits, uniforms_at(self.stream[rows], tokens), self.draw.temperature, masses)
@@ -211,7 +217,7 @@ class Rows:
         self.ids[at, tokens], self.drawn_logprobs[at, tokens] = ids, logprobs
 
     def _step(self) -> None:
-        """One token of every row. No value is read back: all of it can run inside a CUDA graph."""
+        """Draw one token for every row. No value is read back, so all of it can run inside a CUDA graph."""
         n = self.attention.shape[0]
         self.attention.begin()
         position_ids = self.prompt_length[:n] + self.attention.lengths[:n]
@@ -225,18 +231,18 @@ class Rows:
         self._draw(logits, slice(0, n))
 
     def _replay(self) -> None:
-        """`_step` as a CUDA graph, captured once per key."""
+        """Run `_step` as a CUDA graph, which is captured once per key."""
         key = (*self.attention.key, self.draw.temperature)
         if key not in self.graphs:
             self.graphs[key] = self._capture()
         self.graphs[key]()
 
     def _capture(self) -> Callable[[], None]:
-        """Record `_step`. The runs that warm it up are undone: they write where the next token will be written."""
+        """Capture `_step`. The warm-up runs are undone; what else they write, the next token overwrites."""
         changed = (self.attention.lengths, self.newest)
         before = [buffer.clone() for buffer in changed]
         self.warming.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.warming):  # one for all: cuBLAS keeps a workspace per stream
+        with torch.cuda.stream(self.warming):  # always the same stream: cuBLAS keeps a workspace for each
             for _ in range(2):
                 self._step()
                 for buffer, value in zip(changed, before, strict=True):

@@ -1,6 +1,6 @@
-"""Stop strings, matched exactly on text, wherever in the tokens they begin.
+"""Finds stop strings in the decoded text of a row, exactly, even if one begins inside a token.
 
-Left out: EOS, which is a token (`sampler.py`).
+Left out: EOS, which is a token and not a string (`generate.py`).
 """
 
 import bisect
@@ -13,13 +13,17 @@ from transformers import PreTrainedTokenizerBase
 class StopStrings:
     """Finds the first token that completes a stop string in a row's text, and cuts the text there.
 
-    Decoding the whole row at every token would be exact and slow. A token can complete a string only if its own text
-    holds the string's last character, so only such tokens are looked at, and then the whole row is decoded. Where one
-    character may take several tokens (non-ASCII) or vanish from a token's own text (white space), all are looked at.
+    Decoding the whole row at every token would be exact but slow. A token can complete a string only if its own text
+    contains the string's last character. So the row is decoded only at such tokens. If this last character is not ASCII
+    (it may take several tokens) or is white space (it may vanish from a token's own text), every token is checked.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]):
-        """Mark the tokens that may complete one of the strings; none may be empty."""
+        """Mark the tokens that may complete one of the strings.
+
+        Raises:
+            ValueError: a string is empty.
+        """
         if any(not string for string in stop):
             raise ValueError(f"stop: {list(stop)!r} holds an empty string, which would end every completion at once")
         self.tokenizer, self.stop = tokenizer, tuple(stop)
@@ -32,7 +36,7 @@ class StopStrings:
             self.may_complete[:] = torch.tensor([not last.isdisjoint(text) for text in texts])
 
     def text(self, ids: list[int]) -> str:
-        """The row's text, special tokens removed, nothing cleaned up."""
+        """The row's text without special tokens, and without the tokenizer's clean-up of spaces."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def find(self, text: str) -> int:
@@ -40,7 +44,7 @@ class StopStrings:
         return min((at for string in self.stop if (at := text.find(string)) >= 0), default=-1)
 
     def tokens_to_stop(self, ids: list[int]) -> int | None:
-        """The number of the row's tokens up to the one that completes its first stop string; None without one."""
+        """How many tokens the row has up to and with the one that completes a stop string; None if none does."""
         if not self.stop or self.find(self.text(ids)) < 0:
             return None
         return bisect.bisect_left(range(len(ids)), True, key=lambda n: self.find(self.text(ids[: n + 1])) >= 0) + 1
