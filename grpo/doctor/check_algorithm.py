@@ -46,7 +46,7 @@ def clipping(c: Config, facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "note",
             "one update per step: the ratio is exactly 1, and clip_low and clip_high never act",
-            f"loss {c.loss} is then plain on-policy gradient, whatever the bounds. This is right.",
+            f"loss {c.loss} is then the plain on-policy policy gradient, whatever the bounds. This is right.",
             "Nothing. If clipping should act: num_epochs 2 or a minibatch_size.",
         )
     elif c.loss == "gspo" and min(c.clip_low, c.clip_high) > 0.01:

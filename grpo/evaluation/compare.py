@@ -150,7 +150,7 @@ def regrade(options: EvalOptions) -> dict:
     if not files:
         raise ValueError(f"regrade: {directory} holds no transcripts (base_0shots.jsonl, ...)")
     if (directory / transcripts.UNFINISHED).exists() and not (directory / "eval.json").exists():
-        raise ValueError(f"regrade: {directory} holds an unfinished evaluation; finish it with the same command")
+        raise ValueError(f"regrade: {directory} holds an unfinished evaluation; finish it with its own command")
     texts = {file.stem: transcripts.read(file, "regrade") for file in files}
     if not all(texts.values()):
         raise ValueError(f"regrade: a transcript in {directory} is empty")

@@ -66,7 +66,7 @@ class EvalOptions:
     """Directory for eval.json and the transcripts; None: eval, or the directory of --regrade."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on the first option out of its range."""
+        """Raises ValueError for the first option that is out of its range."""
         at_least = {"seed": 0, "limit": 0, "budget": 1, "samples": 1, "max_prompt_tokens": 1, "batch": 1}
         for name, low in at_least.items():
             if getattr(self, name) < low:

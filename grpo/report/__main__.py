@@ -10,9 +10,11 @@ from grpo.report import write_report
 
 def main(argv: Sequence[str]) -> int:
     """Run the command. Returns the exit code: 0, or 2 for a wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m grpo.report", description="Write report.html for one or more runs.")
+    description = "Write report.html for one or more runs."
+    parser = argparse.ArgumentParser(prog="python -m grpo.report", description=description)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/demo")
-    parser.add_argument("--out", type=Path, help="file to write; default: report.html in the run, or beside the first of several")
+    where = "file to write; default: report.html in the run or, for several runs, beside the first"
+    parser.add_argument("--out", type=Path, help=where)
     options = parser.parse_args(argv)
     try:
         print(write_report(options.runs, options.out))

@@ -153,7 +153,7 @@ def test_asked_to_stop_and_again_and_the_same_command_goes_on(place, monkeypatch
     ended.append(runs.start(then, place / "asked_out", program="eval", before=where))  # 5, and 5 of the tuned model
     assert ended[2].wait() == 0, ended[2].stderr
     for process in ended:
-        assert f"what was answered is in {place / 'in_three'}, and the same command goes on" in process.stderr
+        assert f"the answers so far are in {place / 'in_three'}, and the same command continues" in process.stderr
         assert "Traceback" not in process.stderr
     assert not (place / "in_three" / "eval.json").exists()
     assert command.main(["--regrade", str(place / "in_three")]) == 2
@@ -215,7 +215,7 @@ def test_a_problem_that_has_changed_is_asked_again(place, tmp_path, monkeypatch)
         ("shots", "0,0", "shots is (0, 0): must be whole numbers >= 0, none twice"),
         ("max_prompt_tokens", "2", "max_prompt_tokens: 9 of 9 prompts are longer than 2 tokens"),
         ("chat", "True", "chat: True needs a tokenizer with a chat template"),
-        ("limt", "3", "--limt is no option; did you mean limit?"),
+        ("limt", "3", "--limt is not an option; did you mean limit?"),
         ("out", "/proc/nowhere", "out: /proc/nowhere can not be made (No such file or directory)"),
     ],
 )
