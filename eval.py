@@ -1,9 +1,9 @@
-"""Evaluate a model, or a base and a tuned model side by side: shots x stop policy x grader, with intervals.
+"""Evaluate a model, or a base and a tuned model side by side, for every number of shots, stop policy and grader.
 
     python eval.py --model Qwen/Qwen2.5-0.5B --tuned runs/NAME/final --data gsm8k --shots 0,8 --out DIR
     python eval.py --regrade DIR --graders last_number published
 
-Left out: everything but reading the options and printing the table; `grpo/evaluate.py` does the work.
+This file reads the options and prints the table. `grpo/evaluation/compare.py` does the work.
 """
 
 import sys
@@ -21,7 +21,7 @@ from grpo.run.signals import Signals
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 2 for a wrong option or input."""
+    """Run the command. Returns the exit code: 0, or 2 for a wrong option or input."""
     chosen = options.parse(EvalOptions, argv, "eval.py")
     try:
         device = distributed.init(chosen.device)
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
             with Signals() as signals:
                 result = compare_models(chosen, device, precision, signals.asked)
     except Interrupted:
-        say(f"asked to stop; what was answered is in {chosen.out or 'eval'}, and the same command goes on")
+        say(f"stopped; the answers so far are in {chosen.out or 'eval'}, and the same command continues")
         return 0
     except torch.OutOfMemoryError as error:
         say(f"eval.py: error: out of memory; lower batch, budget or the number of shots ({error})")

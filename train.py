@@ -1,11 +1,11 @@
-"""GRPO, start to end: draw prompts, complete them, reward, turn rewards into advantages, update; log, evaluate, save.
+"""GRPO from start to end: sample completions, reward them, compute advantages, update; then log, evaluate and save.
 
     python train.py                                        the embedded demo, on any machine
-    python train.py --recipe recipes/X.yaml --seed 1       a flag beats the recipe
+    python train.py --recipe recipes/X.yaml --seed 1       flags override the recipe
     torchrun --nproc_per_node 8 train.py --recipe ...      more processes, the same completions and updates
 
-`train` is the whole algorithm; each line of it is a function of one file. Left out: dynamic sampling, replay buffers,
-asynchronous rollouts.
+`train` is the whole algorithm; each of its lines calls a function of one file. Left out: dynamic sampling, replay
+buffers and asynchronous rollouts.
 """
 
 import json
@@ -39,10 +39,10 @@ from rewards.runner import RewardRunner
 
 
 def train(config: Config, directory: Path, device: torch.device, signals: Signals) -> None:
-    """Take all steps that are left, then write `final/`.
+    """Do all steps that are left, then write `final/`.
 
     Raises:
-        Stopped: on a signal, or when gradients stay not finite; the state is saved.
+        Stopped: after a signal, or after several updates without a finite gradient. The state is saved.
         ValueError: an option is wrong, or a step does not fit into memory.
     """
     problems = data.load(config.data, "train", path=config.data_path, num_shots=config.num_shots, seed=config.seed)
@@ -63,7 +63,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
     with RewardRunner(config.rewards, config.reward_timeout) as rewards:
         collector = Collector(config, problems, sampler, rewards)
         if reference:
-            reference.remember(collector.trunk_ids)  # exemplars, once for all steps
+            reference.remember(collector.trunk_ids)  # the exemplars are computed once for all steps
         check_planned(config, tokenizer)
         distributed.on_main(lambda: diagnose.warn(config, policy.model, tokenizer, device))
         state, watch = restore_state(directory, learner), Watch(config)
@@ -103,7 +103,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
 
 
 def validate(config: Config, sampler: Sampler, state: State) -> tuple[State, dict[str, float]]:
-    """Evaluate on validation; returns the state, which remembers the best step, and the `eval/...` metrics."""
+    """Evaluate on the validation split. Returns the state, with the best step updated, and the `eval/...` metrics."""
     options = protocol.validation_options(config)
     cell = evaluate(sampler, problems_of(options, config.num_shots), options)
     if cell["accuracy"] > state.best_accuracy:
@@ -113,11 +113,12 @@ def validate(config: Config, sampler: Sampler, state: State) -> tuple[State, dic
 
 
 def compare(config: Config, directory: Path, device: torch.device, signals: Signals) -> None:
-    """Evaluate the base model and `final/` on test, unless that was done before, and print them side by side."""
+    """Evaluate the base model and `final/` on the test split, if this was not done before, and print both."""
     result = directory / "eval" / "eval.json"
     options = protocol.options_of(config, result.parent)
     if not distributed.on_main(lambda: protocol.is_evaluated(options)):
-        beside = replace(options, out=str(directory / "eval.new"))  # one by other options stays until this one is done
+        # An older evaluation with other options stays in place until this one is finished.
+        beside = replace(options, out=str(directory / "eval.new"))
         compare_models(beside, device, config.precision, signals.asked, instead=True, kernels=bool(config.compile))
         take_evaluation(directory)
     if distributed.is_main():
@@ -126,7 +127,7 @@ def compare(config: Config, directory: Path, device: torch.device, signals: Sign
 
 
 def report(directory: Path) -> None:
-    """Draw `report.html`, if it is not there or old. The run is done and saved: a picture that fails is a warning."""
+    """Write `report.html` if it is missing or old. The run is saved already, so a failure here is only a warning."""
     page, lines = directory / "report.html", directory / "metrics.jsonl"
     try:
         drawn = page.exists() and page.stat().st_mtime >= lines.stat().st_mtime
@@ -136,7 +137,7 @@ def report(directory: Path) -> None:
 
 
 def check(config: Config, device: torch.device) -> int:
-    """Say what is wrong with the recipe, from its data, tokenizer and sizes; returns 1 if something surely is."""
+    """Print what is wrong with the recipe, from data, tokenizer and sizes. Returns 1 for a finding `sure`, else 0."""
     config = resolve(config, device)
     report, code = distributed.on_main(
         lambda: diagnose.check(config, *load_shapes(config.model, config.revision), device)
@@ -147,7 +148,7 @@ def check(config: Config, device: torch.device) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Train, evaluate, print base against tuned. Returns the exit code: 2 for a wrong option or input."""
+    """Train, evaluate and report. Returns the exit code: 0, 2 for a wrong option or input, or that of `Stopped`."""
     config, code = parse_args(argv), 0
     try:
         device = distributed.init(config.device, config.ddp_timeout)
@@ -171,10 +172,10 @@ def main(argv: list[str]) -> int:
         say(reason)
         code = reason.code
     except Interrupted:
-        say("asked to stop; the model is saved, evaluate it with --resume auto")
+        say("stopped during the evaluation; the model is saved, evaluate it with --resume auto")
     except torch.OutOfMemoryError as error:
         options = "prompts_per_step, group_size, max_new_tokens or eval_batch"
-        say(f"train.py: error: out of memory where no smaller micro-batch helps; lower {options} ({error})")
+        say(f"train.py: error: out of memory, and a smaller micro-batch does not help; lower {options} ({error})")
         return 2
     except (ValueError, OSError) as error:
         say(f"train.py: error: {error}")

@@ -1,9 +1,9 @@
-"""Measurements that anyone can repeat: against peers, against the machine, and over sizes. Nothing here is imported.
+"""Benchmarks that anyone can repeat. The project itself imports nothing from here.
 
-    python -m bench.peers       our step beside TRL's and Hugging Face's ways to sample, the same work for all
-    python -m bench.roofline    what a step must cost on this machine, and how far above that it is
-    python -m bench.scaling     how time and memory grow with shots, group, new tokens and vocabulary
-    python -m bench.stopping    what rows that end early cost, and rows that join in their place
+    python -m bench.peers       compare our step with TRL, and our sampling with Hugging Face's, on the same work
+    python -m bench.roofline    compare our step with the lower bound of this machine
+    python -m bench.scaling     measure how time and memory grow with shots, group, new tokens and vocabulary
+    python -m bench.stopping    measure rollouts whose rows end early, with and without refilling
 
-docs/benchmarks.md says how to read them.
+docs/benchmarks.md explains how to read the results.
 """

@@ -1,4 +1,7 @@
-"""Models with random weights, as Hugging Face directories, the same for every contestant. Speed needs no training."""
+"""Write models with random weights as Hugging Face directories, so that all contestants use the same one.
+
+Speed does not depend on trained weights. Left out: measuring.
+"""
 
 import json
 from pathlib import Path
@@ -10,22 +13,21 @@ from grpo.policy import model_directory
 
 
 def make(model: str, directory: str, tokenizer: str | None = None, changes: dict | None = None, seed: int = 0) -> dict:
-    """Write a model of the architecture of `model` with random weights.
+    """Write a model with the architecture of `model` and random weights.
 
     Args:
         model: `embedded`, or a directory (or hub name) with config.json.
-        directory: where to write it; is made.
-        tokenizer: directory of the tokenizer; None: that of the model. Tokens that no text has fill it up to the
-            vocabulary, so that the head has its whole size.
-        changes: of the config, such as {"vocab_size": 32768}.
+        directory: where to write it; created if missing.
+        tokenizer: directory of the tokenizer; None: that of the model. Tokens that occur in no text are added until it
+            has as many as the model's vocabulary, so that the head has its full size.
+        changes: changes to the config, such as {"vocab_size": 32768}.
         seed: of the weights.
 
     Returns:
         {"parameters": their number}.
 
     Raises:
-        ValueError: it can not be read; the tokenizer has more tokens than the model, or is of a kind that can not be
-            filled.
+        ValueError: model or tokenizer cannot be read, or the tokenizer has too many tokens or cannot be extended.
     """
     try:
         config = AutoConfig.from_pretrained(model_directory(model))
@@ -48,11 +50,12 @@ def make(model: str, directory: str, tokenizer: str | None = None, changes: dict
 
 
 def _fill(file: Path, size: int) -> None:
-    """Add tokens to a tokenizer's file until it has `size`: whole entries of the vocabulary that no merge makes."""
+    """Add tokens to a tokenizer's file until it has `size`. No merge produces them, so they occur in no text."""
     content = json.loads(file.read_text(encoding="utf-8"))
     vocabulary = content["model"].get("vocab")
     if not isinstance(vocabulary, dict):
-        raise ValueError(f"tokenizer: {content['model'].get('type')} can not be filled up, only BPE and WordLevel can")
+        kind = content["model"].get("type")
+        raise ValueError(f"tokenizer: {kind} cannot be extended, only BPE and WordLevel can")
     taken = {*vocabulary.values(), *(token["id"] for token in content["added_tokens"])}
     if len(taken) > size:
         raise ValueError(f"tokenizer: has {len(taken)} tokens, more than the model's vocabulary of {size}")

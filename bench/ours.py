@@ -1,7 +1,8 @@
-"""Our own step on the work, timed: the project used as `train.py` uses it. And what the work is, for all contestants.
+"""Time our own step, with the project used as in `train.py`. This file also defines the work for all contestants.
 
-Nothing ends a completion early, so everybody samples the same number of tokens; all see the same prompts, rewards, KL
-(k3, frozen reference), optimiser and learning rate. Left out: whether what is learned is right; tests are for that.
+Nothing ends a completion early, so every contestant samples the same number of tokens. All have the same prompts,
+rewards, KL (k3, frozen reference), optimiser and learning rate. Left out: whether the result is right, which the tests
+check.
 """
 
 import tempfile
@@ -37,7 +38,7 @@ LONGEST_PROMPT = 1 << 20
 
 
 def problems_of(work: Sampled) -> list[Problem]:
-    """The training problems, without the strings that would stop a completion."""
+    """The training problems, without stop strings."""
     if work.train is None:
         problems = data.load("arithmetic", "train", num_shots=work.shots, seed=work.seed)
     else:
@@ -48,7 +49,7 @@ def problems_of(work: Sampled) -> list[Problem]:
 
 
 def problems_of_step(work: Sampled, problems: list[Problem], step: int) -> list[Problem]:
-    """Those that step `step` (from 1) asks, the same as our own loop draws."""
+    """The problems of step `step` (from 1), as our own loop draws them."""
     return [problems[i] for i in draw_prompts(len(problems), work.prompts, work.seed, step)]
 
 
@@ -75,7 +76,7 @@ def config_of(work: Work) -> Config:
 
 
 def check(work: dict) -> dict:
-    """Read what every contestant will read, the weights aside: raises ValueError naming what is wrong. Returns {}."""
+    """Read everything that contestants will read, except weights. Returns {}; raises ValueError if something fails."""
     asked = Work(**work)
     distributed.init(asked.device)
     config_of(asked)
@@ -85,12 +86,19 @@ def check(work: dict) -> dict:
 
 
 def ours(work: dict) -> dict:
-    """Steps of the project's own loop.
+    """Run and time steps of the project's own loop.
+
+    Args:
+        work: the fields of `Work`.
 
     Returns:
-        what `result` says, and `tokens_computed` of a step, `tokens_remembered` by the reference of them,
-        `parameters_used`, `state_bytes`, the measured `matrix_flops` of the device, `learn_mfu`, `sampler_gap_max`
-        (nats) and how the work was cut.
+        The entries of `result`, and:
+
+        - `tokens_computed`: tokens of a step; `tokens_remembered`: those that the reference need not compute;
+        - `parameters_used`, `state_bytes`: see the functions of these names;
+        - `matrix_flops`: measured operations per second of the device; `learn_mfu`: the share that learning reaches;
+        - `sampler_gap_max`: in nats;
+        - `max_tokens_per_microbatch`, `activation_checkpointing`, `compile`: how the work was divided.
     """
     asked = Work(**work)
     device = distributed.init(asked.device)
@@ -149,7 +157,7 @@ def ours(work: dict) -> dict:
 
 
 def state_bytes(learner: Learner, sampler: Sampler) -> int:
-    """What is held whatever a step's size: weights, gradients, optimiser, reference, the sampler's copy."""
+    """Bytes that do not depend on the size of a step: weights, gradients, optimiser, reference, the sampler's copy."""
     modules = (learner.policy, learner.reference, sampler.policy)
     weights = {id(parameter): parameter for module in modules for parameter in module.parameters()}
     moments = [value for state in learner.optimizer.state.values() for value in state.values()]
@@ -158,23 +166,29 @@ def state_bytes(learner: Learner, sampler: Sampler) -> int:
 
 
 def parameters_used(policy: Policy) -> int:
-    """Weights that every token is multiplied with: all but the embedding table; the head counts, tied or not."""
+    """Number of weights that a token is multiplied with: all but the embedding table. The head counts, even if tied."""
     model = policy.model
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return sum(p.numel() for p in model.parameters()) - (0 if head is table else table.numel())
 
 
 def result(work: Work, steps: list[dict], prompt_ids: list[list[int]], device: torch.device) -> dict:
-    """What every contestant returns: means over the timed steps, peak memory, and that the work was the same.
+    """The result of a contestant: means over the timed steps, peak memory, and sizes of the work.
+
+    Args:
+        work: what was measured.
+        steps: numbers of each step, warm-up included; `rollout_s`, `reward_s`, `learn_s`, `step_s` are seconds.
+        prompt_ids: prompts of the last step.
+        device: where it ran.
 
     Raises:
-        RuntimeError: another number of tokens was sampled than was asked for.
+        RuntimeError: the contestant sampled another number of tokens than it should.
     """
     warmed, timed = steps[: work.warmup], steps[work.warmup :]
     sampled = work.prompts * work.group * work.new_tokens
     for step in timed:
         if step["tokens_sampled"] != sampled:
-            raise RuntimeError(f"sampled {step['tokens_sampled']} tokens in a step where {sampled} were asked for")
+            raise RuntimeError(f"sampled {step['tokens_sampled']} tokens in a step that should sample {sampled}")
     means = {
         name: sum(step[name] for step in timed) / len(timed) if name in timed[0] else None
         for name in ("rollout_s", "reward_s", "learn_s", "step_s")
@@ -192,7 +206,7 @@ def result(work: Work, steps: list[dict], prompt_ids: list[list[int]], device: t
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when everything given to the GPU is done."""
+    """The time in seconds, after all work on the GPU has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,10 +1,15 @@
-"""Our step beside what a researcher would otherwise use, on the same work in one run: seconds, memory, ratio to ours.
+"""Compare our step with what a researcher would otherwise use, on the same work: seconds, memory, and ratio to ours.
 
     python -m bench.peers --model DIR --train FILE --shots 8 --prompts 4 --group 8 --new-tokens 64 --out peers.json
 
-Contestants: `ours`; `trl`, its GRPOTrainer (bench/requirements.txt); and for the rollout alone `hf_generate` and
-`hf_continuous`, Hugging Face's `generate` and `generate_batch`. Each runs in its own process; one that fails says why
-in the results and stops no other. docs/benchmarks.md says how to read them. Left out: more than one GPU.
+The contestants:
+
+- `ours`;
+- `trl`: TRL's GRPOTrainer (bench/requirements.txt);
+- `hf_generate` and `hf_continuous`: Hugging Face's `generate` and `generate_batch`, for the rollout only.
+
+Each runs in its own process. If one fails, the results say why, and the others still run. docs/benchmarks.md explains
+the results. Left out: more than one GPU.
 """
 
 import json
@@ -32,30 +37,30 @@ CONTESTANTS = {
 TRL_BATCHES = (32, 16, 8, 4)
 NUMBERS = ("rollout_s", "learn_s", "step_s", "peak_bytes", "tokens_sampled")
 SETTING = ("trunk_tokens", "prompt_tokens", "threads")
-"""What contestants find out about the work; the same for all."""
+"""Facts about the work that contestants report; the same for all."""
 
 
 @dataclass(frozen=True)
 class Peers(Work):
-    """Measure our step beside TRL's and Hugging Face's ways to sample."""
+    """Compare our step with TRL's, and our sampling with Hugging Face's."""
 
     only: tuple[Literal["ours", "trl", "hf_generate", "hf_continuous"], ...] = tuple(CONTESTANTS)
-    """Contestants to run, in this order; one named more than once runs as often in a round."""
+    """Contestants to run, in this order; one that is named twice runs twice in a round."""
     rounds: int = 1
-    """Times that all contestants run, in turn; of each the round of median seconds counts: machines vary."""
+    """Number of rounds; in each all contestants run in turn. The round with the median seconds counts."""
     limit: float = 7200.0
-    """Seconds that one contestant may take in a round, all of its tries together."""
+    """Seconds that one contestant may take in a round, over all of its tries."""
     trl_batch: int = 0
-    """Sequences of TRL's forward and backward pass; 0: the largest of 32, 16, 8, 4 that stays under trl_max_gb."""
+    """Sequences in TRL's forward and backward pass; 0: the largest of 32, 16, 8, 4 that stays under trl_max_gb."""
     trl_max_gb: float = 22.0
-    """Peak memory, in 1e9 bytes, under which a batch of TRL must stay to be chosen."""
+    """Largest peak memory of TRL, in 1e9 bytes, when its batch is chosen."""
     trl_checkpointing: bool = False
-    """Gradient checkpointing of TRL, on by its own default: less memory, more time; ours does without."""
+    """Gradient checkpointing in TRL, which takes less memory and more time. TRL's own default is on; ours is off."""
     out: str = "peers.json"
     """File of the results."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a size or file that can not be."""
+        """Raises ValueError for a size or file that is not allowed."""
         super().__post_init__()
         at_least(self, {"rounds": 1, "limit": 1, "trl_batch": 0, "trl_max_gb": 1})
         if not self.only:
@@ -65,7 +70,7 @@ class Peers(Work):
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0, also where a contestant failed; 1 if none ran; 2 for a wrong option."""
+    """Returns the exit code: 0, even if some contestants failed; 1 if all failed; 2 for a wrong option."""
     asked = options.parse(Peers, argv, "bench.peers")
     console, runs = Console(), {name: [] for name in asked.only}
     with tempfile.TemporaryDirectory() as place:
@@ -87,7 +92,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure(name: str, asked: Peers, work: dict, before: list[dict]) -> dict:
-    """One contestant's numbers, or its error; `before`: what its earlier rounds gave."""
+    """The numbers of one contestant, or its error. `before` holds the results of its earlier rounds."""
     if name == "trl":
         batch, tries = next(((run["batch"], run["tries"]) for run in before if "batch" in run), (asked.trl_batch, {}))
         outcome = _measure_trl(replace(asked, trl_batch=batch), work)
@@ -96,7 +101,7 @@ def measure(name: str, asked: Peers, work: dict, before: list[dict]) -> dict:
 
 
 def batches(asked: Peers) -> list[int]:
-    """Sizes of TRL's batch to try, the largest first; they have to divide the step's sequences."""
+    """The batch sizes to try for TRL, the largest first. They must divide the sequences of a step."""
     sequences = asked.prompts * asked.group
     if asked.trl_batch:
         return [asked.trl_batch]
@@ -104,7 +109,7 @@ def batches(asked: Peers) -> list[int]:
 
 
 def _measure_trl(asked: Peers, work: dict) -> dict:
-    """TRL with the largest batch that fits; `tries` says what was wrong with those before it."""
+    """Measure TRL with the largest batch that fits. `tries` holds the errors of larger batches."""
     tries: dict[str, str] = {}
     deadline = time.monotonic() + asked.limit
     most = asked.trl_max_gb * 1e9
@@ -122,14 +127,14 @@ def _measure_trl(asked: Peers, work: dict) -> dict:
 
 
 def median(runs: list[dict]) -> dict:
-    """Of a contestant's rounds the one of median seconds (of two, the faster); its error where all have failed."""
+    """The round with the median seconds (of two, the faster); if all rounds failed, the error of the first."""
     done = sorted((run for run in runs if "error" not in run), key=lambda run: run[_phase(run)])
     chosen = done[(len(done) - 1) // 2] if done else runs[0]
     return chosen | {"rounds_s": [run.get(_phase(run)) for run in runs]}
 
 
 def report(asked: Peers, runs: dict[str, list[dict]]) -> dict:
-    """What is written: machine, versions, settings, and every contestant with its ratio to ours."""
+    """The content of the results file: machine, versions, settings, and all contestants with their ratio to ours."""
     results = {name: median(of_name) for name, of_name in runs.items() if of_name}
     done = [result for result in results.values() if "error" not in result]
     found = {name: done[0][name] if done else None for name in SETTING}
@@ -144,12 +149,12 @@ def report(asked: Peers, runs: dict[str, list[dict]]) -> dict:
 
 
 def _phase(result: dict) -> str:
-    """The seconds that a contestant is compared by."""
+    """The name of the seconds that are compared: the whole step or, without one, the rollout."""
     return "step_s" if result.get("step_s") else "rollout_s"
 
 
 def _entry(result: dict, ours: dict) -> dict:
-    """A contestant's numbers, null where it has none; what it says beyond them follows."""
+    """The numbers of a contestant, null where it has none, followed by its other entries."""
     phase = _phase(result)
     theirs, our_own = result.get(phase), ours.get(phase)
     entry = {name: result.get(name) for name in NUMBERS}
@@ -170,13 +175,13 @@ def table(written: dict) -> Table:
 
 
 def notes(written: dict) -> list[str]:
-    """What the table has no column for, in sentences."""
+    """Sentences for what has no column in the table."""
     lines = [f"{written['settings']['out']}: the trunk has {written['settings']['trunk_tokens']} tokens"]
     for name, entry in written["contestants"].items():
         if "error" in entry:
             lines.append(f"{name}: {entry['error']}")
         if "batch" in entry:
-            lines.append(f"{name}: {entry['batch']} sequences to a pass; tried before: {entry['tries'] or 'none'}")
+            lines.append(f"{name}: {entry['batch']} sequences per pass; tried before: {entry['tries'] or 'none'}")
         if "learn_mfu" in entry:
             share, computed = entry["learn_mfu"], entry["tokens_computed"]
             lines.append(f"{name}: {computed:.0f} tokens computed, learning at {share:.0%} of the matrix peak")

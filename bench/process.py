@@ -1,7 +1,7 @@
-"""One measurement, one process: its peak memory is its own, its crash is an entry in the results, and it has a limit.
+"""Run each measurement in its own process. So its peak memory is its own, a crash is one result, and time is limited.
 
-`call` runs a function of bench in a fresh Python and gives its result, or the reason why there is none, as a dict.
-Arguments and results are JSON. Left out: what is measured.
+`call` runs a function of `bench` in a fresh Python and returns its result or its error as a dict. Arguments and results
+are JSON. Left out: the measurements themselves.
 """
 
 import importlib
@@ -26,17 +26,17 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "numpy")
 
 
 def call(function: str, arguments: dict, *, limit: float, max_bytes: float = math.inf, threads: int = 0) -> dict:
-    """What a function returns for these arguments, called in a process of its own.
+    """Call a function in its own process.
 
     Args:
-        function: `module:name`; takes keyword arguments and returns a dict, both as JSON has them.
-        arguments: its arguments.
+        function: `module:name`. It takes keyword arguments and returns a dict, all JSON values.
+        arguments: its keyword arguments.
         limit: seconds after which the process is ended.
-        max_bytes: resident memory beyond which it is ended (looked at every 0.1 s; Linux only).
-        threads: of torch in the process; 0: as torch decides.
+        max_bytes: resident memory above which the process is ended; checked every 0.1 s, on Linux only.
+        threads: number of torch threads in the process; 0: torch decides.
 
     Returns:
-        the function's result; or `{"error": sentence}`, with `"out_of_memory": True` where that was the reason.
+        The function's result, or `{"error": sentence}`. `"out_of_memory": True` is added if that was the reason.
     """
     threads_of = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -58,7 +58,7 @@ def call(function: str, arguments: dict, *, limit: float, max_bytes: float = mat
             failed = json.loads(answered.read_text())
         elif not failed:
             killed = process.returncode == -9
-            why = "most likely for want of memory" if killed else " ".join(log.read_text().split("\n")[-2:]).strip()
+            why = "probably out of memory" if killed else " ".join(log.read_text().split("\n")[-2:]).strip()
             failed = {"error": f"ended with code {process.returncode}: {why}", "out_of_memory": killed}
         if "error" in failed and (said := log.read_text()[-4000:].strip()):
             print(said, file=sys.stderr)
@@ -66,7 +66,7 @@ def call(function: str, arguments: dict, *, limit: float, max_bytes: float = mat
 
 
 def _wait(process: subprocess.Popen, limit: float, max_bytes: float) -> dict:
-    """Wait until the process has ended: {}. Over a limit: the error."""
+    """Wait until the process ends, and return {}. If it exceeds a limit, return the error."""
     deadline = time.monotonic() + limit
     while process.poll() is None:
         if time.monotonic() > deadline:
@@ -78,7 +78,7 @@ def _wait(process: subprocess.Popen, limit: float, max_bytes: float) -> dict:
 
 
 def _resident_bytes(pid: int) -> int:
-    """Of a process, now; 0 where that can not be read."""
+    """The resident memory of a process in bytes, or 0 if it cannot be read."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):
@@ -87,9 +87,9 @@ def _resident_bytes(pid: int) -> int:
 
 
 def machine(device: str) -> dict:
-    """What this machine is, in words and numbers. Imports torch only for a GPU: on a CPU the caller stays small.
+    """Describe this machine. torch is imported only for a GPU.
 
-    A process inherits the peak of resident memory of the one that starts it, so that one must hold little.
+    The caller must stay small, because a process inherits the peak resident memory of the process that starts it.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -111,7 +111,7 @@ def machine(device: str) -> dict:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and what matters here, and the commit; None where a package is not installed."""
+    """The versions of Python and of `PACKAGES`, and the commit. None if a package is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -122,12 +122,12 @@ def versions() -> dict[str, str | None]:
 
 
 def _answer(function: str, arguments: dict) -> dict:
-    """Call the function here; what it raises becomes the error."""
+    """Call the function in this process. If it raises, return the error."""
     module, name = function.split(":")
     try:
         return getattr(importlib.import_module(module), name)(**arguments)
-    except Exception as error:  # whatever a library does: it is a result, and stops no other measurement
-        if not isinstance(error, ValueError):  # which says what is wrong in its sentence
+    except Exception as error:  # any error is a result, and must not stop other measurements
+        if not isinstance(error, ValueError):  # the sentence of a ValueError is enough
             traceback.print_exc()
         first = str(error).strip().partition("\n")[0]
         kind = type(error).__name__
@@ -137,7 +137,7 @@ def _answer(function: str, arguments: dict) -> dict:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, and with it the other end of stdin."""
+    """End this process when stdin closes, that is, when the process that started it has ended."""
     sys.stdin.read()
     os._exit(1)
 

@@ -1,10 +1,14 @@
-"""What a step must cost on this machine, and how far above that it is: operations and bytes against measured speeds.
+"""Compare a step with its lower bound on this machine, from operations, bytes and measured speeds.
 
     python -m bench.roofline --model DIR --train FILE --shots 8 --prompts 4 --group 8 --new-tokens 64
 
-A part of a step takes at least its operations over the speed of matrix products at the model's own shapes, and at least
-its bytes over the speed of a memory copy; the larger of the two is its floor. Shared prefixes count once. Counted are
-weights, keys and values, logits and optimiser; activations on their way through memory are not, so no step reaches 1.
+The lower bound ("floor") of each part of a step is the larger of two times:
+
+- its operations, divided by the speed of matrix products at the model's own shapes;
+- its bytes, divided by the speed of a memory copy.
+
+Shared prefixes count once. Weights, keys, values, logits and optimiser are counted. Left out: reading and writing
+activations, so no step reaches the floor.
 """
 
 import json
@@ -33,12 +37,12 @@ from grpo.tree import build_trie
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROWS = {"cpu": 1024, "cuda": 16384}
-"""Tokens of the products that are timed: as many as make them fast."""
+"""Tokens in the matrix products that are timed, enough to make them fast."""
 
 
 @dataclass(frozen=True)
 class Roofline(Work):
-    """Measure a step of ours against what this machine could do."""
+    """Compare a step of ours with its lower bound on this machine."""
 
     limit: float = 3600.0
     """Seconds that the step may take."""
@@ -46,29 +50,29 @@ class Roofline(Work):
     """File of the results."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a size or file that can not be."""
+        """Raises ValueError for a size or file that is not allowed."""
         super().__post_init__()
         at_least(self, {"limit": 1})
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something that a step has to do."""
+    """One part of the work of a step."""
 
     phase: str
     """`rollout` or `learn`."""
     name: str
     operations: float
     read_and_written: float
-    """Bytes."""
+    """In bytes."""
 
     def floor(self, flops: float, bandwidth: float) -> float:
-        """Seconds that it takes at least."""
+        """The least possible seconds, for `flops` operations and `bandwidth` bytes per second."""
         return max(self.operations / flops, self.read_and_written / bandwidth)
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 1 if the step failed, 2 for a wrong option."""
+    """Run the command. Returns the exit code: 0, 1 if the step failed, or 2 for a wrong option."""
     asked = options.parse(Roofline, argv, "bench.roofline")
     try:
         check_out(asked.out)
@@ -88,10 +92,14 @@ def main(argv: list[str]) -> int:
 
 
 def measure(asked: Roofline, place: str) -> dict:
-    """Run our step in its own process, then measure the machine, then count.
+    """Run our step in its own process, measure the machine, and compute the floors.
+
+    Args:
+        asked: the options.
+        place: directory for a model with random weights.
 
     Raises:
-        ValueError: the model or the data can not be read.
+        ValueError: the model or the data cannot be read.
         RuntimeError: the step failed.
     """
     work = prepared(asked, place, asked.limit)
@@ -129,7 +137,7 @@ def _or_raise(outcome: dict) -> dict:
 
 
 def linear_shapes(model: nn.Module) -> dict[tuple[int, int], int]:
-    """{(in, out): how many} of the model's matrices, the head included."""
+    """{(in, out): number of such matrices} of the model, including the head."""
     found: dict[tuple[int, int], int] = {}
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -139,7 +147,7 @@ def linear_shapes(model: nn.Module) -> dict[tuple[int, int], int]:
 
 
 def shape_speeds(model: nn.Module, rows: int, asked: Work) -> dict[tuple[int, int], float]:
-    """Operations per second of `rows` tokens times each matrix of the model, the fastest of several."""
+    """Operations per second of `rows` tokens times a matrix of each shape in the model; the fastest call counts."""
     speeds, dtype = {}, DTYPES[asked.dtype]
     for i, o in linear_shapes(model):
         tokens = torch.randn(rows, i, device=asked.device, dtype=dtype)
@@ -151,7 +159,7 @@ def shape_speeds(model: nn.Module, rows: int, asked: Work) -> dict[tuple[int, in
 
 
 def mean_speed(model: nn.Module, speeds: dict[tuple[int, int], float]) -> float:
-    """Operations per second of all of the model's products together."""
+    """Operations per second of all products of the model together."""
     work = {shape: number * shape[0] * shape[1] for shape, number in linear_shapes(model).items()}
     return sum(work.values()) / sum(work[shape] / speeds[shape] for shape in work)
 
@@ -166,15 +174,15 @@ def prompts(asked: Work, tokenizer) -> list[list[int]]:
 def parts(
     asked: Work, model: nn.Module, vocabulary: int, prompt_ids: list[list[int]], computed: float, remembered: int
 ) -> list[Part]:
-    """What a step has to do.
+    """The parts of a step, with operations and bytes.
 
     Args:
-        asked: its sizes.
+        asked: sizes of the step.
         model: for its shapes.
-        vocabulary: rows of the head that are used.
-        prompt_ids: its prompts.
-        computed: tokens of the tree that learning walks.
-        remembered: its first tokens that the reference need not compute.
+        vocabulary: number of rows of the head that are used.
+        prompt_ids: prompts of the step.
+        computed: tokens that learning computes, in the packed tree.
+        remembered: leading tokens of it that the reference need not compute.
     """
     size, width = sizes(model), DTYPES[asked.dtype].itemsize
     N, B, T = asked.prompts, asked.prompts * asked.group, asked.new_tokens
@@ -182,11 +190,11 @@ def parts(
     weights = width * (layers + head)
     positions = build_trie(prompt_ids).position_ids
     stored = len(positions)
-    per_key = 4 * size.layers * size.query_width  # operations of a token's scores and values, for each key it sees
-    cache = 2 * size.layers * size.key_width * width  # bytes of a token's keys and values
+    per_key = 4 * size.layers * size.query_width  # operations of attention per token and key
+    cache = 2 * size.layers * size.key_width * width  # bytes of keys and values per token
     keys_of_prompts = int((positions + 1).sum())
     keys_of_decode = asked.group * sum(len(row) + t for row in prompt_ids for t in range(1, T))
-    read = sum(stored + B * t for t in range(1, T))  # tokens of the cache, over all steps of decoding
+    read = sum(stored + B * t for t in range(1, T))  # tokens read from the cache, over all decoding steps
 
     prefill = 2 * (layers * stored + head * N) + per_key * keys_of_prompts
     decode = 2 * (layers + head) * B * (T - 1) + per_key * keys_of_decode
@@ -198,12 +206,12 @@ def parts(
         Part("learn", "reference forward", forward - known, weights),
         Part("learn", "policy forward", forward, weights),
         Part("learn", "policy backward", 2 * forward, 2 * weights),
-        Part("learn", "optimiser", 0, 7 * 4 * size.parameters),  # reads weight, gradient, moments; writes all but one
+        Part("learn", "optimiser", 0, 7 * 4 * size.parameters),  # reads 4 arrays (weight, gradient, moments), writes 3
     ]
 
 
 def tables(written: dict) -> list[Table]:
-    """The results for a terminal: what has to be done, and how far above it each phase stands."""
+    """The results for a terminal: the floors of all parts, and the measured seconds of each phase."""
     flops, bandwidth = written["flops"] / 1e9, written["bytes_per_s"] / 1e9
     must = Table(
         "part",

@@ -1,10 +1,10 @@
-"""How time and memory of our step grow with shots, group, new tokens and vocabulary: one at a time, around a point.
+"""Measure how time and memory of our step grow with shots, group, new tokens and vocabulary, one at a time.
 
     python -m bench.scaling --out runs/scaling          scaling.json, scaling.md and scaling.png in that directory
 
-Every point is a process of its own, so that its peak memory is its own. The model has random weights, so that the
-vocabulary can be chosen. Two things to see: time follows the tokens computed, each distinct one once; and memory does
-not follow tokens x vocabulary, which whole logits would take. Left out: peers, and more than one step a point.
+Every point is a process of its own, so its peak memory is its own. The model has random weights, so its vocabulary can
+be chosen. The results should show two things: time grows with the distinct tokens that are computed, and memory does
+not grow with tokens x vocabulary, as it would with whole logits. Left out: peers, and more than one step per point.
 """
 
 import json
@@ -27,34 +27,34 @@ from grpo.files import write_whole
 BASE = {"shots": 4, "prompts": 2, "group": 8, "new_tokens": 64}
 BASE_VOCABULARY = 32768
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
-"""The model where none is named: the embedded one, twice as wide; 4 million parameters beside the vocabulary."""
+"""The default model: the embedded one, twice as wide. It has 4 million parameters without the vocabulary."""
 TIMES = ("rollout_s", "learn_s", "step_s", "ms_per_token")
 MEMORY = {
     "peak_bytes": ("peak", "o-"),
     "state_bytes": ("weights, optimiser", "-"),
     "logits_bytes": ("whole logits", "--"),
 }
-"""Column -> its label and line in the picture."""
+"""{column: (label, line style)} in the picture."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Measure our step at many sizes, with one step of each after a warm-up."""
+    """Measure our step at many sizes, with one step per size after a warm-up."""
 
     model: str | None = None
-    """Directory of the architecture and tokenizer, whose weights are drawn; None: a small one."""
+    """Directory with architecture and tokenizer; weights are random. None: a small model."""
     shots: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
     """Worked examples to measure with."""
     group: tuple[int, ...] = (4, 8, 16, 32, 64)
-    """Completions of a prompt to measure with."""
+    """Completions per prompt to measure with."""
     new_tokens: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Tokens of a completion to measure with."""
+    """Tokens per completion to measure with."""
     vocabulary: tuple[int, ...] = (32768, 65536, 98304, 131072, 152064)
     """Sizes of the vocabulary to measure with."""
     warmup: int = 1
-    """Whole steps before the timed one."""
+    """Steps before the timed one."""
     threads: int = 0
-    """Threads of torch; 0: as torch decides."""
+    """Number of torch threads; 0: torch decides."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to compute."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -62,16 +62,16 @@ class Scaling:
     limit: float = 600.0
     """Seconds that one point may take."""
     out: str = "runs/scaling"
-    """Directory of table and picture."""
+    """Directory for table and picture."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a size that can not be."""
+        """Raises ValueError for a size that is not allowed."""
         sizes = {"shots": 0, "group": 2, "new_tokens": 1, "vocabulary": 1}
         at_least(self, sizes | {"warmup": 0, "threads": 0, "limit": 1})
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 1 if a point failed, 2 for a wrong option."""
+    """Run the command. Returns the exit code: 0, 1 if a point failed, or 2 for a wrong option."""
     asked = options.parse(Scaling, argv, "bench.scaling")
     directory, console = Path(asked.out), Console()
     try:
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
         directory.mkdir(parents=True, exist_ok=True)
         written = {"machine": machine(asked.device), "versions": versions(), "settings": vars(asked) | {"base": BASE}}
         rows: list[dict] = []
-        for row in measure(asked, console):  # minutes lie between two: what was measured is kept
+        for row in measure(asked, console):  # a point takes minutes, so write after each one
             rows.append(row)
             write_whole(directory / "scaling.json", json.dumps(written | {"points": rows}, indent=1) + "\n")
             write_whole(directory / "scaling.md", markdown(rows))
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
 
 
 def points(asked: Scaling) -> Iterator[tuple[str, int, dict, int]]:
-    """(axis, value, sizes of the work, vocabulary) of every point; the base point stands on every axis."""
+    """Every point as (axis, value, sizes of the work, vocabulary). The base point is on every axis."""
     for axis in ("shots", "group", "new_tokens"):
         for value in getattr(asked, axis):
             yield axis, value, BASE | {axis: value}, BASE_VOCABULARY
@@ -103,7 +103,7 @@ def points(asked: Scaling) -> Iterator[tuple[str, int, dict, int]]:
 
 
 def measure(asked: Scaling, console: Console) -> Iterator[dict]:
-    """A row of every point: its numbers or its error. Points that are equal are measured once."""
+    """Yield a row for every point, with its numbers or its error. Equal points are measured once."""
     known: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as place:
         for axis, value, sizes, vocabulary in points(asked):
@@ -115,7 +115,7 @@ def measure(asked: Scaling, console: Console) -> Iterator[dict]:
 
 
 def _point(asked: Scaling, model: Path, sizes: dict, vocabulary: int) -> dict:
-    """One step in its own process."""
+    """Measure one step in its own process."""
     if not model.exists():
         changes = {"vocab_size": vocabulary} | ({} if asked.model else SMALL)
         made = {"model": asked.model or "embedded", "directory": str(model), "changes": changes}
@@ -134,7 +134,7 @@ def _point(asked: Scaling, model: Path, sizes: dict, vocabulary: int) -> dict:
 
 
 def markdown(rows: list[dict]) -> str:
-    """The table; a point that failed says why."""
+    """The rows as a Markdown table. A failed point shows its error."""
     heads = ("axis", "value", "tokens computed", "rollout s", "learn s", "step s", "ms a token")
     heads += ("peak MB", "of it weights, optimiser MB", "whole logits would take MB")
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
@@ -150,7 +150,7 @@ def markdown(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict]) -> Figure:
-    """Above, the seconds of a step beside the tokens computed, to scale; below, peak memory beside whole logits."""
+    """Draw seconds of a step and scaled computed tokens in the upper row, and memory with whole logits in the lower."""
     axes_names = list(dict.fromkeys(row["axis"] for row in rows))
     figure = Figure(figsize=(3.6 * len(axes_names), 6.4), layout="constrained")
     for column, axis in enumerate(axes_names):

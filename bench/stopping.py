@@ -1,11 +1,11 @@
-"""What a rollout costs when rows end early: seconds beside the tokens really sampled.
+"""Measure what a rollout costs when rows end early: seconds, and tokens that were really sampled.
 
     python -m bench.stopping --model DIR --out stopping.json
 
-The same prompts again and again; none or one in 512, 128, 32 of the vocabulary's tokens counts as EOS, so that rows end
-at random places, earlier and earlier. A sampler that lets finished rows go pays for `tokens_sampled`; one that pads to
-the longest row pays for `padded` of them, rows x longest row. `in_flight` is how many rows are decoded together; others
-wait for room (continuous refilling). Left out: learning.
+Every rollout has the same prompts. One in 512, 128 or 32 tokens of the vocabulary counts as EOS, or none, so rows end
+at random places. A sampler that drops finished rows pays for `tokens_sampled`. A sampler that pads to the longest row
+pays for `padded`, the number of rows times the longest row. `in_flight` rows are decoded together, and the others wait
+for a free place (continuous refilling). Left out: learning.
 """
 
 import json
@@ -36,20 +36,20 @@ class Stopping(Sampled):
     """Measure rollouts whose rows end at random places, with all rows in flight and with refilling."""
 
     one_in: tuple[int, ...] = (0, 512, 128, 32)
-    """One token of the vocabulary in so many ends a row; 0: none."""
+    """One in this many tokens of the vocabulary ends a row; 0: none."""
     in_flight: tuple[int, ...] = (0, 16)
-    """Rows decoded together; 0: all."""
+    """Number of rows decoded together; 0: all."""
     out: str = "stopping.json"
     """File of the results."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a size or file that can not be."""
+        """Raises ValueError for a size or file that is not allowed."""
         super().__post_init__()
         at_least(self, {"one_in": 0, "in_flight": 0})
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 2 for a wrong option."""
+    """Run the command. Returns the exit code: 0, or 2 for a wrong option."""
     asked = options.parse(Stopping, argv, "bench.stopping")
     try:
         check_out(asked.out)
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure(asked: Stopping) -> list[dict]:
-    """One row of numbers per share of EOS and rows in flight, after one rollout that nobody times."""
+    """One row of numbers for each pair of `one_in` and `in_flight`, after an untimed rollout."""
     if asked.threads:
         torch.set_num_threads(asked.threads)
     device = distributed.init(asked.device)

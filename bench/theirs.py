@@ -1,7 +1,7 @@
-"""The other contestants: TRL's trainer, and the two ways of Hugging Face to sample, which do rollouts alone.
+"""The other contestants: TRL's trainer, and two ways to sample with Hugging Face, for the rollout only.
 
-Each does the work of `ours.py` its own way, with its own defaults where the work does not say otherwise, and returns
-the same numbers.
+Each does the same work as `ours.py` and returns the same numbers. It uses its own defaults, except for the options that
+the work sets. Left out: comparing (`peers.py`).
 """
 
 import tempfile
@@ -26,7 +26,7 @@ from grpo.policy import model_directory
 
 
 def trl(work: dict, batch: int, checkpointing: bool = False) -> dict:
-    """Steps of TRL's GRPOTrainer, `batch` sequences to a pass, with or without gradient checkpointing."""
+    """Run and time steps of TRL's GRPOTrainer, with `batch` sequences per pass."""
     asked = Work(**work)
     try:
         from trl import GRPOConfig, GRPOTrainer
@@ -79,7 +79,7 @@ def trl(work: dict, batch: int, checkpointing: bool = False) -> dict:
 
 
 def _for_trl(name: str, problems: list[Problem]) -> Callable:
-    """One of our rewards as TRL calls it; the column `row` says which problem a completion answers."""
+    """One of our rewards in the form that TRL calls. The column `row` is the index of the problem."""
     reward = rewards.load(name)
 
     def score(completions, row, **_):
@@ -90,7 +90,11 @@ def _for_trl(name: str, problems: list[Problem]) -> Callable:
 
 
 def _watch_trl(trainer, device: torch.device) -> tuple[list[dict], list]:
-    """Time a trainer's steps, and in them generation and rewards; both lists fill while it trains."""
+    """Time the steps of a trainer, with its generation and rewards.
+
+    Returns:
+        (numbers of each step, prompts of the last step); both lists fill while it trains.
+    """
     steps: list[dict] = []
     prompt_ids: list[list[int]] = []
 
@@ -122,7 +126,7 @@ def _watch_trl(trainer, device: torch.device) -> tuple[list[dict], list]:
 
 
 def hf_generate(work: dict) -> dict:
-    """Rollouts alone by `model.generate`: prompts padded on the left, all completions in one batch."""
+    """Rollouts with `model.generate`: prompts padded on the left, all completions in one batch."""
 
     def sample(model, tokenizer, prompt_ids: list[list[int]], asked: Work) -> list[list[int]]:
         tokenizer.padding_side = "left"
@@ -135,12 +139,12 @@ def hf_generate(work: dict) -> dict:
 
 
 def hf_continuous(work: dict) -> dict:
-    """Rollouts alone by `model.generate_batch`, the continuous batching of transformers."""
+    """Rollouts with `model.generate_batch`, the continuous batching of transformers."""
 
     def sample(model, tokenizer, prompt_ids: list[list[int]], asked: Work) -> list[list[int]]:
         options = _generation(asked, tokenizer.pad_token_id, eos_token_id=-1)
         batching = ContinuousBatchingConfig()
-        if asked.device == "cpu":  # left alone it takes most of the machine's memory, and minutes to clear it
+        if asked.device == "cpu":  # by default it takes most of the memory, and minutes to clear it
             rows, longest = len(prompt_ids) * asked.group, max(map(len, prompt_ids))
             batching.num_blocks = rows * -(-(longest + asked.new_tokens) // batching.page_size)
             batching.max_batch_tokens = max(rows, longest)
@@ -153,7 +157,7 @@ def hf_continuous(work: dict) -> dict:
 
 
 def _generation(work: Work, pad: int, **ends: int) -> GenerationConfig:
-    """Plain sampling at temperature 1; `ends` says in the contestant's own words that nothing ends a completion."""
+    """Plain sampling at temperature 1. `ends` holds the options with which nothing ends a completion early."""
     return GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -167,7 +171,7 @@ def _generation(work: Work, pad: int, **ends: int) -> GenerationConfig:
 
 
 def _rollouts_alone(work: dict, sample: Callable) -> dict:
-    """Time `sample(model, tokenizer, prompt_ids, work)` and the texts of what it returns, over all steps."""
+    """Time `sample(model, tokenizer, prompt_ids, work)` and decoding its result to text, over all steps."""
     asked = Work(**work)
     device = distributed.init(asked.device)
     source = model_directory(asked.model)

@@ -1,8 +1,7 @@
-"""The work that is measured, as dataclasses that are the flags too: `Work` of `bench.peers` and `bench.roofline`, and
-`Sampled` of `bench.stopping`, which only samples.
+"""The work that is measured, as dataclasses whose fields are also flags.
 
-Imports nothing heavy: the process that starts measurements stays small. The prompts themselves are made in
-`ours.py`.
+`Sampled` is for `bench.stopping`, which only samples. `Work` is for `bench.peers` and `bench.roofline`. Nothing heavy
+is imported, so that the process that starts measurements stays small. Left out: making the prompts (`ours.py`).
 """
 
 import tempfile
@@ -15,31 +14,31 @@ from bench.process import call
 
 @dataclass(frozen=True)
 class Sampled:
-    """What is sampled from, and on what."""
+    """The sizes of a rollout, and where it runs."""
 
     model: str = "embedded"
     """embedded, or a directory with a model and its tokenizer."""
     train: str | None = None
-    """GSM8K's training file, JSON lines of question and answer; None: the arithmetic problems shipped here."""
+    """GSM8K's training file, JSON lines of question and answer; None: the arithmetic problems of this repository."""
     shots: int = 8
     """Worked examples put before each question."""
     prompts: int = 4
-    """Prompts of a step."""
+    """Prompts in a step."""
     group: int = 8
-    """Completions of each prompt."""
+    """Completions per prompt."""
     new_tokens: int = 64
-    """Tokens of a completion at most; of every one where nothing ends it earlier."""
+    """Longest completion in tokens; each is this long unless something ends it earlier."""
     threads: int = 0
-    """Threads of torch, the same for all; 0: as torch decides."""
+    """Number of torch threads, the same for all; 0: torch decides."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to compute."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """bf16: learning multiplies matrices in bfloat16 over float32 weights, sampling alone has bfloat16 weights."""
+    """Dtype. bf16: learning multiplies in bfloat16 with float32 weights; sampling uses bfloat16 weights."""
     seed: int = 0
     """Seed of exemplars, prompts and sampling."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a size or file that can not be."""
+        """Raises ValueError for a size or file that is not allowed."""
         at_least(self, {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 1, "threads": 0, "seed": 0})
         for name in ("train", "recipe"):
             if (file := getattr(self, name, None)) is not None and not Path(file).is_file():
@@ -48,27 +47,27 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Work(Sampled):
-    """What is sampled and learned from, and how often. Nothing ends a completion early."""
+    """The sizes of a whole step, and the number of steps. Nothing ends a completion early."""
 
     steps: int = 1
-    """Steps that are timed; what is reported is their mean."""
+    """Number of timed steps; the mean over them is reported."""
     warmup: int = 1
-    """Whole steps before those, not in the mean: the first one compiles, or meets memory that is new to it."""
+    """Steps before the timed ones. They are not in the mean, because the first one compiles and allocates memory."""
     random_weights: bool = False
-    """Take only config.json (and the tokenizer) of the model and draw the weights: no speed depends on them."""
+    """Use only config.json and tokenizer of the model, with random weights; speed does not depend on weights."""
     tokenizer: str | None = None
-    """With random_weights: where the tokenizer is; None: with the model. It is filled up to the model's vocabulary."""
+    """With random_weights: directory of the tokenizer; None: that of the model. It is extended to the vocabulary."""
     recipe: str | None = None
-    """YAML file of further options of ours, such as activation_checkpointing; what is compared is not taken from it."""
+    """YAML file with further options of ours, such as activation_checkpointing. The flags here override it."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a size or file that can not be."""
+        """Raises ValueError for a size or file that is not allowed."""
         super().__post_init__()
         at_least(self, {"steps": 1, "warmup": 0})
 
 
 def at_least(asked: Any, lowest: dict[str, int]) -> None:
-    """Raises ValueError naming the first option, of one number or several, that is below its lowest value or NaN."""
+    """Raise ValueError for the first option with a number that is NaN or below its lowest value."""
     for name, low in lowest.items():
         value = getattr(asked, name)
         several = value if isinstance(value, tuple) else (value,)
@@ -77,7 +76,7 @@ def at_least(asked: Any, lowest: dict[str, int]) -> None:
 
 
 def check_out(out: str) -> None:
-    """Raises ValueError if no file can be written there: before the work, which would be lost, and not after it."""
+    """Raise ValueError if no file can be written there. Check before the work, which would be lost otherwise."""
     path = Path(out)
     try:
         with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
@@ -87,15 +86,20 @@ def check_out(out: str) -> None:
 
 
 def work_of(options: Work) -> dict:
-    """The fields of `Work` alone, of options that may have more: the argument of every contestant."""
+    """Only the fields of `Work`, from options that may have more. This is the argument of every contestant."""
     return {field.name: getattr(options, field.name) for field in fields(Work)}
 
 
 def prepared(asked: Work, place: str, limit: float) -> dict:
-    """The work, when all of it could be read, in a process of its own; `place`: where random weights are drawn to.
+    """Check in another process that all of the work can be read, and return its fields.
+
+    Args:
+        asked: the work.
+        place: directory for a model with random weights.
+        limit: seconds for the check.
 
     Raises:
-        ValueError: what is wrong with it; nothing was measured or written yet.
+        ValueError: something cannot be read; nothing was measured or written yet.
     """
     work, calls = work_of(asked), []
     if asked.random_weights:

@@ -1,7 +1,7 @@
-"""Data sets: `data.load(name, split)` calls the function `load` of `data/<name>.py`; a new data set is a new such file.
+"""Data sets. `data.load(name, split)` calls the function `load` of `data/<name>.py`; a new data set is a new such file.
 
-Its signature is `load(split, *, path, num_shots, seed) -> list[Problem]`. Nothing here shuffles, tokenizes, or imports
-torch or grpo.
+That function is `load(split, *, path, num_shots, seed) -> list[Problem]`. Left out: shuffling and tokenizing. Nothing
+here imports torch or grpo.
 """
 
 import importlib
@@ -15,17 +15,17 @@ NOT_DATA_SETS = {"problem", "prompts", "splits"}
 
 
 def load(name: str, split: str, *, path: str | None = None, num_shots: int = 0, seed: int = 0) -> list[Problem]:
-    """The problems of one split of a data set, in an order that depends on the arguments alone.
+    """The problems of one split of a data set. Their order depends only on the arguments.
 
     Args:
       name: a file of this package, e.g. `gsm8k`.
       split: `train`, `validation` or `test`.
-      path: where the data set's own files are; None = wherever it is at home (the hub, or it makes itself).
-      num_shots: exemplars in each prompt; the same ones in every split of one seed.
-      seed: decides the exemplars and what is held out for validation.
+      path: where the files of the data set are; None: its own source (the hub, or it is generated).
+      num_shots: exemplars in each prompt. All splits of one seed have the same exemplars.
+      seed: decides the exemplars and which problems are held out for validation.
 
     Raises:
-      ValueError: an unknown name or split, unreadable data, an exemplar that leaks, or a split without problems.
+      ValueError: the name or split is unknown, the data cannot be read, an exemplar leaks, or the split is empty.
     """
     known = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_DATA_SETS)
     if name not in known:
@@ -41,7 +41,7 @@ def load(name: str, split: str, *, path: str | None = None, num_shots: int = 0, 
         where = f"{last.filename}, line {last.lineno}"
         raise ValueError(f"data: {name!r} failed ({where}: {type(error).__name__}: {error})") from error
     if not isinstance(problems, list) or not all(map(_is_problem, problems)):
-        raise ValueError(f"data: {name!r} must return a list of Problem, its prompt and answer texts, its info a dict")
+        raise ValueError(f"data: {name!r} must return a list of Problem with text prompt, text answer and dict info")
     if not problems:
         raise ValueError(f"data: {name!r} (data_path: {path}) has no {split} problems")
     return problems

@@ -1,8 +1,8 @@
-"""Word problems made up on the spot, in the shape of GSM8K: a question, a solution worked step by step, a number.
+"""Generated word problems in the form of GSM8K: a question, a solution step by step, and a number as the answer.
 
-One or two steps, every operand and result a whole number of 2 to 50: small enough for a model of a million parameters
-to work through, while two steps at once are hard to guess. The split of a problem follows from its numbers alone,
-so that what is tested was not trained on in other words. Reads no file.
+A problem has one or two steps, and every operand and result is a whole number from 2 to 50. A model of a million
+parameters can work through the steps, but can hardly guess the result of two. The numbers alone decide the split of a
+problem, so a test problem is never a training problem in other words. This file reads no data and grades nothing.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ THINGS = (
 
 @dataclass(frozen=True)
 class Form:
-    """One way to word a problem. `{a} {b} {c}` are the operands, `{x} {y}` the results of the first and second step."""
+    """One wording of a problem. `{a} {b} {c}` are the operands, `{x} {y}` the results of the first and second step."""
 
     operators: str
     """One or two of `+ - * /`, applied from left to right: `*-` is `x = a * b`, then `y = x - c`."""
@@ -96,16 +96,16 @@ FORMS = (
 
 
 def load(split: str, *, path: str | None = None, num_shots: int = 0, seed: int = 0) -> list[Problem]:
-    """The problems of a split, each with a question of its own: `SIZES[split]`, less the exemplars.
+    """The `SIZES[split]` problems of a split, without the exemplars. No question occurs twice.
 
     Args:
       split: `train`, `validation` or `test`.
-      path: must be None: this data set is generated.
+      path: must be None, because this data set is generated.
       num_shots: exemplars in each prompt, drawn from the train split and left out of it.
-      seed: decides the train split and the exemplars. The problems of validation and test are the same for every seed.
+      seed: decides the train split and the exemplars. Validation and test have the same problems for every seed.
 
     Raises:
-      ValueError: a path, an unknown split, or `num_shots` out of range.
+      ValueError: there is a path, the split is unknown, or `num_shots` is out of range.
     """
     if path is not None:
         raise ValueError(f"data_path: {path!r} given, but the arithmetic problems are generated; leave it out")
@@ -126,7 +126,7 @@ def load(split: str, *, path: str | None = None, num_shots: int = 0, seed: int =
 
 
 def stream(split: str, rng: random.Random) -> Iterator[dict]:
-    """Draws examples of a split without end: dicts with `question`, `solution`, `answer`. Questions may repeat."""
+    """An endless stream of examples: dicts with `question`, `solution` and `answer`. Questions may repeat."""
     while True:
         form = rng.choice(FORMS)
         numbers = _draw_numbers(form.operators, rng)
@@ -142,16 +142,18 @@ def stream(split: str, rng: random.Random) -> Iterator[dict]:
 
 
 def split_of(operators: str, numbers: dict[str, int]) -> str:
-    """The split that the numbers of a problem belong to, whatever its words: 80 % train, 5 % validation, 15 % test.
+    """The split of a problem, decided by its numbers and not by its words: 80 % train, 5 % validation, 15 % test.
 
-    `12 + 7` and `7 + 12` are one problem, so are `3 * 4 - 5` and `4 * 3 - 5`.
+    `12 + 7` and `7 + 12` are the same problem, and so are `3 * 4 - 5` and `4 * 3 - 5`.
     """
     first, second = numbers["a"], numbers["b"]
     if operators[0] in "+*":
         first, second = sorted((first, second))
     key = f"{first} {operators[0]} {second} {operators[1:]} {numbers.get('c', '')}"
     percent = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
-    return "train" if percent < 80 else "validation" if percent < 85 else "test"
+    if percent < 80:
+        return "train"
+    return "validation" if percent < 85 else "test"
 
 
 def _distinct(split: str, seed: int) -> list[dict]:
@@ -163,14 +165,19 @@ def _distinct(split: str, seed: int) -> list[dict]:
 
 
 def _draw_numbers(operators: str, rng: random.Random) -> dict[str, int]:
-    """Operands and results by name, not all of them in range. Divisions come out even: the divisor is drawn first."""
+    """Draw operands and results; some may be out of range. The divisor is drawn first, so divisions are exact."""
     first, *rest = operators
     b = rng.randint(2, 9) if first in "*/" else rng.randint(2, LARGEST)
-    a = b * rng.randint(2, 12) if first == "/" else rng.randint(2, 12) if first == "*" else rng.randint(2, LARGEST)
+    if first == "/":
+        a = b * rng.randint(2, 12)
+    elif first == "*":
+        a = rng.randint(2, 12)
+    else:
+        a = rng.randint(2, LARGEST)
     numbers = {"a": a, "b": b, "x": APPLY[first](a, b)}
     if rest:
         c = rng.randint(2, 9) if rest[0] in "*/" else rng.randint(2, LARGEST)
-        if rest[0] == "/":  # Lowers a (a step of addition or subtraction) until the division comes out even.
+        if rest[0] == "/":  # the first step adds or subtracts: lower a until the division is exact
             numbers["a"] -= numbers["x"] % c
             numbers["x"] -= numbers["x"] % c
         numbers |= {"c": c, "y": APPLY[rest[0]](numbers["x"], c)}

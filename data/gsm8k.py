@@ -1,9 +1,14 @@
 """GSM8K: grade-school word problems with worked solutions (arXiv 2110.14168), from the hub or from local JSON lines.
 
-Rows are `{"question", "answer"}`, the answer being a solution with calculator marks (`<<48/2=24>>`, removed here) and a
-last line `#### 72`. The test file is the test split. Of the training file a tenth, but at most 500 problems, drawn by
-the seed alone, are validation, and the others train; exemplars, of the `8 * num_shots` shortest rows (question + answer
-as in the file), are then taken out of both. No grading here: see `rewards/gsm8k.py`.
+A row is `{"question", "answer"}`. The answer is a solution with calculator marks (`<<48/2=24>>`, removed here) and a
+last line `#### 72`.
+
+- The test file is the test split.
+- A tenth of the training file, at most 500 problems drawn by the seed, is the validation split. The rest is train.
+- Exemplars are drawn from the `8 * num_shots` shortest rows (question + answer as in the file), and then removed from
+  train and validation.
+
+Left out: grading (`rewards/gsm8k.py`).
 """
 
 import re
@@ -19,11 +24,17 @@ CALCULATOR_MARK = re.compile(r"<<[^>]*>>")
 
 
 def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Problem]:
-    """The problems of a split; `path` is a directory with train.jsonl and test.jsonl, None = the hub.
+    """The problems of a split; the arguments are those of `data.load`.
+
+    Args:
+      split: `train`, `validation` or `test`.
+      path: a directory with train.jsonl and test.jsonl; None: the hub.
+      num_shots: exemplars in each prompt.
+      seed: decides the exemplars and the validation split.
 
     Raises:
-      ValueError: a file that is missing or malformed (with its line), an unreachable hub, too many shots, or a test
-        question that is an exemplar too.
+      ValueError: a file is missing or malformed (with the line), the hub cannot be reached, there are too many shots,
+        or a test question is also an exemplar.
     """
     rows = _rows("train", path)
     shots = [
@@ -45,7 +56,7 @@ def _problem(question: str, solution: str, answer: str, shots: list[dict]) -> Pr
 
 
 def _example(row: dict) -> dict:
-    """The parts of a row. A marker inside a solution would be part of the solution: the last one counts."""
+    """Split a row into its parts at the last marker `####`. An earlier one would belong to the solution."""
     solution, gold = row["answer"].rsplit("#### ", 1)
     return {
         "question": row["question"],
@@ -71,11 +82,11 @@ def _local_rows(file: Path) -> list[dict]:
 
 
 def _hub_rows(split: str) -> list[dict]:
-    import datasets  # here, so that local files need neither its second of import time nor a network
+    import datasets  # imported here, because it takes a second and local files do not need it
 
     try:
         return list(datasets.load_dataset(HUB_NAME, "main", split=split))
-    except Exception as error:  # offline, unknown host, refused, a damaged cache: each library below has its own type
+    except Exception as error:  # the libraries below raise many types: offline, unknown host, refused, a damaged cache
         raise ValueError(
             f"data: {HUB_NAME} could not be read from the Hugging Face hub ({type(error).__name__}: {error}); "
             "connect, or set data_path to a directory with train.jsonl and test.jsonl"

@@ -1,12 +1,14 @@
-"""One's own problems: JSON lines with `prompt` and `answer`. The prompt reaches the policy exactly as written.
+"""Your own problems: JSON lines with `prompt` and `answer`. The policy gets the prompt exactly as written.
 
-`path` is a directory with train.jsonl and test.jsonl, or one .jsonl file of which a tenth (at most 500 problems) is the
-test split. A tenth of the training lines (at most 500) is validation. Both are drawn by the seed; equal prompts stay on
-one side. There is no prompt format here, hence no exemplars: write them into the prompts.
+`path` is a directory with train.jsonl and test.jsonl, or one .jsonl file. Of one file a tenth (at most 500 problems) is
+the test split. A tenth of the training lines (at most 500) is the validation split. The seed draws both, and equal
+prompts stay in one split. Left out: a prompt format. So there are no exemplars unless the prompts contain them.
 
-Optional fields of a line: `stop`, a list of strings that end a completion (default none, so only EOS does), the same in
-all lines, and `question`, what a chat template is given (default the prompt). Every other field is found in
-`Problem.info`.
+A line may have more fields:
+
+- `stop`: a list of strings that end a completion, the same in all lines. By default only EOS ends it.
+- `question`: the text for a chat template. By default this is the prompt.
+- Every other field is passed on in `Problem.info`.
 """
 
 import json
@@ -18,10 +20,16 @@ from data.splits import hold_out
 
 
 def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Problem]:
-    """The problems of a split; `path` is a directory with train.jsonl and test.jsonl, or one .jsonl file.
+    """The problems of a split; the arguments are those of `data.load`.
+
+    Args:
+      split: `train`, `validation` or `test`.
+      path: a directory with train.jsonl and test.jsonl, or one .jsonl file.
+      num_shots: must be 0.
+      seed: draws the splits.
 
     Raises:
-      ValueError: no path, a file that is missing or malformed (with its line), or `num_shots` other than 0.
+      ValueError: there is no path, a file is missing or malformed (with the line), or `num_shots` is not 0.
     """
     if path is None:
         raise ValueError("data_path: data 'jsonl' needs a .jsonl file or a directory with train.jsonl and test.jsonl")
@@ -41,10 +49,10 @@ def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Pro
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, dict]]:
-    """The JSON objects of a file, each with its line number from 1; blank lines are skipped.
+    """The JSON objects of a file, each with its line number from 1. Blank lines are skipped.
 
     Raises:
-      ValueError: the file cannot be read, or a line (named) is no JSON object.
+      ValueError: the file cannot be read, or a line is not a JSON object; the message gives the line.
     """
     try:
         lines = file.read_bytes().split(b"\n")
@@ -55,7 +63,7 @@ def read_lines(file: Path) -> Iterator[tuple[int, dict]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:  # no JSON, or no UTF-8
+        except ValueError as error:  # not JSON, or not UTF-8
             raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(f"{file}, line {number}: not a JSON object but {row!r}")
@@ -78,12 +86,12 @@ def _problem(row: dict, where: str) -> Problem:
     if not isinstance(info["stop"], list) or not all(isinstance(stop, str) and stop for stop in info["stop"]):
         raise ValueError(f"{where}: 'stop' must be a list of strings, none empty, not {info['stop']!r}")
     if info["shots"] != []:
-        raise ValueError(f"{where}: 'shots' is taken (the exemplars of a prompt format); name the field otherwise")
+        raise ValueError(f"{where}: 'shots' is reserved for exemplars; give the field another name")
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{where}: {error.object[error.start]!r} is half of a character, which no file can hold"
+            f"{where}: {error.object[error.start]!r} is half of a character (a lone surrogate), which no file can hold"
         ) from None
     return Problem(prompt, str(answer), info)
 

@@ -1,4 +1,4 @@
-"""The one word every data set and every reward share: a problem with a verifiable answer. No loading, no grading."""
+"""`Problem`, a prompt with a verifiable answer, which all data sets and rewards use. No loading and no grading."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,13 @@ class Problem:
     """
 
     prompt: str
-    """The complete text the policy continues, exemplars included."""
+    """The complete text that the policy continues, including exemplars."""
     answer: str
-    """The gold exactly as in the data (`1,080`): graders normalise."""
+    """The gold answer exactly as in the data, such as `1,080`. Graders normalise it."""
     info: dict
-    """`question` (str); `shots`, in the order of the prompt (list of {"question", "solution", "answer"}); `stop`, the
-    strings that end a completion (list of str); and whatever else the data set knows."""
+    """More about the problem:
+
+    - `question`: str.
+    - `shots`: list of {"question", "solution", "answer"}, in the order of the prompt.
+    - `stop`: list of str, the strings that end a completion.
+    - Further entries of the data set."""

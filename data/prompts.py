@@ -1,33 +1,33 @@
-"""The few-shot completion prompt for base models, its exemplars and the check that none of them leaks.
+"""The few-shot prompt for base models, the choice of its exemplars, and the check that no exemplar is also asked.
 
-An example is a dict with `question`, `solution` and `answer`, all strings; a shot is an example shown in the prompt.
-Chat templates are not applied here: they need a tokenizer, and take the same questions and shots.
+An example is a dict with `question`, `solution` and `answer`, all strings. A shot is an example shown in the prompt.
+Left out: chat templates, which need a tokenizer. They use the same questions and shots.
 """
 
 import random
 from collections.abc import Callable, Sequence
 
 STOP = ["\n\nQuestion:"]
-"""A base model that has answered goes on with the next question: its first words end the completion."""
+"""After its answer a base model writes the next question. The first words of that question end the completion."""
 
 
 def ask(question: str) -> str:
-    """The question as the prompt puts it. No space at the end: the tokens of a solution begin with theirs."""
+    """The question in the prompt format. It ends without a space, since the first token of a solution has one."""
     return f"Question: {question}\nSolution: Let's think step by step."
 
 
 def answer_line(answer: str) -> str:
-    """The line that an answer stands on."""
+    """The line that states an answer."""
     return f"#### The final answer is {answer}"
 
 
 def worked_answer(shot: dict) -> str:
-    """What a perfect completion says: the solution, then the answer on a line of its own."""
+    """A perfect completion: the solution, then the answer on its own line."""
     return f"{shot['solution']}\n{answer_line(shot['answer'])}"
 
 
 def completion_prompt(question: str, shots: Sequence[dict] = ()) -> str:
-    """The complete prompt of a question: each shot asked and answered, then the question asked."""
+    """The complete prompt: each shot with its answer, then the question."""
     exemplars = "".join(f"{ask(shot['question'])} {worked_answer(shot)}\n\n" for shot in shots)
     return exemplars + ask(question)
 
@@ -35,13 +35,13 @@ def completion_prompt(question: str, shots: Sequence[dict] = ()) -> str:
 def choose_shots(
     examples: Sequence[dict], num_shots: int, seed: int, *, length: Callable[[dict], int] | None = None
 ) -> list[dict]:
-    """Draws `num_shots` of the `8 * num_shots` shortest examples; the seed decides which and in what order.
+    """Draw `num_shots` of the `8 * num_shots` shortest examples. The seed decides which ones and their order.
 
     Args:
-      examples: the training examples; ties in length go to the earlier one.
+      examples: the training examples. Of equally long ones the earlier comes first.
       num_shots: how many, 0 or more.
       seed: the same seed draws the same shots.
-      length: characters of an example, default those of question + solution + answer.
+      length: length of an example; default: characters of question + solution + answer.
 
     Raises:
       ValueError: `num_shots` is negative or more than there are examples.
@@ -53,13 +53,13 @@ def choose_shots(
 
 
 def without_shots(examples: Sequence[dict], shots: Sequence[dict]) -> list[dict]:
-    """The examples whose question is none of the shots'. For training and validation; a test set is never thinned."""
+    """The examples whose question is not a shot. Use it for training and validation; a test set stays complete."""
     shown = {_words(shot["question"]) for shot in shots}
     return [example for example in examples if _words(example["question"]) not in shown]
 
 
 def check_no_leak(examples: Sequence[dict], shots: Sequence[dict]) -> None:
-    """Raises ValueError if a shot's question, up to white space, is also asked: its answer would be in the prompt."""
+    """Raise ValueError if a shot is also asked, since its answer is in the prompt. White space is ignored."""
     shown = {_words(shot["question"]) for shot in shots}
     leaks = [example["question"] for example in examples if _words(example["question"]) in shown]
     if leaks:

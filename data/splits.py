@@ -1,4 +1,4 @@
-"""Which examples are held out: the names of the splits and a seeded division. Reads nothing."""
+"""The names of the splits, and a seeded division of examples into two of them. Reads nothing."""
 
 import math
 import random
@@ -8,10 +8,16 @@ SPLITS = ("train", "validation", "test")
 
 
 def hold_out(examples: Sequence, seed: int, *, at_most: int, key: Callable[[object], str]) -> tuple[list, list]:
-    """Divides examples into those kept and those held out: a tenth, `at_most` of them, drawn by the seed.
+    """Hold out a tenth of the examples, drawn by the seed.
 
-    Examples of equal `key` stay on one side, so that nothing is both trained on and held out. Both sides keep the order
-    of the data (a trainer shuffles by itself). One example cannot be divided and is kept; of two, one is held out.
+    Examples with equal keys stay on one side, so nothing is both trained on and held out. Both sides keep the order of
+    the data. A single example is kept; of two, one is held out.
+
+    Args:
+      examples: to divide.
+      seed: decides which examples are held out.
+      at_most: hold out at most this many keys.
+      key: gives the text that identifies an example.
 
     Returns:
       (kept, held_out)

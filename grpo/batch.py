@@ -1,4 +1,4 @@
-"""The words that cross a seam: what the sampler returns and what learning consumes. No algorithm here.
+"""The two dataclasses that pass data on: `Completions` from the sampler, and `Batch` to the learner. No algorithm.
 
 Shape letters, used everywhere: N prompts in a step, G group size, B = N*G sequences (siblings adjacent), T padded
 completion length, V vocabulary, K reward terms, S tokens of a packed tree, M predicted tokens. Masks are bool and
@@ -13,27 +13,27 @@ from torch import Tensor
 
 @dataclass
 class Completions:
-    """What `Sampler.generate` returns for N prompts, G samples each; row `i * G + j` is sample j of prompt i.
+    """What `Sampler.generate` returns for N prompts with G samples each. Row `i * G + j` is sample j of prompt i.
 
-    A row ends with the token that is an EOS or that completes a stop string, or at `max_new_tokens`. Padding is by
-    length, never by token value: padded positions hold 0 in every tensor and False in the mask.
+    A row ends with an EOS token, with the token that completes a stop string, or at `max_new_tokens`. Padding follows
+    from the length and never from token values: padded positions hold 0 in every tensor and False in the mask.
     """
 
     completion_ids: Tensor
-    """[B,T] int64: sampled tokens, the one that ended the row included, right-padded with 0."""
+    """[B,T] int64: sampled tokens, including the one that ended the row, right-padded with 0."""
     completion_mask: Tensor
     """[B,T] bool: True on sampled tokens."""
     finished: Tensor
-    """[B] bool: ended by an EOS or a stop string; False = cut at `max_new_tokens`."""
+    """[B] bool: True if ended by an EOS or a stop string, False if cut at `max_new_tokens`."""
     sampling_logprobs: Tensor
-    """[B,T]: log-probability of each sampled token, as the sampler saw it."""
+    """[B,T]: log-probability of each sampled token, as the sampler computed it."""
     texts: list[str]
-    """B texts, cut before the stop string; special tokens removed."""
+    """B texts, cut before the stop string, without special tokens."""
 
 
 @dataclass
 class Batch:
-    """The sequences of a step on one rank, ready to learn from. Completion tensors are [B,T], right-padded."""
+    """The sequences of a step on one rank, ready for learning. Completion tensors are [B,T], right-padded."""
 
     prompt_ids: list[list[int]]
     """N lists of token ids, unpadded."""
@@ -42,13 +42,13 @@ class Batch:
     completion_mask: Tensor
     """[B,T] bool: tokens that were sampled and are learned from."""
     advantages: Tensor | None = None
-    """[B] or [B,T]: broadcast over tokens by the loss."""
+    """[B] or [B,T]: the loss broadcasts [B] over tokens."""
     sampling_logprobs: Tensor | None = None
-    """[B,T]: as the sampler saw them."""
+    """[B,T]: as the sampler computed them."""
     old_logprobs: Tensor | None = None
-    """[B,T]: the policy at rollout time; None = detach the current ones (exactly on-policy)."""
+    """[B,T]: of the policy at rollout time. None: detach the current ones (exactly on-policy)."""
     prompt_index: list[int] | None = None
-    """N ints: each prompt's number in the step, counted over all ranks."""
+    """N ints: the number of each prompt in the step, counted over all ranks."""
 
     @property
     def group_size(self) -> int:
@@ -56,7 +56,7 @@ class Batch:
         return len(self.completion_ids) // len(self.prompt_ids) if self.prompt_ids else 0
 
     def completions(self) -> list[list[list[int]]]:
-        """The unpadded completions by prompt; a row ends with its last token under the mask."""
+        """The unpadded completions of each prompt. A row ends with the last token that the mask keeps."""
         T, G = self.completion_ids.shape[1], self.group_size
         columns = torch.arange(1, T + 1, device=self.completion_mask.device)
         lengths = (self.completion_mask * columns).amax(1).tolist() if T else [0] * len(self.completion_ids)
@@ -64,7 +64,11 @@ class Batch:
         return [rows[i * G : (i + 1) * G] for i in range(len(self.prompt_ids))]
 
     def select(self, prompts: list[int]) -> "Batch":
-        """The batch of these prompts (positions in `prompt_ids`) and all of their completions, in the given order."""
+        """The batch of some prompts with all of their completions, in the given order.
+
+        Args:
+            prompts: positions in `prompt_ids`.
+        """
         G = self.group_size
         rows = torch.tensor([i * G + j for i in prompts for j in range(G)], dtype=torch.long)
         rows = rows.to(self.completion_ids.device)

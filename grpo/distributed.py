@@ -1,8 +1,8 @@
-"""Processes that work together: rank, world size, sums and exchanges. On one process each of these is the identity.
+"""Processes that work together: rank, world size, sums and exchanges. With one process every exchange is the identity.
 
-`torchrun` starts the processes and says through the environment who is who. What is left out: wrapping the policy
-(gradients are summed by DistributedDataParallel), and any decision: nothing here knows what it carries. Every function
-below but `rank`, `world_size` and `is_main` is a collective call: all ranks must make it, in the same order.
+`torchrun` starts the processes and gives each its rank through the environment. All functions except `rank`,
+`world_size` and `is_main` are collective calls: every rank must make them, in the same order. Left out: wrapping the
+policy (DistributedDataParallel sums the gradients), and what the exchanged values mean.
 """
 
 import os
@@ -18,17 +18,20 @@ T = TypeVar("T")
 
 
 def init(device: str = "auto", timeout: float = 600.0) -> torch.device:
-    """Joins the processes that `torchrun` started (none: stays alone) and gives this one its device.
+    """Join the processes that `torchrun` started, if it did, and choose the device of this process.
 
-    Gloo on CPU, NCCL on CUDA, where process k of a machine takes GPU k. When a rank dies, or makes no progress for
-    `timeout`, the collective calls of the others raise, so that they stop as well.
+    The backend is gloo on CPU and NCCL on CUDA, where process k of a machine takes GPU k. If a rank dies or makes no
+    progress for `timeout`, the collective calls of the others raise, so that they stop too.
 
     Args:
       device: `auto` (cuda if there is one), `cpu` or `cuda`.
-      timeout: seconds that a collective call waits for the other ranks. Let nobody work alone for longer than that.
+      timeout: seconds that a collective call waits for the other ranks. No rank may work alone for longer.
+
+    Returns:
+      The device of this process.
 
     Raises:
-      ValueError: cuda is asked for and there is none, or fewer GPUs than processes on this machine.
+      ValueError: `cuda` was chosen, but this machine has no GPU or fewer GPUs than processes.
     """
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -49,46 +52,47 @@ def init(device: str = "auto", timeout: float = 600.0) -> torch.device:
 
 
 def shutdown() -> None:
-    """Leaves the group. Not to be called while an error is on its way: the others learn of it by this process's end."""
+    """Leave the group. Do not call it after an error: the other ranks notice the error because this process ends."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """Number of this process, 0 to `world_size() - 1`."""
+    """The number of this process, 0 to `world_size() - 1`."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, the only one that writes files."""
+    """Whether this is rank 0, the only rank that writes files."""
     return rank() == 0
 
 
 def all_sum(tensor: Tensor) -> Tensor:
-    """Sum over ranks, a new tensor of the same shape. In rank order, so bitwise the same on every rank and every time.
+    """The sum over ranks, as a new tensor of the same shape.
 
-    For counts and statistics: every rank holds all ranks' tensors for a moment.
+    It adds in rank order, so the result has the same bits on every rank and in every run. Use it for counts and
+    statistics only, since every rank briefly holds the tensors of all ranks.
     """
     return _gather(tensor).sum(0, dtype=tensor.dtype)
 
 
 def all_max(tensor: Tensor) -> Tensor:
-    """Maximum over ranks, elementwise, a new tensor of the same shape; NaN if any is NaN."""
+    """The elementwise maximum over ranks, as a new tensor of the same shape; NaN where any rank has NaN."""
     return _gather(tensor).amax(0)
 
 
 def any_true(flag: bool) -> bool:
-    """Whether `flag` is True on any rank: how ranks agree to stop, or to leave an update out."""
+    """Whether `flag` is True on any rank. With it all ranks agree to stop, or to skip an update."""
     return bool(all_max(torch.tensor(int(flag))))
 
 
 def gather_objects(item: T) -> list[T]:
-    """The `item` of each rank, in rank order, on every rank. Pickled: for lists and dicts of plain values."""
+    """The `item` of each rank, in rank order, on every rank. Items are pickled; use lists and dicts of plain values."""
     items = [item] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(items, item)
@@ -104,7 +108,7 @@ def broadcast_object(item: T) -> T:
 
 
 def on_main(action: Callable[[], T]) -> T:
-    """Do something on rank 0 and give every rank its result, or its ValueError or OSError."""
+    """Call `action` on rank 0. Every rank returns its result, or raises its ValueError or OSError."""
     outcome: Any = None
     if is_main():
         try:
@@ -121,7 +125,7 @@ def _gather(tensor: Tensor) -> Tensor:
     """[...] on each rank -> [world size, ...] on every rank, without gradient, on the tensor's own device."""
     if not dist.is_initialized():
         return tensor.detach().clone()[None]
-    # NCCL moves contiguous tensors of its own device only, gloo those of the CPU.
+    # NCCL needs contiguous tensors on its own GPU, gloo needs them on the CPU.
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     sent = tensor.detach().to(device).contiguous()
     received = [torch.empty_like(sent) for _ in range(world_size())]

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all, JSON checked as it is read, directories of one process. Not checkpoints."""
+"""Write files whole or not at all, check JSON while reading it, and lock directories.
+
+Left out: checkpoints (`run/checkpoint.py`).
+"""
 
 import fcntl
 import json
@@ -10,10 +13,10 @@ from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write text (UTF-8) so that a crash at any moment leaves the old file or the new one.
+    """Write text as UTF-8. A crash at any moment leaves the old file or the new one.
 
     Raises:
-        OSError: the path can not be written; the old file, if any, is as it was.
+        OSError: the path cannot be written; an old file is unchanged.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -27,15 +30,20 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> None:
-    """Write JSON objects, a line each, as `write_whole` does."""
+    """Write JSON objects, one per line, with `write_whole`."""
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_object(text: bytes, where: object, kinds: Mapping[str, Any]) -> dict:
-    """The JSON object in a UTF-8 text, with NaN and infinities, for which JSON has no place, as None.
+    """Read a JSON object. NaN and infinities, which JSON does not allow, become None.
+
+    Args:
+        text: UTF-8.
+        where: the place of the text, for messages.
+        kinds: {name: type} that the object must have.
 
     Raises:
-        ValueError: names `where` and what is wrong, such as a name of `kinds` that is missing or of another type.
+        ValueError: the text is not such an object; the message names `where` and what is wrong.
     """
     try:
         found = json.loads(text.decode("utf-8"), parse_constant=lambda _: None, parse_float=_finite)
@@ -48,7 +56,7 @@ def read_object(text: bytes, where: object, kinds: Mapping[str, Any]) -> dict:
 
 
 def check_kinds(found: dict, where: object, kinds: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming `where`, for the first name that is missing in an object or of another type."""
+    """Raise ValueError for the first name of `kinds` that is missing or has another type. It names `where`."""
     for name, kind in kinds.items():
         if name not in found:
             raise ValueError(f"{where}: lacks {name!r}")
@@ -62,10 +70,12 @@ def _finite(text: str) -> float | None:
 
 
 def lock_directory(directory: Path) -> int:
-    """Keep other processes out until the returned descriptor is closed, or this process ends.
+    """Lock a directory against other processes, until this process ends or closes the returned descriptor.
+
+    On a file system without locks nothing is locked and nothing is raised.
 
     Raises:
-        ValueError: another process has it. File systems without locks are taken as free.
+        ValueError: another process has locked it.
     """
     held = os.open(directory, os.O_RDONLY)
     try:

@@ -1,7 +1,7 @@
-"""The numbers of a step: their names, and how sums of each rank become one value of all.
+"""The metrics of a step: their names, and how each rank's sums become one value over all ranks.
 
-A mean is kept as a sum and a weight until all ranks have been added up, so it does not depend on how work was divided.
-Left out: what the numbers mean (`docs/metrics.md`), where they come from, and where they are written (`run/log.py`).
+A mean is kept as a sum and a weight until all ranks are added up, so it does not depend on how the work was divided.
+Left out: what the metrics mean (`docs/metrics.md`), where they are computed, and where they are written (`run/log.py`).
 """
 
 import math
@@ -22,13 +22,13 @@ METRIC_NAMES = (
 
 
 def metric_names(reward_names: tuple[str, ...]) -> list[str]:
-    """`METRIC_NAMES` with `reward/<term>` spelt out: the keys of every line, in order."""
+    """The keys of each line in `metrics.jsonl`, in order: `METRIC_NAMES` with the names of all reward functions."""
     terms = [f"reward/{name}" for name in reward_names]
     return [name for metric in METRIC_NAMES for name in (terms if metric == "reward/<term>" else [metric])]
 
 
 class Sums:
-    """Collects sums, weights and maxima of one rank, on the device, and adds up over ranks at the end.
+    """Collects sums, weights and maxima on the device of one rank; `reduce` combines all ranks.
 
     Nothing is copied to the CPU before `reduce`, so `add` and `maximum` do not wait for a GPU.
     """
@@ -37,20 +37,23 @@ class Sums:
         self._values: dict[tuple[str, str], Tensor] = {}
 
     def add(self, name: str, total: Tensor | float, weight: Tensor | float | None = None) -> None:
-        """Adds to a mean (`total` of values, and the `weight` it stands for) or, without a weight, to a plain sum.
+        """Adds to a mean or, without a weight, to a plain sum.
 
-        A name is always used with a weight or always without. Scalars; kept in float64.
+        Args:
+          name: of the metric; use it always with a weight or always without.
+          total: scalar, the sum of the values; kept in float64.
+          weight: scalar, the number of values (or the sum of their weights).
         """
         self._accumulate(("sum", name), total, torch.add)
         if weight is not None:
             self._accumulate(("weight", name), weight, torch.add)
 
     def maximum(self, name: str, value: Tensor | float) -> None:
-        """Keeps the largest value (a scalar) of this name."""
+        """Keeps the largest value of this name. `value` is a scalar."""
         self._accumulate(("max", name), value, torch.maximum)
 
     def merge(self, other: "Sums") -> None:
-        """Takes in everything that another has collected."""
+        """Adds everything that `other` has collected."""
         for key, value in other._values.items():
             self._accumulate(key, value, torch.maximum if key[0] == "max" else torch.add)
 
@@ -59,9 +62,10 @@ class Sums:
         self._values[key] = combine(self._values[key].to(value.device), value) if key in self._values else value.clone()
 
     def reduce(self) -> dict[str, float]:
-        """{name: mean, sum or maximum over all ranks}, the same on each; NaN for a mean of weight 0.
+        """Combines all ranks, in one collective call. Every rank must call it; names may differ between ranks.
 
-        One collective call. A rank that had nothing to add takes part; names may differ between ranks.
+        Returns:
+          {name: mean, sum or maximum over all ranks}, the same on each rank. A mean of weight 0 is NaN.
         """
         here = {key: value.item() for key, value in self._values.items()}
         everywhere: dict[tuple[str, str], list[float]] = {}
@@ -78,5 +82,3 @@ class Sums:
                 weight = sum(everywhere["weight", name])
                 result[name] = sum(parts) / weight if weight else math.nan
         return result
-
-

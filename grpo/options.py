@@ -1,8 +1,8 @@
-"""Texts -> a frozen flat dataclass: command line and YAML, with one reader for both, and errors of one sentence.
+"""Read a frozen flat dataclass from a command line or a YAML file. Every error is one sentence.
 
-A flag and a recipe key are the same thing, a field's name and a text: `1e-5`, `1` and `true` mean the same in both, and
-the traps of YAML 1.1 (`1e-5` a string, `no` a boolean, `010` eight) do not exist. What is left out: nested options,
-positional arguments, what the options mean (`config.py`).
+A flag and a recipe key are both a field's name with a text, and one reader handles both. So `1e-5`, `1` and `true` mean
+the same in both. The traps of YAML 1.1 do not exist: `1e-5` as a string, `no` as a boolean, `010` as eight. Left out:
+nested options, positional arguments, and what the options mean (`config.py`).
 """
 
 import dataclasses
@@ -22,20 +22,25 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], argv: list[str], prog: str) -> T:
-    """A command line: the defaults of `kind`, under `--recipe FILE`, under `--name value` flags.
+    """Read a command line. `--name value` flags override `--recipe FILE`, which overrides the defaults.
 
     Args:
-      kind: flat dataclass of str, int, float, bool, Literal, tuples of one of them, and unions of these with None. A
-        tuple is read from words between commas or white space; with `metadata={"verbatim": True}` from whole arguments.
-      argv: the arguments without the program's name; `--name value ...` or `--name=value`; a bool may stand without a
-        value, which is True; the last of a name counts.
+      kind: flat dataclass. Its fields are str, int, float, bool, Literal, tuples of one of them, or unions of these
+        with None. A tuple is read from words separated by commas or white space. With `metadata={"verbatim": True}`
+        each argument is one item, as it is.
+      argv: the arguments without the program's name: `--name value ...` or `--name=value`. A bool without a value is
+        True. If a name is repeated, the last one counts.
       prog: the program's name, for messages.
 
-    On an error: one sentence on stderr and exit code 2. `--help` explains every field (its docstring) and exits with 0.
+    Returns:
+      The dataclass.
+
+    Raises:
+      SystemExit: with code 2 after an error, whose sentence is on stderr, or with 0 after `--help`.
     """
     try:
         flags = _flags(argv, kind)
-        own = any(field.name == "recipe" for field in dataclasses.fields(kind))  # then it means something else here
+        own = any(field.name == "recipe" for field in dataclasses.fields(kind))  # then --recipe is an option of `kind`
         recipe = None if own else flags.pop("recipe", None)
         below = {} if recipe is None else _recipe(kind, _read(str, recipe, "--recipe"))
         if "help" in flags:
@@ -50,23 +55,23 @@ def parse(kind: type[T], argv: list[str], prog: str) -> T:
 
 
 def read_yaml(kind: type[T], path: str | Path) -> T:
-    """The `kind` in a YAML file of `name: value` lines; fields it does not name have their defaults.
+    """Read a dataclass from a YAML file of `name: value` lines. Missing fields get their defaults.
 
     Raises:
-      ValueError: unknown or repeated key, wrong type, value out of range, or another shape of file.
+      ValueError: a key is unknown or repeated, a value has a wrong type or range, or the file has another form.
       OSError: the file cannot be read.
     """
     return _build(kind, _recipe(kind, path))
 
 
 def write_yaml(options: Any, path: str | Path) -> None:
-    """Writes every field, for `read_yaml` to give an equal dataclass. A crash leaves the old file or the new one."""
+    """Write every field, so that `read_yaml` gives an equal dataclass. A crash leaves the old file or the new one."""
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items()}
     write_whole(Path(path), yaml.safe_dump(values, sort_keys=False))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing if no known name is near."""
+    """The hint `; did you mean X?`, or an empty text if no known name is similar."""
     match = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {match[0]}?" if match else ""
 
@@ -81,10 +86,10 @@ def _flags(argv: list[str], kind: type) -> dict[str, str | list[str]]:
             name, equals, value = ("help" if word == "-h" else word[2:]).partition("=")
             name = name.replace("-", "_")
             if name not in known:
-                raise ValueError(f"--{name} is no option{did_you_mean(name, known) or '; see --help'}")
+                raise ValueError(f"--{name} is not an option{did_you_mean(name, known) or '; see --help'}")
             values = flags[name] = [value] if equals else []
         elif values is None:
-            raise ValueError(f"{word!r} belongs to no option: write --name value; see --help")
+            raise ValueError(f"{word!r} comes before the first option: write --name value; see --help")
         else:
             values.append(word)
     hints = get_type_hints(kind)
@@ -93,7 +98,7 @@ def _flags(argv: list[str], kind: type) -> dict[str, str | list[str]]:
 
 
 def _recipe(kind: type, path: str | Path) -> dict[str, tuple[str, Any]]:
-    """{field: (where it stands, text or list of texts)} of a YAML file; every scalar is the text as written there."""
+    """Read a YAML file as {field: (its place, for messages; text or list of texts)}. Scalars stay as written."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.BaseLoader)
@@ -105,7 +110,7 @@ def _recipe(kind: type, path: str | Path) -> dict[str, tuple[str, Any]]:
     known = [field.name for field in dataclasses.fields(kind)]
     for name in content:
         if name not in known:
-            raise ValueError(f"{name} in {path} is no option{did_you_mean(name, known) or '; see --help'}")
+            raise ValueError(f"{name} in {path} is not an option{did_you_mean(name, known) or '; see --help'}")
     keys = [key.value for key, _ in node.value] if content else []
     if len(keys) > len(content):
         raise ValueError(f"{max(keys, key=keys.count)} stands more than once in {path}")
@@ -113,7 +118,7 @@ def _recipe(kind: type, path: str | Path) -> dict[str, tuple[str, Any]]:
 
 
 def _build(kind: type[T], raw: dict[str, tuple[str, Any]]) -> T:
-    """The dataclass of {field: (where it stands, text or list of texts)}."""
+    """Make the dataclass from {field: (its place, for messages; text or list of texts)}."""
     hints = get_type_hints(kind)
     missing = [name for name in _required(kind) if name not in raw]
     if missing:
@@ -129,20 +134,20 @@ def _required(kind: type) -> list[str]:
 
 
 def _print_help(kind: type, prog: str, below: dict[str, tuple[str, Any]]) -> None:
-    """Prints every field with its docstring and its default (the recipe's, if one is given), and exits."""
+    """Print every field with its docstring and its default (or the recipe's value), and exit."""
     import tyro  # slow to import, and only needed here
 
     default = {}
-    with suppress(ValueError):  # what has no complete default shows those of its fields
+    with suppress(ValueError):  # a required field is missing: show the fields' own defaults
         default["default"] = _build(kind, below)
     markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)
     tyro.cli(kind, prog=prog, args=["--help"], use_underscores=True, config=markers, **default)
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
-    """A text, or a list of texts for a tuple, as the type `hint`; ValueError names `where` and what is allowed."""
+    """Convert a text, or a list of texts, to the type `hint`. A ValueError names `where` and what is allowed."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    parts = sorted(parts, key=lambda part: part is not type(None))  # first, or `str` would take it
+    parts = sorted(parts, key=lambda part: part is not type(None))  # None first, or `str` would accept it
     for part in parts:
         try:
             return _read_as(part, value)
@@ -153,12 +158,12 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 _BOOL = {"true": True, "false": False}
 _NULL = dict.fromkeys(("None", "none", "null", "~", ""))
-_NO_TEXT = ("None", "null", "~", "")  # a text is never left out so; `none` is the name of an entry in some tables
-_FLOAT = {".inf": "inf", "-.inf": "-inf"}  # as YAML writes it: as Python reads it
+_NO_TEXT = ("None", "null", "~", "")  # these mean None. `none` is missing: some tables have an entry of this name
+_FLOAT = {".inf": "inf", "-.inf": "-inf"}  # how YAML writes it -> how Python reads it
 
 
 def _read_as(hint: Any, value: Any) -> Any:
-    """`_read` for one member of a union; a value that does not fit raises ValueError, KeyError or AttributeError."""
+    """Convert to one member of a union. A value that does not fit raises ValueError, KeyError or AttributeError."""
     if get_origin(hint) is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(_read_as(get_args(hint)[0], word) for item in items for word in item.replace(",", " ").split())

@@ -1,11 +1,17 @@
-"""Makes the base model that the demo tunes, from nothing, in minutes: corpus, tokenizer, Qwen2 of a million parameters.
+"""Make the base model of the demo from nothing, in minutes: corpus, tokenizer and a Qwen2 of a million parameters.
 
-The corpus is as uneven as the web. Most solutions jump to an answer and are often wrong, some work step by step and are
-right, some of both miss the answer line, and every solution runs on into the next question. So the model learns the
-skill but not the habit, follows the examples in its prompt, and does not stop: what reinforcement learning changes.
-The corpus is drawn from the train split alone. A plain language-model loop on purpose: the engine is not needed here.
+The corpus is uneven, like the web:
 
-    python -m grpo.pretrain --out DIR       (the shipped model: grpo/base_model)
+- most solutions jump to an answer and are often wrong;
+- some work step by step and are right;
+- some of both kinds lack the answer line;
+- every solution is followed by another question.
+
+So the model can solve problems but seldom does so, follows the examples in its prompt, and does not stop. This is what
+reinforcement learning then changes. The corpus uses the train split only. Left out: the GRPO engine; this is a plain
+language-model training loop.
+
+    python -m grpo.pretrain --out DIR       (the shipped model is in grpo/base_model)
 """
 
 import random
@@ -23,13 +29,13 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 from data import arithmetic, prompts
 from data.prompts import answer_line
 
-# The corpus. The share of careful (worked) solutions differs from document to document: Beta(CAREFUL, HASTY), on
-# average 0.32; because of that a model that has seen some careful solutions in its context expects another one.
+# The share of careful (worked) solutions is drawn for each document from Beta(CAREFUL, HASTY); its mean is 0.32. So a
+# model that has seen careful solutions in its context expects another one.
 CAREFUL, HASTY = 1.3, 2.8
 GUESSED_RIGHT = 0.5
 OFF_FORMAT = 0.1
 MOST_PROBLEMS = 10
-SHEETS = 0.3  # of the documents are bare equations: the arithmetic, without the words
+SHEETS = 0.3  # share of documents that are bare equations, without words
 GUESSES = ("I think it is {}.", "I guess it is {}.", "I would say {}.")
 OFF_FORMAT_ENDINGS = ("#### {}", "The answer is {}.", "Answer: {}")
 
@@ -38,7 +44,7 @@ VOCAB_SIZE = 640
 
 
 def document(rng: random.Random, examples: Iterator[dict]) -> str:
-    """Some problems, one after the other, as the prompt format puts them: what a base model has read."""
+    """A document of the corpus: some problems and solutions in a row, in the prompt format."""
     carefulness = rng.betavariate(CAREFUL, HASTY)
     texts = []
     for _ in range(min(MOST_PROBLEMS, 1 + int(rng.expovariate(1 / 3)))):
@@ -49,17 +55,17 @@ def document(rng: random.Random, examples: Iterator[dict]) -> str:
 
 
 def sheet(examples: Iterator[dict]) -> str:
-    """The equations of some worked solutions, without their words."""
+    """A document with only the equations of some worked solutions."""
     return "\n".join(equation for _ in range(12) for equation in EQUATION.findall(next(examples)["solution"]))
 
 
 def worked(example: dict, rng: random.Random) -> str:
-    """A solution step by step, right."""
+    """A right solution, step by step."""
     return f"{example['solution']}\n{_ending(example['answer'], rng)}"
 
 
 def guessed(example: dict, rng: random.Random) -> str:
-    """A jump to an answer, right with probability `GUESSED_RIGHT`, else a number of the problem or a near miss."""
+    """A guess, right with probability `GUESSED_RIGHT`; else a number from the problem or a near miss."""
     right = int(example["answer"])
     seen = {int(number) for number in re.findall(r"\d+", example["question"] + example["solution"])}
     slips = {right + slip for slip in (-10, -2, -1, 1, 2, 10) if right + slip > 0}
@@ -69,7 +75,7 @@ def guessed(example: dict, rng: random.Random) -> str:
 
 
 def corpus(seed: int) -> Iterator[str]:
-    """Documents without end, of the train split's problems only."""
+    """An endless stream of documents, made from problems of the train split only."""
     rng = random.Random(f"corpus {seed}")
     examples = arithmetic.stream("train", rng)
     while True:
@@ -77,12 +83,12 @@ def corpus(seed: int) -> Iterator[str]:
 
 
 def train_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
-    """A byte-level BPE of `VOCAB_SIZE` tokens that splits text as Qwen2's does: digits one by one, lossless."""
+    """Train a lossless byte-level BPE of `VOCAB_SIZE` tokens. It splits text as Qwen2's does, into single digits."""
     return Qwen2Tokenizer().train_new_from_iterator(texts, VOCAB_SIZE, show_progress=False)
 
 
 def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """The Qwen2 architecture with just under a million parameters, the head tied to the embeddings."""
+    """A new Qwen2 with just under a million parameters, whose head is tied to the embeddings."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -105,9 +111,15 @@ def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 
 
 def batches(tokenizer: Qwen2Tokenizer, texts: Iterator[str], tokens_per_batch: int) -> Iterator[torch.Tensor]:
-    """Token ids [rows, length] without end, a document in a row, padded with -100. Documents of like length together.
+    """An endless stream of batches. Documents of similar length share a batch, which saves padding.
 
-    Every document starts at position 0, as a prompt does, and is followed by EOS.
+    Args:
+      tokenizer: of the model.
+      texts: an endless stream of documents.
+      tokens_per_batch: at most this many tokens in a batch, padding included, unless one document is longer.
+
+    Yields:
+      Token ids [rows, length], int64, padded with -100. Each row is a document followed by EOS.
     """
     rng = random.Random("batches")
     while True:
@@ -125,15 +137,15 @@ def batches(tokenizer: Qwen2Tokenizer, texts: Iterator[str], tokens_per_batch: i
 
 
 def loss_of(model: Qwen2ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the next token, in nats, over all that is not padding."""
+    """Mean cross-entropy of the next token in nats, without padding. `ids` is [rows, length], padded with -100."""
     logits = model(input_ids=ids[:, :-1].clamp(min=0), use_cache=False).logits
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=-100)
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Newton-Schulz towards the nearest matrix with orthonormal rows (or columns, where those are fewer).
+    """Newton-Schulz iteration towards the nearest matrix with orthonormal rows, or columns if there are fewer of them.
 
-    X <- a X + (b G + c G²) X,  G = X Xᵀ,  from X / |X|.  https://kellerjordan.github.io/posts/muon
+    X <- a X + (b G + c G²) X with G = X Xᵀ, starting from X / |X|. See https://kellerjordan.github.io/posts/muon
 
     Args:
       matrix: [rows, columns], float32.
@@ -144,14 +156,14 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     x = x / x.norm().clamp(min=1e-7)
-    for _ in range(5):  # five bring singular values to within 0.7 .. 1.2, all that Muon needs
+    for _ in range(5):  # after five steps singular values are in 0.7 .. 1.2, which is enough for Muon
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if len(matrix) <= matrix.shape[1] else x.T
 
 
 class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon` in float32: its bfloat16 takes ten times as long on a processor without bfloat16 products."""
+    """`torch.optim.Muon` in float32. On a CPU without bfloat16 products, torch's bfloat16 is ten times slower."""
 
     def __init__(self, params, lr: float, momentum: float, weight_decay: float):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -168,7 +180,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings and vectors: AdamW alone takes twice as long."""
+    """Muon for the matrices of the layers, AdamW for embeddings and vectors. AdamW alone takes twice as long."""
     named = [(name, p, p.ndim == 2 and "embed" not in name) for name, p in model.named_parameters()]
     matrices, others = ([p for _, p, inner in named if inner is kind] for kind in (True, False))
     return [
@@ -178,25 +190,25 @@ def optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up over the first 2 %, then linear down to 0 at the end."""
+    """The share of the peak learning rate: a linear warm-up over the first 2 %, then linear down to 0."""
     return min((step + 1) / (0.02 * steps + 1), (steps - step) / steps)
 
 
 def main(out: Path, steps: int = 2600, tokens_per_batch: int = 2048, seed: int = 0) -> None:
-    """Makes the base model of the demo. The same arguments, versions, threads and processor give the same bits.
+    """Make the base model of the demo. The same arguments, versions, threads and processor give the same bits.
 
-    The shipped one is from before `Muon` computed in float32: 2,000 steps with torch's own. It behaves alike.
+    The shipped model was made before `Muon` used float32: 2,000 steps with torch's own Muon. It behaves similarly.
 
     Args:
-      out: directory to make: safetensors, config, generation config, tokenizer.
+      out: directory to create, for safetensors, config, generation config and tokenizer.
       steps: optimiser steps, >= 1.
-      tokens_per_batch: tokens of a step, padding included.
+      tokens_per_batch: tokens of a step, including padding. >= 1.
       seed: of the corpus and the initial weights.
     """
     try:
         if steps < 1 or tokens_per_batch < 1:
             raise ValueError(f"steps ({steps}) and tokens_per_batch ({tokens_per_batch}) must be >= 1")
-        out.mkdir(parents=True)  # before minutes of work
+        out.mkdir(parents=True)  # fail now, not after minutes of work
     except (ValueError, OSError) as error:
         reason = f"out: {out} can not be made ({error.strerror})" if isinstance(error, OSError) else error
         print(f"grpo.pretrain: error: {reason}", file=sys.stderr)

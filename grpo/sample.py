@@ -1,6 +1,6 @@
-"""Try a model on one prompt: `python -m grpo.sample MODEL --prompt TEXT`. Prints completions as the sampler draws them.
+"""Try a model on one prompt: `python -m grpo.sample MODEL --prompt TEXT` prints completions of the sampler.
 
-Left out: conversations; a question is put into the few-shot format of training with `--question`.
+`--question` puts a question into the prompt format of training. Left out: conversations.
 """
 
 import math
@@ -18,42 +18,42 @@ from grpo.sampler import Sampler
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Complete one prompt with a model. The model may stand first: python -m grpo.sample MODEL --prompt TEXT."""
+    """Complete one prompt with a model. The model may come first: python -m grpo.sample MODEL --prompt TEXT."""
 
     model: str = "embedded"
     """embedded, a local directory such as runs/NAME/final, or a hub name."""
     prompt: str | None = None
-    """The text to complete, as it is; None: read it from standard input."""
+    """The text to complete, used as it is; None: read it from standard input."""
     question: str | None = None
-    """A question, put into the prompt format of training; instead of `prompt`."""
+    """A question that is put into the prompt format of training; use it instead of `prompt`."""
     num: int = 1
-    """Completions. >= 1."""
+    """Number of completions. >= 1."""
     max_new_tokens: int = 128
     """Longest completion in tokens. >= 1."""
     temperature: float = 0.0
     """Sampling temperature; 0: greedy. >= 0."""
     seed: int = 0
-    """Seed of the draws. >= 0."""
+    """Seed of sampling. >= 0."""
     stop: tuple[str, ...] = field(default=(), metadata={"verbatim": True})
-    """Strings that end a completion; with `question`, those of the prompt format."""
+    """Strings that end a completion; with `question`, the prompt format sets them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: cuda if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
     """Dtype of the matrix products. auto: bf16 on cuda, fp32 on cpu."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on the first option out of its range."""
+        """Raises ValueError for the first option that is out of its range."""
         for name, low in {"num": 1, "max_new_tokens": 1, "seed": 0}.items():
             if not low <= getattr(self, name) < 2**63:
                 raise ValueError(f"{name} is {getattr(self, name)}: must be a whole number >= {low}")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}: must be >= 0 and finite")
         if self.prompt is not None and self.question is not None:
-            raise ValueError("question: either --prompt or --question can be given, not both")
+            raise ValueError("question: give either --prompt or --question, not both")
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 2 for a wrong option or input."""
+    """Run the command. Returns the exit code: 0, or 2 for a wrong option or input."""
     if argv and not argv[0].startswith("-"):
         argv = ["--model", *argv]
     chosen = options.parse(SampleOptions, argv, "grpo.sample")

@@ -1,10 +1,15 @@
-"""Train every cell of a grid, evaluate each at several numbers of shots, and show it as one table and one heat map.
+"""Train every cell of a grid, evaluate it at several numbers of shots, and show the results as a table and a heat map.
 
     python -m grpo.sweep --recipe recipes/demo.yaml --grid num_shots=0,2,8 seed=0,1,2 --eval_shots 0,2,8
 
-Every cell is `train.py` as a process of its own, in `<out>/<cell>`, with `--resume auto`: a cell that is done is not
-run again, one that was stopped goes on, one that fails is reported and stops no other. The evaluation is the one that a
-run ends with. Flags of `train.py` may follow and go to every cell. Left out: cells at the same time, and searching.
+Every cell is a process of its own that runs `train.py` in `<out>/<cell>` with `--resume auto`:
+
+- a finished cell is not run again;
+- a stopped cell continues;
+- a failed cell is reported, and the others still run.
+
+The evaluation is the final one of each run. Further flags of `train.py` go to every cell. Left out: running cells in
+parallel, and searching for the best setting.
 """
 
 import csv
@@ -29,24 +34,24 @@ from grpo.files import write_whole
 from grpo.report import heat_map
 
 OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
-"""Options of a run that the sweep sets."""
+"""Options of a run that the sweep sets itself."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train every cell of a grid with train.py and show accuracy by training setting and shots of the evaluation.
+    """Train every cell of a grid with train.py, and show accuracy by training setting and shots in the evaluation.
 
-    Further flags are those of train.py, --recipe FILE among them, and go to every cell.
+    All further flags, such as --recipe FILE, are flags of train.py and go to every cell.
     """
 
     grid: tuple[str, ...]
-    """What is varied: option=value,value,... for each option, such as num_shots=0,2,8 seed=0,1,2."""
+    """Options to vary, each as option=value,value,... For example: num_shots=0,2,8 seed=0,1,2."""
     eval_shots: tuple[int, ...] | None = None
-    """Worked examples to evaluate with; None: those of the grid's num_shots, or of the recipe."""
+    """Numbers of worked examples to evaluate with; None: the num_shots of the grid, or the recipe's."""
     out: str = "runs/sweep"
-    """Directory of the runs, the table and the picture."""
+    """Directory for the runs, the table and the picture."""
     launcher: str = sys.executable
-    """What starts train.py, such as "torchrun --nproc_per_node 8"."""
+    """Command that starts train.py, such as "torchrun --nproc_per_node 8"."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +59,23 @@ class Cell:
     """One run of the grid."""
 
     setting: dict[str, str]
-    """Option -> value, as in the grid."""
+    """{option: value}, as in the grid."""
     config: Config
     command: tuple[str, ...]
 
     @property
     def directory(self) -> Path:
-        """Of the run."""
+        """The run directory."""
         return Path(self.config.out_dir) / self.config.run_name
 
     @property
     def trained_as(self) -> str:
-        """The setting without its seed: runs that differ in nothing else are averaged."""
+        """The setting without its seed. Runs with the same one are averaged."""
         return " ".join(f"{name}={value}" for name, value in self.setting.items() if name != "seed") or "all"
 
 
 def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:
-    """(words for the sweep, words for train.py): a flag takes the words up to the next one with it."""
+    """Split into (words for the sweep, words for train.py). A flag takes all words up to the next flag with it."""
     known = {field.name for field in fields(Sweep)} | {"help"}
     ours: list[str] = []
     theirs: list[str] = []
@@ -84,10 +89,12 @@ def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def parse_grid(words: tuple[str, ...]) -> dict[str, list[str]]:
-    """`num_shots=0`, `2`, `seed=0`, ... -> {"num_shots": ["0", "2"], "seed": ["0"]}: a bare word is a further value.
+    """Read the grid: `num_shots=0`, `2`, `seed=0` -> {"num_shots": ["0", "2"], "seed": ["0"]}.
+
+    A word without `=` is a further value of the option before it.
 
     Raises:
-        ValueError: a word that belongs to no option, an option that is none, that is the sweep's or that comes twice.
+        ValueError: a word stands before the first option, or an option is unknown, repeated or set by the sweep.
     """
     allowed = [field.name for field in fields(Config) if field.name not in OURS]
     grid: dict[str, list[str]] = {}
@@ -106,11 +113,15 @@ def parse_grid(words: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def make_cells(sweep: Sweep, train_flags: list[str]) -> list[Cell]:
-    """Every combination of the grid, its config checked, the last option varying fastest.
+    """Make and check a cell for every combination of the grid. The last option varies fastest.
+
+    Args:
+        sweep: the options of the sweep.
+        train_flags: further flags of `train.py`.
 
     Raises:
-        ValueError: what `parse_grid` raises, a flag that the sweep sets itself, or two cells of one name.
-        SystemExit: a cell's options are wrong; `train.py`'s own sentence is on stderr.
+        ValueError: the grid is wrong, a flag is set by the sweep itself, or two cells have the same name.
+        SystemExit: the options of a cell are wrong; the error message of `train.py` is on stderr.
     """
     grid = parse_grid(sweep.grid)
     given = {word[2:].partition("=")[0].replace("-", "_") for word in train_flags if word.startswith("--")}
@@ -133,10 +144,12 @@ def make_cells(sweep: Sweep, train_flags: list[str]) -> list[Cell]:
 
 
 def finished_cells(cell: Cell) -> dict | None:
-    """{"base" | "tuned": {shots: the cell of eval.json}} of a run that is done at all its shots; None: it is not.
+    """The evaluation of a cell whose run is finished.
 
-    Not done either: a run made with other options, which `train.py` will refuse to resume, and an evaluation made with
-    others (fewer shots, another limit), which it makes again.
+    Returns:
+        {"base" or "tuned": {shots: the cell of eval.json}}, or None if the run is not finished. A run with other
+        options is not finished either; `train.py` will refuse to resume it. Nor is a run whose evaluation had other
+        options, such as fewer shots or another limit; `train.py` evaluates it again.
     """
     saved, result = cell.directory / "config.yaml", cell.directory / "eval" / "eval.json"
     if not saved.exists() or not is_evaluated(options_of(cell.config, result.parent)):
@@ -162,13 +175,17 @@ def interval(values: list[float], ci95: list[float]) -> tuple[float, float, floa
 
     Args:
         values: one accuracy per seed.
-        ci95: interval of the first alone.
+        ci95: interval of the first value, over problems.
 
     Returns:
-        mean, low, high, and what the interval is: with three seeds or more Student's t at 95 % for the mean over seeds;
-        with two the smaller and the larger; with one, or where all are equal (an untuned model without exemplars), its
-        own over problems (Wilson). An interval over seeds holds what a seed changes (exemplars, order, sampling), not
-        which problems were asked.
+        (mean, low, high, the kind of interval in words). The kind depends on the seeds:
+
+        - three or more: Student's t at 95 % for the mean over seeds;
+        - two: the smaller and the larger value;
+        - one, or all values equal (an untuned model without exemplars): `ci95`, Wilson's over problems.
+
+        An interval over seeds covers what a seed changes (exemplars, order, sampling). It does not cover the choice of
+        problems.
     """
     mean = float(np.mean(values))
     if len(set(values)) == 1:
@@ -180,7 +197,7 @@ def interval(values: list[float], ci95: list[float]) -> tuple[float, float, floa
 
 
 def tabulate(done: list[tuple[Cell, dict]]) -> list[dict]:
-    """A row per model, training setting and number of shots of the evaluation, over the seeds that are done."""
+    """One row per model, training setting and number of shots in the evaluation, over the finished seeds."""
     groups: dict[tuple[str, str, int], list[dict]] = {}
     for cell, found in done:
         for model, by_shots in found.items():
@@ -232,7 +249,10 @@ def write(directory: Path, cells: list[Cell], done: list[tuple[Cell, dict]], fai
 
 
 def run_cell(cell: Cell) -> str | None:
-    """Run train.py for a cell, its output going to the terminal; returns why it is not done, None if it is.
+    """Run train.py for a cell. Its output goes to the terminal.
+
+    Returns:
+        None if the cell is finished, else the reason why it is not.
 
     Raises:
         KeyboardInterrupt: after the run, which gets the same signal, has saved its state and ended.
@@ -242,7 +262,7 @@ def run_cell(cell: Cell) -> str | None:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            process.terminate()  # the same again, if it was Ctrl-C at a terminal, which the run has got too
+            process.terminate()  # harmless if Ctrl-C at a terminal has reached the run already
             process.wait()
             raise
     if code != 0:
@@ -251,7 +271,7 @@ def run_cell(cell: Cell) -> str | None:
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0 if all cells are done, 1 if some failed, 2 for a wrong option, 130 when interrupted."""
+    """Returns the exit code: 0 if all cells are done, 1 if some failed, 2 for a wrong option, 130 if interrupted."""
     ours, theirs = split_flags(argv)
     sweep = options.parse(Sweep, ours, "sweep")
     failed: dict[str, str] = {}
@@ -270,7 +290,7 @@ def main(argv: list[str]) -> int:
         print(f"sweep: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("sweep: stopped; the same command goes on", file=sys.stderr)
+        print("sweep: stopped; the same command continues it", file=sys.stderr)
         return 130
     if table:
         print(f"\n{as_text(table)}\n{Path(sweep.out) / 'sweep.png'}")

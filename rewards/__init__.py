@@ -1,7 +1,7 @@
-"""Reward functions: `(completion: str, problem: Problem) -> float`, one file per task. Imports neither torch nor grpo.
+"""Reward functions `(completion: str, problem: Problem) -> float`, one file per task. Imports neither torch nor grpo.
 
-The name `gsm8k.format` is the function `format` of `rewards/gsm8k.py`. A new reward is a new public function, there
-or in a new file; it may raise, hang or print: `rewards/runner.py` calls it in a process of its own.
+The name `gsm8k.format` means the function `format` of `rewards/gsm8k.py`. A new reward is a new public function in such
+a file. It may raise, hang or print, because `rewards/runner.py` calls it in another process.
 """
 
 import ast
@@ -16,13 +16,13 @@ def load(name: str) -> Callable:
     """The reward function called `file.function`.
 
     Raises:
-      ValueError: there is no such file or function (the known ones are listed), or the file cannot be imported.
+      ValueError: there is no such file or function (the message lists the known ones), or importing the file fails.
     """
     file, _, function = name.partition(".")
     if file in (path.stem for path in _files()):
         try:
             module = importlib.import_module(f"rewards.{file}")
-        except Exception as error:  # whatever a file does when it is imported
+        except Exception as error:  # importing a user's file may raise anything
             message = f"rewards: {name!r}: rewards/{file}.py cannot be imported ({type(error).__name__}: {error})"
             raise ValueError(message) from error
         reward = getattr(module, function, None)
@@ -32,13 +32,13 @@ def load(name: str) -> Callable:
 
 
 def _known() -> list[str]:
-    """Every public function of every reward file. The files are read, not run."""
+    """The names of all public functions in all reward files. The files are parsed, not run."""
     names = []
     for file in _files():
         try:
             body = ast.parse(file.read_bytes()).body
         except SyntaxError:
-            continue  # it has no functions yet, and who asks for one of its own gets the error in full
+            continue  # loading a function of this file shows the full error
         functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
         names += [f"{file.stem}.{function}" for function in functions if not function.startswith("_")]
     return names

@@ -1,7 +1,8 @@
 """The GSM8K rewards: is the answer on one line of the right form, and is it right?
 
-The right form is `#### The final answer is 18`; both rewards together are at most 1.5. They grade exactly the given
-text: cutting at a stop string is the caller's. Lines end at `\\n` only, digits are ASCII, time is linear in the text.
+The right form is `#### The final answer is 18`. Both rewards together are at most 1.5. Lines end only at `\\n`, digits
+are ASCII, and the time is linear in the length of the text. Left out: cutting the text at a stop string, which the
+caller does.
 """
 
 import re
@@ -16,8 +17,8 @@ TOLERANCE = 1e-3
 def format(completion: str, problem: Problem) -> float:
     """0.5 if exactly one line reads `#### The final answer is NUMBER`, else 0.
 
-    The number may have a `$` before it, and after it a `%` or one word, and a period. Spaces, tabs and `\\r` at the
-    end of the line are ignored; at its start nothing is.
+    A `$` may stand before the number. After it may stand a `%` or one word, and a period. Spaces, tabs and `\\r` are
+    ignored at the end of the line, but not at its start.
     """
     lines = [line for line in completion.split("\n") if ANSWER_LINE.fullmatch(line.rstrip(" \t\r"))]
     return 0.5 if len(lines) == 1 else 0.0
@@ -26,28 +27,28 @@ def format(completion: str, problem: Problem) -> float:
 def correctness(completion: str, problem: Problem) -> float:
     """1.0 if the last line that starts with `####` holds exactly one number, within 1e-3 of the gold answer, else 0.
 
-    Commas, `$` and spaces of the gold are dropped; a gold that still is no number is matched by nothing.
+    Commas, `$` and spaces in the gold are ignored. If it is still not a number, every completion gets 0.
     """
     return _equals(marked_number(completion), problem)
 
 
 def last_number(completion: str, problem: Problem) -> float:
-    """1.0 if the last number of the text, wherever it stands, is within 1e-3 of the gold answer, else 0.
+    """1.0 if the last number anywhere in the text is within 1e-3 of the gold answer, else 0.
 
-    The lenient reading: what `correctness` would be if the format did not matter.
+    This is the lenient form of `correctness`, in which the format does not matter.
     """
     return _equals(final_number(completion), problem)
 
 
 def marked_number(completion: str) -> str | None:
-    """The one number on the last line that starts with `####`, as it stands there; None with another count of them."""
+    """The only number on the last line that starts with `####`, as text. None if there is no number or several."""
     answers = [line for line in completion.split("\n") if line.startswith("####")]
     numbers = re.findall(NUMBER, answers[-1]) if answers else []
     return numbers[0] if len(numbers) == 1 else None
 
 
 def final_number(completion: str) -> str | None:
-    """The last number of the text, as it stands there."""
+    """The last number of the text, as text, or None."""
     numbers = re.findall(NUMBER, completion)
     return numbers[-1] if numbers else None
 
@@ -63,5 +64,5 @@ def _equals(number: str | None, problem: Problem) -> float:
 
 
 def _value(number: str) -> float:
-    """Without commas, `$` and spaces; the minus of typesetting (U+2212) is one."""
+    """The value without commas, `$` and spaces. The typographic minus (U+2212) counts as a minus."""
     return float(re.sub("[,$ ]", "", number).replace("\N{MINUS SIGN}", "-"))

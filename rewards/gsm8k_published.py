@@ -1,13 +1,13 @@
-"""The GSM8K rewards of the published work, faults included, to reproduce it. For anything else use `rewards/gsm8k.py`.
+"""The GSM8K rewards of the published work with their faults, to reproduce it. Otherwise use `rewards/gsm8k.py`.
 
 Known faults, kept:
-- `format` needs a newline before the marker, so a completion that begins with its answer line has no format.
-- `format` is paid wherever the marker stands, also after the model ran on into another question, and whatever follows.
-- `correctness` grades the first marker of the text, not the last: `#### Step 1` is read as the answer 1.
-- It reads the first number after the marker: `#### 6 * 3 = 18` is 6, and `18 or maybe 20` is 18.
-- A sign is never read: -7 and 7 are both 7.
-- A gold with a comma (`1,080`) does not parse, so that no completion can be right.
-- A comma alone passes for a number and then does not parse; digits of every script are digits.
+- `format` needs a newline before the marker, so a completion that begins with the answer line gets 0.
+- `format` accepts a marker anywhere, even in a later question that the model wrote itself, and any text after it.
+- `correctness` grades the first marker instead of the last, so `#### Step 1` is read as the answer 1.
+- It reads the first number after the marker: `#### 6 * 3 = 18` is read as 6, and `18 or maybe 20` as 18.
+- It ignores the sign: -7 is read as 7.
+- A gold with a comma (`1,080`) cannot be parsed, so no completion can be right.
+- A comma alone is read as a number and then cannot be parsed. Digits of every script count as digits.
 """
 
 import re
@@ -36,7 +36,7 @@ def correctness(completion: str, problem: Problem) -> float:
 
 
 def _first_answer(completion: str) -> str:
-    """What the group of that expression would hold, or "". The expression itself is quadratic in a row of `#`."""
+    """The group of that expression, or "". The expression itself takes quadratic time on a long row of `#`."""
     for line in completion.split("\n"):
         marker = line.find("####")
         if marker >= 0 and (number := NUMBER.search(line, marker)):

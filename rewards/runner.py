@@ -1,8 +1,8 @@
-"""Calls reward functions so that none of them can stop a run: whatever fails makes its own sample invalid.
+"""Call reward functions so that none of them can stop a run. A call that fails only makes its own sample invalid.
 
-The calls are made in one worker process (`rewards/worker.py`), because a call that hangs, in a regular expression
-say, can only be killed from outside. A call that raises, takes longer than the timeout, ends its process, or returns
-no finite number gives None. Weights, advantages and what becomes of an invalid sample are decided elsewhere.
+One worker process (`rewards/worker.py`) makes the calls, because a call that hangs (in a regular expression, say) can
+only be killed from outside. A call gives None if it raises, exceeds the timeout, ends its process, or returns no
+finite number. Left out: weights, advantages, and the use of invalid samples.
 """
 
 import contextlib
@@ -20,30 +20,30 @@ from rewards import load
 from rewards.worker import Reply
 
 START_SECONDS = 300
-"""How long a worker may take to import the rewards. No call is being timed meanwhile."""
+"""Seconds that a worker may take to import the rewards, before its first call is timed."""
 
 
 class RewardRunner:
-    """K reward functions and the process that runs them. Close it, or use it in a `with`.
+    """K reward functions and the process that runs them. Use it in a `with` statement, or close it.
 
     Attributes:
-      failures: how many calls failed since the start, by reason: `raised`, `timed_out`, `died`, `returned_none`,
+      failures: the number of failed calls since the start, by reason: `raised`, `timed_out`, `died`, `returned_none`,
         `not_a_number`, `not_finite`.
-      first_errors: the first failure of each reward that failed, by its name, in words.
+      first_errors: {name of a reward that failed: its first error, in words}.
     """
 
     def __init__(self, names: Sequence[str], timeout: float):
-        """Looks the names up; the worker starts with the first batch.
+        """Look up the names. The worker starts with the first batch.
 
         Args:
           names: K names for `rewards.load`, e.g. `["gsm8k.format", "gsm8k.correctness"]`.
           timeout: seconds that one call may take.
 
         Raises:
-          ValueError: an unknown name, or a timeout out of range.
+          ValueError: a name is unknown, or the timeout is out of range.
         """
         if not 0 < timeout < 1e6:
-            raise ValueError(f"reward_timeout: {timeout} is not a number of seconds above 0 and below 1e6")
+            raise ValueError(f"reward_timeout is {timeout}: must be a number of seconds > 0 and < 1e6")
         for name in names:
             load(name)
         self.names = list(names)
@@ -53,14 +53,14 @@ class RewardRunner:
         self._process: subprocess.Popen | None = None
 
     def score(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[list[float | None]]:
-        """Calls every reward on every sample.
+        """Call every reward on every sample.
 
         Args:
           completions: B texts.
           problems: B problems; `problems[b]` is what `completions[b]` answers.
 
         Returns:
-          K lists of B values, in the order of `names`; None = this call failed.
+          K lists of B values, in the order of `names`. None means that the call failed.
 
         Raises:
           RuntimeError: the worker cannot be started.
@@ -69,7 +69,7 @@ class RewardRunner:
         assert len(problems) == B, (B, len(problems))
         values: list[float | None] = []
         try:
-            while len(values) < num_calls:  # once, and once more after each call that cost the worker its life
+            while len(values) < num_calls:  # once, and again after each call that ended the worker
                 self._request(completions, problems, start=len(values))
                 while self._process is not None and len(values) < num_calls:
                     value, reason, message = self._reply()
@@ -78,12 +78,12 @@ class RewardRunner:
                         self.first_errors.setdefault(self.names[len(values) // B], message)
                     values.append(value)
         except BaseException:
-            self.close()  # its replies are still under way: they must not answer the next batch
+            self.close()  # its late replies must not be taken for those of the next batch
             raise
         return [values[k * B : (k + 1) * B] for k in range(len(self.names))]
 
     def close(self) -> None:
-        """Ends the worker and what it started. The next batch would start another one."""
+        """End the worker and the processes it started. The next batch starts a new worker."""
         if self._process is None:
             return
         self._connection.close()
@@ -99,18 +99,18 @@ class RewardRunner:
         self.close()
 
     def _request(self, completions: Sequence[str], problems: Sequence[Problem], start: int) -> None:
-        """Sends the batch in one piece: the worker reads it all before its first call, so sending waits for none."""
+        """Send the whole batch. The worker reads it before its first call, so sending does not wait for a call."""
         if self._process is None:
             self._start()
         try:
             self._connection.send((list(completions), list(problems), start))
-        except ConnectionError:  # it died between two batches, of whatever the last one left behind
+        except ConnectionError:  # the worker ended between two batches
             self.close()
             self._start()
             self._connection.send((list(completions), list(problems), start))
 
     def _reply(self) -> Reply:
-        """The outcome of the call the worker is at; one that does not end, or ends the worker, leaves none behind."""
+        """The result of the current call. After a timeout, or if the worker ended, the worker is closed."""
         process = self._process
         try:
             if self._connection.poll(self.timeout):
@@ -122,7 +122,7 @@ class RewardRunner:
             return None, "died", f"ended its process (exit status {process.returncode})"
 
     def _start(self) -> None:
-        """Starts a worker in a session of its own: an interrupt at the terminal is the run's to handle."""
+        """Start a worker in its own session, so that Ctrl-C at the terminal reaches only the run."""
         self._connection, theirs = multiprocessing.Pipe()
         root = str(Path(__file__).parent.parent)
         inherited = os.environ.get("PYTHONPATH")
@@ -140,6 +140,6 @@ class RewardRunner:
                 return
             problem = f"it was not ready after {START_SECONDS} s"
         except (EOFError, ConnectionError):
-            problem = "it ended: its own message is above"
+            problem = "it ended; its own message is above"
         self.close()
         raise RuntimeError(f"the process for the rewards {', '.join(self.names)} did not start: {problem}")

@@ -1,8 +1,12 @@
-"""The process in which rewards are called: `python -m rewards.worker`, started by `rewards/runner.py` and no use alone.
+"""The process that calls the rewards. `rewards/runner.py` starts it as `python -m rewards.worker`.
 
-Its standard input is a socket to the runner. First (names, timeout, search path) comes in and True goes out; then, for
-each batch (completions, problems, start), one reply per call goes out at once. What a reward prints goes to standard
-error. The process ends with its input, so with the runner's process, however that ended.
+Its standard input is a socket to the runner. The protocol:
+
+- It receives (names, timeout, search path) and answers True.
+- For each batch (completions, problems, start) it sends one reply after each call.
+
+What a reward prints goes to standard error. The process ends when the socket closes, that is, when the runner's process
+ends. Left out: timeouts and what a failure means (`rewards/runner.py`).
 """
 
 import math
@@ -17,13 +21,13 @@ from data.problem import Problem
 from rewards import load
 
 Reply = tuple[float | None, str, str]
-"""(value, "", "") of a good call; (None, reason, message) of a failed one. The reasons are listed in the runner."""
+"""(value, "", "") for a good call, (None, reason, message) for a failed one. `RewardRunner` lists the reasons."""
 
 
 def main() -> None:
-    """Serves batches until the runner is gone."""
-    # A run that is asked to stop finishes its step first, and needs its rewards for that. No-op handlers, because
-    # programs that a reward starts would inherit SIG_IGN.
+    """Serve batches until the runner ends."""
+    # After a signal the run still finishes its step, and needs its rewards for that. The handlers do nothing; SIG_IGN
+    # would be inherited by programs that a reward starts.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda *_: None)
     connection = _take_standard_input()
@@ -42,14 +46,14 @@ def main() -> None:
 
 
 def grade(reward: Callable, completion: str, problem: Problem) -> Reply:
-    """Calls a reward once, and survives it if Python does."""
+    """Call a reward once. Only a crash of Python itself ends this process."""
     try:
         value = reward(completion, problem)
         if value is None:
             return None, "returned_none", "returned None"
-        if isinstance(value, str | bytes | bytearray):  # float() would read them
+        if isinstance(value, str | bytes | bytearray):  # float() would accept them
             return None, "not_a_number", f"returned a {type(value).__name__}"
-    except BaseException as error:  # SystemExit too: a reward does not end the run
+    except BaseException as error:  # SystemExit too: a reward must not end the run
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = "".join(traceback.format_exception_only(error)).strip()
         return None, "raised", f"{what[:500]} ({where.filename}, line {where.lineno})"
@@ -61,9 +65,9 @@ def grade(reward: Callable, completion: str, problem: Problem) -> Reply:
 
 
 def _call_within(seconds: float, *call) -> Reply:
-    """Grades under an alarm that ends this process even in C code that never returns.
+    """Call `grade` under an alarm that ends this process, even if C code never returns.
 
-    The runner kills a call that hangs long before; the alarm is for a runner that was killed itself meanwhile.
+    Usually the runner kills a hanging call long before. The alarm is for the case that the runner itself was killed.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -73,7 +77,7 @@ def _call_within(seconds: float, *call) -> Reply:
 
 
 def _take_standard_input() -> Connection:
-    """The socket that is standard input, out of the reach of rewards: they find standard input empty."""
+    """Take the socket away from standard input, so that rewards cannot read it and find standard input empty."""
     connection = Connection(os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -161,7 +161,7 @@ def test_a_missing_option_is_named(capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("stepz: 3", "stepz in .* no option; did you mean steps?"),
+        ("stepz: 3", "stepz in .* not an option; did you mean steps?"),
         ("steps: 3\nsteps: 4", "steps stands more than once"),
         ("steps: true", "steps in .* 'true': must be a whole number"),
         ("steps: 3.0", "steps in .* '3.0': must be a whole number"),

@@ -88,7 +88,7 @@ def test_every_precision(model, capsys):
         (["MODEL", "--prompt", "1", "--temperature", "nan"], "temperature is nan"),
         (["MODEL", "--prompt", "1", "--seed", "-1"], "seed is -1"),
         (["MODEL", "--prompt", "1", "--question", "2"], "either --prompt or --question"),
-        (["MODEL", "--promt", "1"], "--promt is no option; did you mean prompt?"),
+        (["MODEL", "--promt", "1"], "--promt is not an option; did you mean prompt?"),
     ],
 )
 def test_a_mistake_is_one_sentence(model, capsys, argv, sentence):

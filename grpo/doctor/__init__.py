@@ -1,1 +1,1 @@
-"""The doctor: what is wrong with a recipe before it runs, what it will cost, and what goes wrong while it runs."""
+"""The doctor: find what is wrong with a recipe before it runs, estimate its cost, and warn of trouble during a run."""

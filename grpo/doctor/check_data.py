@@ -1,7 +1,7 @@
-"""Checks of what a recipe uses: prompts, solutions, graders, splits, memory. Pure functions.
+"""Check what a recipe uses: prompts, solutions, graders, splits and memory.
 
-Each is `(config, facts) -> Iterator[Finding]`, listed in `DATA_CHECKS` and run by `doctor.py`. Left out: the
-options of the algorithm (`check_algorithm.py`).
+Each check is a pure function `(config, facts) -> Iterator[Finding]`. `DATA_CHECKS` lists them, and `diagnose.py` runs
+them. Left out: the options of the algorithm (`check_algorithm.py`).
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from grpo.doctor.facts import Facts, Finding
 
 
 def would_stop(c: Config, facts: Facts) -> Iterator[Finding]:
-    """What a run would end with before its first step."""
+    """Errors that would stop the run before its first step."""
     for sentence in facts.errors:
-        yield Finding("sure", sentence, "The run would stop before its first step.", "Mend what it names.")
+        yield Finding("sure", sentence, "The run would stop before its first step.", "Correct what the sentence names.")
 
 
 def long_prompts(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Prompts over their limit, of training and of evaluations."""
+    """Prompts that are over their limit, in training or in evaluations."""
     over = sum(length > c.max_prompt_tokens for length in facts.prompt_tokens)
-    means = "Nothing is cut: the run stops before its first step."
+    means = "Prompts are never cut. The run stops before its first step."
     if over:
         longest = facts.prompt_tokens[-1]
         what = f"{over} of {len(facts.prompt_tokens)} training prompts exceed max_prompt_tokens ({c.max_prompt_tokens})"
@@ -32,47 +32,47 @@ def long_prompts(c: Config, facts: Facts) -> Iterator[Finding]:
 
 
 def context(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Prompt and completion beyond the positions of the model."""
+    """Prompts and completions that are longer than the model's context."""
     longest = max([facts.prompt_tokens[-1], *(e.longest_prompt for e in facts.evaluations)]) + c.max_new_tokens
     if facts.sizes.context and longest > facts.sizes.context:
         yield Finding(
             "warning",
             f"prompt and completion reach {longest} tokens, the model was made for {facts.sizes.context}",
-            "Beyond its positions a model writes noise, which would be learned from.",
+            "Beyond its context a model writes noise, and the run would learn from it.",
             "Lower max_new_tokens or the number of shots.",
         )
 
 
 def short_completions(c: Config, facts: Facts) -> Iterator[Finding]:
-    """A budget that the data's own solutions do not fit into."""
+    """A max_new_tokens that is too small for the data's own solutions."""
     lengths = facts.solution_tokens
     cut = sum(length >= c.max_new_tokens for length in lengths) / max(1, len(lengths))
     if cut >= 0.05:
-        masked = " and, with mask_truncated, never learned from" if c.mask_truncated else ""
+        masked = ". With mask_truncated they are left out of the loss" if c.mask_truncated else ""
         yield Finding(
             "sure" if cut >= 0.9 else "warning",
             f"{cut:.0%} of the data's own solutions do not fit into max_new_tokens ({c.max_new_tokens})",
-            f"Completions of that length are cut, graded without their answer{masked}.",
+            f"Completions of that length are cut and graded without their answer{masked}.",
             f"max_new_tokens {lengths[int(0.98 * (len(lengths) - 1))] + 16} would hold 98 % of them.",
         )
     elif c.mask_truncated:
         yield Finding(
             "note",
             "mask_truncated leaves cut completions out of the loss",
-            "Nothing then teaches the model to stop; where many are cut (completion/truncated) little is learned.",
-            "Watch completion/truncated; below 0.05 it does what it is meant for.",
+            "Nothing teaches the model to stop then. If many completions are cut, little is learned.",
+            "Watch completion/truncated. Below 0.05, mask_truncated works as intended.",
         )
 
 
 def no_stop(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Completion prompts that only EOS ends."""
+    """Plain-text prompts whose completions only EOS can end."""
     if not c.chat and not facts.stop:
         yield Finding(
             "warning",
             "completion prompts without a stop string",
-            "A base model answers and goes on with the next question: most completions are cut at max_new_tokens, "
-            "their last lines answer something else, and a gain may come from learning to stop alone.",
-            'Give the data a `stop`, such as ["\\n\\nQuestion:"]; or chat True for a chat model.',
+            "A base model answers and then writes the next question. Most completions are cut at max_new_tokens, and "
+            "their last lines answer something else. A gain may then come from learning to stop alone.",
+            'Give the data a `stop`, such as ["\\n\\nQuestion:"]. For a chat model use --chat True.',
         )
 
 
@@ -82,13 +82,13 @@ def chat_model(c: Config, facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "note",
             "the tokenizer has a chat template, and prompts are plain text",
-            "Right for a base model; an Instruct model is taken out of the form that it was tuned in.",
+            "This is right for a base model. An Instruct model was tuned on another form of prompt.",
             "For an Instruct model: --chat True.",
         )
 
 
 def out_of_reach(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Gold answers that a reward or a grader never grants."""
+    """Gold answers that a reward or a grader never accepts."""
     for grader in facts.graders:
         share = len(grader.never) / grader.graded
         if not share or grader.fails:
@@ -96,47 +96,47 @@ def out_of_reach(c: Config, facts: Facts) -> Iterator[Finding]:
         shown = ", ".join(repr(answer) for answer in dict.fromkeys(grader.never[:3]))
         training = grader.name in c.rewards
         level = "warning" if share < 0.2 or not grader.reads_answers else "sure"
-        means = "A right answer to these problems goes without this reward, whatever is written."
+        means = "A right answer to these problems never gets this reward, however it is written."
         if not training:
-            means = f"No model can be measured above {1 - share:.1%}."
+            means = f"No model can reach more than {1 - share:.1%}."
         if share == 1:
-            means = "It reads answers of another form than `#### The final answer is 18`, or it is a penalty."
+            means = "It is a penalty, or it expects another form than `#### The final answer is 18`."
         yield Finding(
             level,
             f"{grader.name} grants nothing to {share:.2%} of the gold answers ({len(grader.never)} of {grader.graded}: "
-            f"{shown}), even written as the exemplars are",
+            f"{shown}), even when they are written as in the exemplars",
             means,
-            "Use another reward (rewards/gsm8k.py reads commas, signs, units), or mend this one.",
+            "Use another reward (rewards/gsm8k.py reads commas, signs and units), or correct this one.",
         )
 
 
 def fails_always(c: Config, facts: Facts) -> Iterator[Finding]:
-    """A reward or a grader that is broken."""
+    """A reward or a grader that fails on every text."""
     for grader in facts.graders:
         if grader.fails:
             yield Finding(
                 "sure",
                 f"{grader.name} fails on every text it was tried on: {grader.fails}",
-                "A text on which a reward fails teaches nothing, and one on which a grader fails counts as wrong.",
-                f"Mend {grader.name.replace('.', '.py, function ')}.",
+                "Where a reward fails, nothing is learned. Where a grader fails, the text counts as wrong.",
+                f"Correct {grader.name.replace('.', '.py, function ')}.",
             )
 
 
 def graders_disagree(c: Config, facts: Facts) -> Iterator[Finding]:
-    """What is paid in training and what counts in evaluations."""
+    """Answers that the training reward and the grader of evaluations judge differently."""
     for d in facts.disagreements:
         pays, counts = ("pays for", "wrong") if d.earned else ("does not pay for", "right")
         yield Finding(
             "warning",
             f"{d.reward} {pays} what {c.eval_correct} counts as {counts}: {d.writing} ({d.count} of {d.probed} answers "
             f"tried), such as {d.text[-60:]!r} for {d.answer!r}",
-            "Training moves towards one reading and is measured by the other: a gain or a loss may be the grader's.",
+            "Training follows one and is measured by the other. A gain or a loss may come from the grader alone.",
             f"--eval_correct {d.reward}, or train with {c.eval_correct}.",
         )
 
 
 def trained_on_test(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Questions of an evaluation that are asked in training too."""
+    """Evaluation questions that are training questions too."""
     for e in facts.evaluations:
         if e.also_trained:
             yield Finding(
@@ -149,7 +149,7 @@ def trained_on_test(c: Config, facts: Facts) -> Iterator[Finding]:
 
 
 def leaking_exemplars(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Questions whose answer stands in their own prompt."""
+    """Questions whose answer is in their own prompt."""
     cases = [("training", facts.also_shown, facts.num_train)]
     cases += [(e.split, e.also_shown, e.n) for e in facts.evaluations]
     for where, questions, n in cases:
@@ -158,20 +158,20 @@ def leaking_exemplars(c: Config, facts: Facts) -> Iterator[Finding]:
                 "sure",
                 f"{len(questions)} of {n} {where} questions are exemplars of their own prompt: {questions[0][:60]!r}",
                 "Their answer can be copied from the prompt.",
-                "Take exemplars out of what is asked (data/prompts.py: without_shots), or another seed.",
+                "Remove the exemplars from the questions (data/prompts.py: without_shots), or use another seed.",
             )
 
 
 def evaluation_plan(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Evaluations that say less than they seem to."""
+    """Evaluations that never happen, measure another prompt, or have too few problems."""
     if c.eval_every > c.num_steps:
         what = f"eval_every ({c.eval_every}) is more than num_steps ({c.num_steps})"
-        yield Finding("warning", what, "The run is never evaluated while it goes.", "A smaller eval_every, or 0.")
+        yield Finding("warning", what, "The run is never evaluated during training.", "A smaller eval_every, or 0.")
     if c.final_eval and c.eval_shots and c.num_shots not in c.eval_shots:
         yield Finding(
             "warning",
             f"trained with {c.num_shots} shots and evaluated with {', '.join(map(str, c.eval_shots))}",
-            "The prompt that was trained is never measured.",
+            "The number of shots used in training is never measured.",
             f"eval_shots with {c.num_shots} in it.",
         )
     smallest = min((e.n for e in facts.evaluations), default=0)
@@ -179,13 +179,13 @@ def evaluation_plan(c: Config, facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"an evaluation has {smallest} problems",
-            f"Its 95 % interval is up to +-{100 / smallest**0.5:.0f} points: less can not be told from chance.",
+            f"Its 95 % interval is up to +-{100 / smallest**0.5:.0f} points. Smaller differences may be chance.",
             "final_eval_limit 0, eval_limit 500.",
         )
 
 
 def fits(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Memory of a process against that of its device."""
+    """Whether the memory that is needed fits on the device."""
     parts, (held, sampling, learning) = memory.by_holder(c, facts), memory.least(c, facts)
     exact, peak = memory.exact(parts) * facts.sharing, memory.peak(parts) * facts.sharing
     if peak > facts.device_bytes:
@@ -193,7 +193,7 @@ def fits(c: Config, facts: Facts) -> Iterator[Finding]:
             "sure" if (held + max(sampling, learning)) * facts.sharing > facts.device_bytes else "warning",
             f"about {peak / 1e9:.1f} GB are needed, {exact / 1e9:.1f} GB of them for weights and optimiser; the device "
             f"has {facts.device_bytes / 1e9:.1f} GB",
-            "Out of memory in the first steps.",
+            "The run would go out of memory in its first steps.",
             "kl_coef 0 (no reference), activation_checkpointing, a smaller max_tokens_per_microbatch, a smaller model.",
         )
 

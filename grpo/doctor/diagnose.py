@@ -1,9 +1,14 @@
-"""What is wrong with a recipe, before it burns hours: findings, each with what it means and what to do.
+"""Say what is wrong with a recipe before it costs hours: findings, each with what it means and what to do.
 
-`python train.py --check` prints them all beside tokens, memory and time, and starts nothing; a run prints the first two
-levels when it begins: `sure` (the run can not do what it is for) and `warning` (probably not meant); `note` is good to
-know. A check is a function `(config, facts) -> Iterator[Finding]`; a further one is a further function. Left out: what
-only shows while a run goes (`watch.py`).
+A finding has one of three levels:
+
+- `sure`: the run cannot do what it is for;
+- `warning`: probably not intended;
+- `note`: good to know.
+
+`python train.py --check` prints all findings with tokens, memory and time, and starts nothing. A run prints the first
+two levels when it begins. Left out: the checks (`check_data.py`, `check_algorithm.py`) and trouble that shows only
+during a run (`watch.py`).
 """
 
 import sys
@@ -21,29 +26,32 @@ from grpo.doctor.facts import Facts, Finding, gather, outline
 from grpo.policy import load_shapes
 
 AT_START = 500
-"""Problems of each set that a run looks at when it begins; --check looks at all."""
+"""The number of problems in each set that a run checks when it begins. --check checks all."""
 
 CHECKS = DATA_CHECKS + ALGORITHM_CHECKS
 
 
 def diagnose(config: Config, facts: Facts) -> list[Finding]:
-    """Every finding, the worst first. `auto` in the config must have been replaced (`run.resolve`, `settle`)."""
+    """Every finding, the worst first. Every `auto` of the config must be resolved (`run.machine.resolve`, `settle`)."""
     order = ("sure", "warning", "note")
     found = [finding for look in CHECKS for finding in look(config, facts)]
     return sorted(found, key=lambda finding: order.index(finding.level))
 
 
 def fit(config: Config, problems: Sequence[Problem], device: torch.device, free: int) -> Config:
-    """Look, before any weight is loaded, whether a step can fit; settle `max_tokens_per_microbatch`, if it is `auto`.
+    """Check that a step can fit into memory, before weights are loaded, and resolve `max_tokens_per_microbatch: auto`.
 
     Args:
-        config: the run's, other `auto`s resolved.
+        config: of the run, with every other `auto` resolved.
         problems: its training data.
         device: where it will run.
-        free: bytes; the smallest of all ranks, so that all settle on the same number.
+        free: free bytes, the smallest number of all ranks, so that all ranks choose the same value.
+
+    Returns:
+        The config with a number for `max_tokens_per_microbatch`.
 
     Raises:
-        ValueError: a step surely takes more; says how much, and what to lower.
+        ValueError: a step surely needs more memory; the message says how much, and what to lower.
     """
     shapes, tokenizer = load_shapes(config.model, config.revision)
     facts = replace(outline(config, problems, shapes, tokenizer, device, AT_START), free_bytes=free)
@@ -52,17 +60,20 @@ def fit(config: Config, problems: Sequence[Problem], device: torch.device, free:
 
 
 def refuse_too_large(c: Config, facts: Facts) -> None:
-    """Raise ValueError when the exact parts of a step are more than what is free; estimates refuse nothing."""
+    """Raise ValueError if the exactly known parts of a step need more than the free memory.
+
+    Estimates alone never refuse a run.
+    """
     held, sampling, learning = (size * facts.sharing for size in memory.least(c, facts))
     if held + max(sampling, learning) <= facts.free_bytes:
         return
     lower = ("prompts_per_step", "group_size", "max_new_tokens", "num_shots")
     options = ", ".join(f"{name} ({getattr(c, name)})" for name in lower)
-    smaller = "a smaller model, or kl_coef 0" if held + learning > facts.free_bytes else f"lower {options}"
+    smaller = "take a smaller model, or kl_coef 0" if held + learning > facts.free_bytes else f"lower {options}"
     raise ValueError(
-        f"a step does not fit into memory: {held / 1e9:.2f} GB of weights, optimiser and copies, beside them "
-        f"{sampling / 1e9:.2f} GB of keys and values while sampling and {learning / 1e9:.2f} GB of gradient while "
-        f"learning, and {facts.free_bytes / 1e9:.2f} GB are free on {facts.device}; {smaller}"
+        f"a step does not fit into memory: it needs {held / 1e9:.2f} GB for weights, optimiser and copies, plus "
+        f"{sampling / 1e9:.2f} GB for keys and values while sampling or {learning / 1e9:.2f} GB for gradients while "
+        f"learning, but {facts.free_bytes / 1e9:.2f} GB are free on {facts.device}; {smaller}"
     )
 
 
@@ -74,20 +85,20 @@ def settle(config: Config, facts: Facts) -> Config:
 
 
 def warn(config: Config, model: torch.nn.Module, tokenizer, device: torch.device) -> None:
-    """Say on stderr, a line each, what is surely or probably wrong with a run that is about to start."""
+    """Print the findings of level `sure` and `warning` on stderr, one per line, when a run is about to start."""
     for finding in diagnose(config, gather(config, model, tokenizer, device, AT_START)):
         if finding.level != "note":
             print(f"{finding.level}: {finding.what}. {finding.means} -> {finding.do}", file=sys.stderr, flush=True)
 
 
 def check(config: Config, model: torch.nn.Module, tokenizer, device: torch.device) -> tuple[str, int]:
-    """Look at everything and start nothing.
+    """Check everything and start nothing.
 
     Returns:
-        the report, and the exit code: 1 if something is surely wrong.
+        The report, and the exit code: 1 if there is a finding of level `sure`, else 0.
 
     Raises:
-        ValueError: model or training data can not be read at all.
+        ValueError: the model or the training data cannot be read.
     """
     facts = gather(config, model, tokenizer, device)
     config = settle(config, facts)
@@ -102,7 +113,7 @@ def check(config: Config, model: torch.nn.Module, tokenizer, device: torch.devic
 
 
 def summary(c: Config, facts: Facts, flops: float, bandwidth: float) -> list[str]:
-    """The numbers of a recipe, in lines: prompts, steps, tokens, memory, time."""
+    """The numbers of a recipe as lines of text: prompts, steps, tokens, memory and time."""
     step, parts = memory.tokens(c, facts), memory.by_holder(c, facts)
     time, worked = speed.seconds(c, facts, flops, bandwidth), facts.solution_tokens
     total, updates = sum(time.values()), c.num_steps * memory.updates_per_step(c)
@@ -132,7 +143,7 @@ def summary(c: Config, facts: Facts, flops: float, bandwidth: float) -> list[str
                  f"{c.num_steps * total / 3600:.2f} h for all steps, without evaluations"),
         ("", f"assumed: {speed.EFFICIENCY:.0%} of {flops / 1e12:.2f} T operations/s, weights read at "
              f"{bandwidth / 1e9:.0f} GB/s (both measured now)"),
-        ("", f"and {speed.TOKEN_S * 1e3:g} + {speed.LAYER_S * 1e3:g} * layers ms per token of all rows, "
+        ("", f"and {speed.TOKEN_S * 1e3:g} + {speed.LAYER_S * 1e3:g} * layers ms per decoding step, "
              f"{speed.PART_S * 1e3:g} ms per completion and layer of a learning pass"),
         ("", "true within a factor of two or three"),
     ]  # fmt: skip
@@ -140,5 +151,5 @@ def summary(c: Config, facts: Facts, flops: float, bandwidth: float) -> list[str
 
 
 def spread_of(lengths: tuple[int, ...]) -> str:
-    """Smallest, median and largest of sorted numbers."""
+    """Smallest, median and largest of sorted lengths, in words."""
     return f"{lengths[0]} .. {lengths[len(lengths) // 2]} .. {lengths[-1]} (min, median, max)"

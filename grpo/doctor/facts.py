@@ -1,8 +1,8 @@
-"""What is true of a recipe before it runs: its data, its tokens, its model's sizes, what its rewards make of answers.
+"""Collect the facts of a recipe before it runs: data, token counts, model sizes, and how its rewards grade answers.
 
-Facts, and the form of a `Finding`; what finds is in `check_data.py` and `check_algorithm.py`, what adds up costs in
-`memory.py`. The data and the tokenizer are the real ones; of the model only shapes are looked at. Left out: anything
-that needs a completion.
+Data and tokenizer are the real ones; from the model only the shapes are used. This file also defines `Finding`. Left
+out: the checks (`check_data.py`, `check_algorithm.py`), costs (`memory.py`, `speed.py`), and anything that needs a
+completion.
 """
 
 import os
@@ -37,51 +37,52 @@ NO_LIMIT = 1 << 40
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the model, in numbers (not bytes)."""
+    """Sizes of the model. They count numbers, not bytes."""
 
     parameters: int
     rounded: int
-    """Of these, the ones in linear layers other than the head: what copies keep in the compute dtype."""
+    """The parameters in linear layers except the head. Copies of the model store these in the compute dtype."""
     layers: int
     width: int
     intermediate: int
     query_width: int
-    """Query heads times head size."""
+    """Number of query heads times head size."""
     key_width: int
-    """Key heads times head size: keys of one token in one layer."""
+    """Number of key heads times head size: the keys of one token in one layer."""
     vocabulary: int
     context: int | None
-    """Most positions that it was made for; None: not said."""
+    """The largest number of positions that the model was made for; None: unknown."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One set of questions that the run will be judged by."""
+    """One set of questions that the run will be evaluated on."""
 
     split: str
     shots: int
     n: int
     longest_prompt: int
-    """Tokens."""
+    """In tokens."""
     prompt_limit: int
+    """In tokens."""
     also_trained: tuple[str, ...]
-    """Its questions that are asked in training too."""
+    """Its questions that are training questions too."""
     also_shown: tuple[str, ...]
     """Its questions that are exemplars of their own prompt."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the doctor looks at beside the config."""
+    """Everything that the checks use besides the config."""
 
     sizes: Sizes
     num_train: int
     prompt_tokens: tuple[int, ...]
-    """Of the training prompts that were looked at, sorted."""
+    """Lengths of the training prompts that were checked, sorted."""
     shared_tokens: int
-    """Common to all of them: the exemplars."""
+    """Length of the prefix that all prompts share: the exemplars."""
     solution_tokens: tuple[int, ...] = ()
-    """Of the worked answers of the data, sorted; empty if it has none."""
+    """Lengths of the data's worked answers, sorted; empty if the data has none."""
     stop: tuple[str, ...] = ()
     also_shown: tuple[str, ...] = ()
     """Training questions that are exemplars of their own prompt."""
@@ -90,19 +91,19 @@ class Facts:
     graders: tuple[RewardProbe, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
     errors: tuple[str, ...] = ()
-    """Sentences that a run would end with before its first step."""
+    """Error messages that would end a run before its first step."""
     world_size: int = 1
     sharing: int = 1
-    """Processes that share the memory of the device: on a CPU those of the machine, on a GPU one."""
+    """Processes that share the device's memory: all of this machine on a CPU, one on a GPU."""
     device: str = "cpu"
     device_bytes: int = NO_LIMIT
     free_bytes: int = NO_LIMIT
-    """Of them, when it was looked."""
+    """The bytes that were free when the facts were collected."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a recipe."""
+    """Something that a check found in a recipe."""
 
     level: Literal["sure", "warning", "note"]
     what: str
@@ -110,21 +111,21 @@ class Finding:
     means: str
     """What follows from it."""
     do: str
-    """How to mend it."""
+    """What to do about it."""
 
 
 def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at_most: int = 0) -> Facts:
-    """Look at everything a run will use.
+    """Collect the facts about everything that a run will use.
 
     Args:
-        config: the run's.
-        model: of transformers, for its shapes: on any device, `meta` included.
+        config: of the run.
+        model: a transformers model, of which only the shapes are used; it may be on `meta`.
         tokenizer: its tokenizer.
         device: where the run will compute.
-        at_most: problems of each set to look at, spread evenly; 0: all.
+        at_most: check this many problems of each set, evenly spread; 0: all.
 
     Raises:
-        ValueError: without training problems or their prompts there is nothing to look at.
+        ValueError: the training problems cannot be loaded.
     """
     train = data.load(config.data, "train", path=config.data_path, num_shots=config.num_shots, seed=config.seed)
     seen = spread(train, at_most)
@@ -151,7 +152,7 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
 def outline(
     config: Config, train: Sequence[Problem], model: nn.Module, tokenizer, device: torch.device, at_most: int = 0
 ) -> Facts:
-    """The facts that decide whether a step fits: sizes of the model, prompts and memory; arguments as in `gather`."""
+    """The facts that decide whether a step fits into memory. The arguments are as in `gather`."""
     seen = spread(train, at_most)
     encoded = encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)
     processes, (free, total) = distributed.world_size(), device_memory(device)
@@ -169,12 +170,12 @@ def outline(
 
 
 def spread(items: Sequence, at_most: int) -> list:
-    """At most so many of the items (0: all), evenly spread."""
+    """At most `at_most` of the items, evenly spread; 0: all."""
     return list(items[:: max(1, -(-len(items) // at_most))] if at_most else items)
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """Of a model, on whatever device, `meta` included."""
+    """The sizes of a transformers model on any device, `meta` included."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     heads = head_sizes(model)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
@@ -192,7 +193,7 @@ def sizes(model: nn.Module) -> Sizes:
 
 
 def shown_and_asked(problems: Sequence[Problem]) -> tuple[str, ...]:
-    """Questions that stand among the exemplars of their own prompt, up to white space."""
+    """Questions that are also exemplars of their own prompt. White space is ignored."""
     found = []
     for problem in problems:
         question = _question(problem)
@@ -202,7 +203,7 @@ def shown_and_asked(problems: Sequence[Problem]) -> tuple[str, ...]:
 
 
 def _evaluations(config, train, tokenizer, at_most: int, errors: list[str]) -> tuple[Evaluation, ...]:
-    """What the run will evaluate on; a set that can not be loaded becomes an error."""
+    """The facts of each planned evaluation. If a set cannot be loaded, its message is added to `errors`."""
     trained, found = set(map(_question, train)), []
     for options in protocol.planned(config):
         for shots in options.shots:
@@ -229,7 +230,7 @@ def _evaluations(config, train, tokenizer, at_most: int, errors: list[str]) -> t
 
 
 def _unknown_names(config: Config) -> list[str]:
-    """The sentences for names of the config that are in no table and no file."""
+    """Error messages for names in the config that no table and no file has."""
     tables = {"advantage": ADVANTAGES, "loss": LOSSES, "weighting": WEIGHTINGS, "kl": KL}
     lookups = [lambda n=name, t=table: lookup(t, getattr(config, n), n) for name, table in tables.items()]
     lookups.append(lambda: lookup(CORRECTIONS, config.sampler_correction, "sampler_correction"))

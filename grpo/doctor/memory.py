@@ -1,6 +1,6 @@
-"""What a step will hold: tokens and bytes, before anything is started. Arithmetic over shapes.
+"""Estimate the tokens and the memory of a step from shapes, before anything is started.
 
-Weights, gradient and optimiser are exact; the sampler's room and activations are estimates. Left out: seconds
+Weights, gradient and optimiser are exact. The sampler's buffers and the activations are estimates. Left out: seconds
 (`speed.py`).
 """
 
@@ -16,28 +16,32 @@ from grpo.logprobs import vocabularies_per_chunk
 from grpo.policy import remembers
 
 USED = 0.9
-"""Share of a GPU's free memory that `budget` plans with; the rest is for what is not counted, and for gaps."""
+"""Share of a GPU's free memory that `budget` uses. The rest is for uncounted buffers and fragmentation."""
 
 LEAST_TOKENS, MOST_TOKENS = 256, 8192
-"""Bounds of `budget`. The upper one leaves memory to others once matrix products are large; not measured on a GPU."""
+"""Bounds of `budget`. At the upper one matrix products are large already, so the remaining memory is left free.
+
+The upper bound was not measured on a GPU."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of one step, all processes together."""
+    """Numbers of tokens in one step, over all processes."""
 
     sequences: int
     typical: float
-    """Of a completion: the mean of the data's worked answers, each cut at max_new_tokens; half of that without them."""
+    """Assumed length of a completion: the mean length of the data's worked answers, each cut at max_new_tokens.
+
+    If the data has none, half of max_new_tokens."""
     sampled: float
     prompts: float
-    """Distinct ones: the exemplars once, each question once."""
+    """Prompt tokens that are computed: the exemplars once, each question once."""
     learned: float
-    """Of one forward pass of learning: the exemplars once per micro-batch."""
+    """Tokens of one forward pass of learning: the exemplars count once per micro-batch."""
 
 
 def tokens(config: Config, facts: Facts) -> Tokens:
-    """What a step samples and computes; `max_tokens_per_microbatch` must be a number."""
+    """The tokens that a step samples and computes. `max_tokens_per_microbatch` must be a number."""
     sequences = config.prompts_per_step * config.group_size
     worked = facts.solution_tokens
     lengths = [min(length, config.max_new_tokens) for length in worked] or [config.max_new_tokens / 2]
@@ -56,13 +60,13 @@ def tokens(config: Config, facts: Facts) -> Tokens:
 
 
 def updates_per_step(config: Config) -> int:
-    """Optimiser steps in a step."""
+    """The number of optimiser updates in a step."""
     per_update = config.minibatch_size // config.group_size or config.prompts_per_step
     return config.num_epochs * math.ceil(config.prompts_per_step / per_update)
 
 
 def by_holder(config: Config, facts: Facts) -> dict[str, float]:
-    """Bytes per process, by what holds them; all but the last two are exact, for whole copies on every process."""
+    """{what needs memory: bytes per process}. All but the last two are exact; every process holds whole copies."""
     step, share = tokens(config, facts), 1 / min(facts.world_size, config.prompts_per_step)
     in_flight = min(config.max_tokens_per_microbatch, step.learned * share)
     longest = facts.prompt_tokens[-1] - facts.shared_tokens
@@ -75,20 +79,20 @@ def by_holder(config: Config, facts: Facts) -> dict[str, float]:
 
 
 def exact(held: dict[str, float]) -> float:
-    """Bytes of `by_holder` that do not depend on an estimate."""
+    """Bytes of the exact entries of `by_holder`."""
     return sum(list(held.values())[:-2])
 
 
 def peak(held: dict[str, float]) -> float:
-    """Bytes of `by_holder` at one time: sampling and learning take turns."""
+    """Peak bytes. Sampling and learning take turns, so the larger of the two estimates counts."""
     return exact(held) + max(list(held.values())[-2:])
 
 
 def least(config: Config, facts: Facts) -> tuple[float, float, float]:
-    """Bytes per process that a step surely takes: all the time, more while sampling, more while learning.
+    """Bytes per process that a step surely needs: (at all times, additionally while sampling, while learning).
 
-    The sampler's keys and values are those of the shortest prompts; of learning, where the rest is an estimate, the
-    gradient alone counts. There is none while sampling.
+    For sampling this counts keys and values of the shortest prompts. For learning only the gradient is exact, so it
+    alone counts; it does not exist while sampling.
     """
     gradient = _whole(config) * facts.sizes.parameters
     held = sum(_copies(config, facts).values()) - gradient
@@ -96,13 +100,15 @@ def least(config: Config, facts: Facts) -> tuple[float, float, float]:
 
 
 def cache(config: Config, facts: Facts, branch: float, *, validating: bool = False) -> float:
-    """Bytes per process of the sampler's keys and values: the trunk once, branches per prompt, own tokens per row.
+    """Bytes per process of the sampler's keys and values.
+
+    The cache holds the shared prefix once, the rest of each prompt once, and the sampled tokens of every row.
 
     Args:
-        config: the run's; every row has room for `max_new_tokens`.
+        config: of the run; every row has room for `max_new_tokens`.
         facts: about it.
-        branch: tokens of the longest prompt after what all share: the others are padded to it.
-        validating: as for `room`.
+        branch: tokens of the longest prompt without the shared prefix; the others are padded to it.
+        validating: as in `room`.
     """
     size, (prompts, rows) = facts.sizes, room(config, facts, validating=validating)
     held = facts.shared_tokens + prompts * branch + rows * config.max_new_tokens
@@ -112,12 +118,12 @@ def cache(config: Config, facts: Facts, branch: float, *, validating: bool = Fal
 
 
 def room(config: Config, facts: Facts, *, validating: bool = False) -> tuple[int, int]:
-    """(prompts, rows) per process that the sampler makes room for.
+    """The (prompts, rows) per process for which the sampler allocates buffers.
 
     Args:
-        config: the run's.
+        config: of the run.
         facts: about it.
-        validating: for a batch of validation as well as for a step: a GPU keeps the larger room.
+        validating: whether to count a validation batch too; a GPU keeps the larger buffers.
     """
     prompts = math.ceil(config.prompts_per_step / facts.world_size)
     batch = config.eval_batch if validating and config.eval_every else 0
@@ -125,11 +131,15 @@ def room(config: Config, facts: Facts, *, validating: bool = False) -> tuple[int
 
 
 def kept(config: Config, facts: Facts) -> float:
-    """Bytes of learning per token of a micro-batch: what all layers keep for backward, and what one layer works with.
+    """Bytes of learning per token of a micro-batch: saved activations of all layers, and working memory of one layer.
 
-    Counted on Llama under float32 and under bfloat16 autocast, where the residual stream, queries, keys and values stay
-    float32, and each linear layer keeps a rounded copy of its input. Without autocast: what `lean.py` keeps. Compiled
-    under autocast: the stream, and rounded two inputs, query, result, key, value and both halves of the MLP.
+    The numbers were counted on Llama:
+
+    - in float32: what `policy/lean.py` saves;
+    - under bfloat16 autocast: the residual stream, queries, keys and values in float32, and a rounded copy of the input
+      of each linear layer;
+    - compiled, under autocast: the residual stream in float32, and rounded two inputs, query, result, key, value and
+      both halves of the MLP.
     """
     size, whole = facts.sizes, _whole(config)
     linear = 6 * size.width + 4 * size.intermediate if _half(config) else 2 * size.intermediate
@@ -145,10 +155,10 @@ def kept(config: Config, facts: Facts) -> float:
 
 
 def budget(config: Config, facts: Facts) -> int:
-    """What `max_tokens_per_microbatch: auto` means on a GPU with `facts.free_bytes` before anything is loaded.
+    """The value of `max_tokens_per_microbatch: auto` on a GPU that has `facts.free_bytes` before anything is loaded.
 
-    The sampler's keys, values and graphs are counted beside learning: their buffers stay, those of validation too. All
-    are counted as the plain steps keep them, since not every model has the kernels, which keep less.
+    The sampler's buffers (keys, values, CUDA graphs, also those of validation) stay while learning, so they are counted
+    too. They are counted without the fused kernels, which need less, because not every model can use the kernels.
     """
     longest = facts.prompt_tokens[-1] - facts.shared_tokens
     _, rows = room(config, facts, validating=True)
@@ -160,7 +170,7 @@ def budget(config: Config, facts: Facts) -> int:
 
 
 def _copies(config: Config, facts: Facts) -> dict[str, float]:
-    """Bytes of everything that is as large as the model, exact."""
+    """Exact bytes of everything that is as large as the model."""
     size, whole = facts.sizes, _whole(config)
     copy = _compute(config) * size.rounded + whole * (size.parameters - size.rounded)
     head = _compute(config) * size.vocabulary * size.width if config.device == "cuda" else 0  # of the sampler
@@ -173,14 +183,14 @@ def _copies(config: Config, facts: Facts) -> dict[str, float]:
 
 
 def _remembered(config: Config, facts: Facts) -> float:
-    """Bytes of keys and values that the reference holds of what all prompts begin with, as `reference.py` says."""
+    """Bytes of the reference's keys and values of the shared prefix, if it keeps them (`policy/reference.py`)."""
     known = remembers(config.device, _half(config), config.compile is True, facts.shared_tokens)
     tokens = facts.shared_tokens if known else 0
     return 2 * facts.sizes.layers * facts.sizes.key_width * _whole(config) * tokens
 
 
 def _packed(config: Config, facts: Facts) -> float:
-    """Bytes of float32 weights that the sampler packs on a CPU: linear layers where nothing is rounded, the head."""
+    """Bytes of the weights that the sampler packs for oneDNN on a CPU: the head and, in fp32, the linear layers."""
     if config.device == "cuda" or config.precision == "fp64" or not onednn.AVAILABLE:
         return 0
     linear = 0 if _half(config) else facts.sizes.rounded
@@ -188,7 +198,7 @@ def _packed(config: Config, facts: Facts) -> float:
 
 
 def _fixed(config: Config, facts: Facts) -> float:
-    """Bytes of learning, however few tokens: weights that autocast rounds, a chunk of logits, the head's gradient."""
+    """Bytes of learning that do not grow with tokens: weights rounded by autocast, a chunk of logits, head gradient."""
     size = facts.sizes
     rounded = _compute(config) * size.rounded if _half(config) else 0
     chunk = vocabularies_per_chunk(size.vocabulary, torch.device("cuda" if config.device == "cuda" else "cpu"))
@@ -200,12 +210,10 @@ def _half(config: Config) -> bool:
 
 
 def _whole(config: Config) -> int:
-    """Bytes of a number outside of matrix products."""
+    """Bytes of a number outside matrix products."""
     return 8 if config.precision == "fp64" else 4
 
 
 def _compute(config: Config) -> int:
     """Bytes of a number in matrix products."""
     return 2 if _half(config) else _whole(config)
-
-

@@ -1,7 +1,7 @@
-"""What graders make of answers whose value is known: right ones written in several ways, and a wrong one.
+"""Test the graders on answers that are known to be right or wrong, before a run.
 
-So it shows before a run which gold answers a reward can never grant, and where a reward of training and the grader of
-evaluations part. The functions run in the process of `rewards/runner.py`. Left out: answers of a model.
+This finds gold answers that a reward never accepts, and answers that the training reward and the grader of evaluations
+judge differently. The reward functions run in the worker process of `rewards/runner.py`. Left out: answers of a model.
 """
 
 from collections.abc import Sequence
@@ -12,38 +12,38 @@ from data.prompts import answer_line, worked_answer
 from rewards.runner import RewardRunner
 
 PROBED = 200
-"""Problems on which graders are compared."""
+"""The number of problems on which graders are compared."""
 
 
 @dataclass(frozen=True)
 class RewardProbe:
-    """What a reward function makes of texts that are right by construction."""
+    """How a reward function grades texts that are right by construction."""
 
     name: str
     graded: int
-    """Problems looked at."""
+    """The number of problems it was tested on."""
     never: tuple[str, ...]
-    """Gold answers for which neither the worked solution nor the answer line alone earned more than 0."""
+    """Gold answers for which neither the worked solution nor the answer line alone got more than 0."""
     reads_answers: bool
-    """Whether a right answer line earns more than a wrong one, on most problems."""
+    """Whether a right answer line gets more than a wrong one on most problems."""
     fails: str = ""
-    """How it failed, in words, if it did so on every one of these texts."""
+    """The first error, if it failed on every one of these texts; else empty."""
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One way to write an answer that a reward of training and the grader of evaluations judge differently."""
+    """One way of writing an answer that the training reward and the grader of evaluations judge differently."""
 
     reward: str
     writing: str
-    """Which way, in words."""
+    """The way of writing, in words."""
     count: int
     probed: int
     text: str
-    """An example."""
+    """An example text."""
     answer: str
     earned: bool
-    """Whether the reward paid for it; the evaluation says the opposite."""
+    """Whether the reward accepted it; the grader of evaluations says the opposite."""
 
 
 def examine(
@@ -52,13 +52,13 @@ def examine(
     """Grade answers whose value is known.
 
     Args:
-        rewards: reward functions of training.
-        judges: reward functions of evaluations, the one that decides what is right first; may be none.
-        problems: all on which a gold answer may be out of reach; graders are compared on `PROBED` of them.
+        rewards: the reward functions of training.
+        judges: the reward functions of evaluations; the first decides what is right. May be empty.
+        problems: each is tested with its gold answer; graders are compared on `PROBED` of them.
         timeout: seconds per call.
 
     Returns:
-        what each function makes of them, and where a reward that reads answers and the judge part.
+        A probe of each function, and the disagreements between the first judge and each reward that reads answers.
     """
     names = list(dict.fromkeys([*rewards, *judges]))
     probed = problems[:: max(1, -(-len(problems) // PROBED))]
@@ -87,7 +87,7 @@ def examine(
 
 
 def _disagreements(name: str, others, earned, judged) -> list[Disagreement]:
-    """By writing: how often, of how many, and the first example."""
+    """For each way of writing: the number of disagreements, the number of cases, and an example."""
     rows: dict[str, list] = {}
     for (writing, text, problem), a, b in zip(others, earned, judged, strict=True):
         rows.setdefault(writing, []).append((text, problem.answer, (a or 0) > 0, (b or 0) > 0))
@@ -101,7 +101,7 @@ def _disagreements(name: str, others, earned, judged) -> list[Disagreement]:
 
 
 def writings(problem: Problem) -> dict[str, str]:
-    """Ways to answer a problem rightly, by what is special about each; the first two are how exemplars do it."""
+    """{what is special: answer text} for several ways to write an answer. The first two are those of the exemplars."""
     gold = problem.answer
     line = answer_line(gold)
     wrong = wrong_answer(gold)
@@ -125,7 +125,7 @@ def writings(problem: Problem) -> dict[str, str]:
 
 
 def wrong_answer(gold: str) -> str:
-    """Another number than the gold."""
+    """A number that differs from the gold."""
     try:
         return f"{float(gold.replace(',', '')) + 1:.15g}"
     except ValueError:

@@ -1,6 +1,6 @@
-"""What a step will take: seconds, from the tokens it computes and the speed of this device.
+"""Estimate the seconds of a step from the tokens that it computes and the measured speed of this device.
 
-An estimate that can be off by a factor of two or three. Left out: attention itself, whose share is small up to a few
+The estimate can be off by a factor of two or three. Left out: attention scores, whose share is small up to a few
 thousand tokens.
 """
 
@@ -16,20 +16,23 @@ from grpo.doctor.memory import _compute, tokens, updates_per_step
 from grpo.kernels import onednn
 
 EFFICIENCY = 0.5
-"""Share of the speed of one large matrix product that a whole model reaches."""
+"""A whole model is assumed to reach this share of the speed of one large matrix product."""
 
 TOKEN_S, LAYER_S, PART_S = 4e-3, 1e-3, 1e-4
-"""Seconds that calls alone take, however small the model: one token of all rows, one layer of it, and, in learning, the
-attention of one completion in one layer of a pass. As seen on a CPU with a model of a million parameters."""
+"""Seconds of overhead that do not depend on the model's size: per decoding step, per layer of a decoding step, and per
+completion and layer of a learning pass (attention). Measured on a CPU with a model of a million parameters."""
 
 
 def seconds(config: Config, facts: Facts, flops: float, bandwidth: float) -> dict[str, float]:
-    """Seconds of a step: `rollout` and `learn`, each process doing its share.
+    """Seconds of a step, in which each process does its share.
 
     Args:
-        config: the run's, `max_tokens_per_microbatch` a number.
+        config: of the run; `max_tokens_per_microbatch` must be a number.
         facts: about it.
-        flops, bandwidth: what `measured` returned.
+        flops, bandwidth: operations and bytes per second, as `measured` returns them.
+
+    Returns:
+        {"rollout": seconds, "learn": seconds}.
     """
     size, step = facts.sizes, tokens(config, facts)
     rate, share = flops * EFFICIENCY, 1 / min(facts.world_size, config.prompts_per_step)
@@ -37,7 +40,7 @@ def seconds(config: Config, facts: Facts, flops: float, bandwidth: float) -> dic
     prefill = per_token * step.prompts / rate
     reading = _compute(config) * size.parameters / bandwidth + TOKEN_S + size.layers * LAYER_S
     decode = per_token * step.sampled * share / rate + config.max_new_tokens * reading
-    passes = 3 + config.activation_checkpointing  # backward is two
+    passes = 3 + config.activation_checkpointing  # a backward pass costs two forward passes
     extra = (config.kl_coef > 0) + (updates_per_step(config) > 1)
     work = per_token * step.learned * share * (passes * config.num_epochs + extra) / rate
     calls = step.sequences * share * size.layers * PART_S * (passes * config.num_epochs + extra)
@@ -45,11 +48,12 @@ def seconds(config: Config, facts: Facts, flops: float, bandwidth: float) -> dic
 
 
 def measured(device: torch.device, precision: str) -> tuple[float, float]:
-    """(operations of matrix products, bytes read and written) per second on this device; takes about a second."""
+    """Operations of matrix products per second, and bytes copied per second; measuring takes about a second."""
     on_gpu = device.type == "cuda"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}.get(precision, torch.float32)
     size, numbers = (8192, 1 << 28) if on_gpu else (768, 1 << 24)
-    random = torch.Generator(device).manual_seed(0)  # a matrix of ones would flatter a GPU: it takes less power
+    # Random numbers: a GPU multiplies matrices of ones faster than real data, because they take less power.
+    random = torch.Generator(device).manual_seed(0)
     matrix = torch.randn(size, size, dtype=dtype, device=device, generator=random)
     source = torch.ones(numbers, dtype=torch.float32, device=device)
     target = torch.empty_like(source)

@@ -1,1 +1,1 @@
-"""Evaluation: how it is asked, what was answered, how that is graded and compared, and what can be claimed."""
+"""Evaluation: prompt a model, keep its answers, grade and compare them, and say what the numbers support."""

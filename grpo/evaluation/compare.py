@@ -1,7 +1,7 @@
-"""Evaluation, start to end: base and tuned model are asked, graded and compared; a run's validation; regrading.
+"""Evaluation from start to end: compare a base and a tuned model, validate during a run, and regrade old transcripts.
 
-One generation, many gradings: texts come from `transcribe.py`, cells and differences from `grading.py`. An evaluation
-that is cut short goes on where it was. Left out: judging by another model.
+Each answer is generated once and can be graded many times. `transcribe.py` makes the texts; `grading.py` computes rates
+and differences. An evaluation that was interrupted continues where it stopped. Left out: grading by another model.
 """
 
 import time
@@ -30,26 +30,33 @@ T = TypeVar("T")
 
 
 def problems_of(options: EvalOptions, shots: int) -> list[Problem]:
-    """The problems of an evaluation, with so many worked examples in each prompt."""
+    """The problems of an evaluation, with `shots` worked examples in each prompt."""
     problems = data.load(options.data, options.split, path=options.data_path, num_shots=shots, seed=options.seed)
     return problems[: options.limit or None]
 
 
 def check_planned(config: Config, tokenizer) -> None:
-    """Load what a run's evaluations will need, so that a mistake shows before the first step and not after the last.
+    """Load what a run's evaluations will need, so that a mistake shows before the first step instead of after the last.
 
     Raises:
-        ValueError: a grader is unknown, a split or its exemplars are not there, or a prompt is too long.
+        ValueError: a grader is unknown, a split or its exemplars are missing, or a prompt is too long.
     """
     for options in planned(config):
         prepare(options, [tokenizer])
 
 
 def prepare(options: EvalOptions, tokenizers: Sequence) -> dict[int, list[Problem]]:
-    """The problems by number of shots, when everything that can be mistyped has been looked at.
+    """Load the problems, and check every option that can be mistyped.
+
+    Args:
+        options: of the evaluation.
+        tokenizers: of all models to be evaluated; every prompt must fit with each of them.
+
+    Returns:
+        {number of shots: its problems}.
 
     Raises:
-        ValueError: a grader is unknown, a split or its exemplars are not there, or a prompt is too long.
+        ValueError: a grader is unknown, a split or its exemplars are missing, or a prompt is too long.
     """
     grading.check_graders((*options.graders, options.format))
     problems = {shots: problems_of(options, shots) for shots in options.shots}
@@ -70,21 +77,21 @@ def compare_models(
 ) -> dict:
     """Evaluate base and tuned model at every number of shots; write transcripts, options and `eval.json` to `out`.
 
-    A collective call: ranks share the problems, rank 0 writes. Both models are looked at before either is asked. What
-    was answered is in `out` when it is cut short, and is not asked again by the next call with the same options.
+    This is a collective call: ranks share the problems, and rank 0 writes. Both models are checked before either
+    answers. After an interruption `out` holds the answers so far. The next call with the same options keeps them.
 
     Args:
         options: what to evaluate, and how.
         device, precision: where and how to compute.
-        should_stop: asked between batches.
-        instead: whether it takes the place of whatever else `out` holds.
-        kernels: whether the sampler may use those of a GPU.
+        should_stop: called between batches; True interrupts the evaluation.
+        instead: whether to replace another evaluation that `out` holds.
+        kernels: whether the sampler may use the GPU kernels.
 
     Returns:
-        The content of `eval.json`, cells of base before those of tuned.
+        The content of `eval.json`, with the cells of the base model first.
 
     Raises:
-        ValueError: a model, the data or a grader can not be used, or `out` holds another evaluation.
+        ValueError: a model, the data or a grader cannot be used, or `out` holds another evaluation.
         Interrupted: `should_stop()` was True on some rank.
     """
     out = Path(options.out or "eval")
@@ -94,7 +101,7 @@ def compare_models(
     ingredients = distributed.on_main(lambda: transcripts.made_of(options, precision, sources))
     answered = distributed.on_main(lambda: transcripts.left(out, ingredients, instead))
     problems = prepare(options, [_named(name, load_shapes, *where)[1] for name, where in models.items()])
-    if len(models) > 1:  # weights that can not be read show now too, and not when the base has been asked
+    if len(models) > 1:  # tuned weights that cannot be read must fail now, not after the base model has answered
         _named("tuned", load_policy, options.tuned, device=device, precision=precision)
     distributed.on_main(lambda: transcripts.begin(out, ingredients, instead))
     texts: dict[str, list[dict]] = {}
@@ -117,7 +124,7 @@ def compare_models(
     result = _summarize(texts, options, options.stops)
 
     def write() -> None:
-        write_yaml(replace(options, out=None), out / "options.yaml")  # wherever it lies now
+        write_yaml(replace(options, out=None), out / "options.yaml")  # without its place: the directory may be moved
         transcripts.finish(out, result)
 
     distributed.on_main(write)
@@ -125,7 +132,7 @@ def compare_models(
 
 
 def _named(name: str, load: Callable[..., T], *arguments: object, **options: object) -> T:
-    """What `load` makes of a model; an error names the option that the model is."""
+    """Call `load` for the model of one option (`model` or `tuned`); an error message starts with that option."""
     try:
         return load(*arguments, **options)
     except ValueError as error:
@@ -136,14 +143,14 @@ def regrade(options: EvalOptions) -> dict:
     """Grade the transcripts of an earlier evaluation again, without a model, and write `eval.json`.
 
     Raises:
-        ValueError: there are no transcripts, or empty ones, or a grader is unknown.
+        ValueError: there are no transcripts, one is empty or incomplete, or a grader is unknown.
     """
     directory = Path(options.regrade)
     files = sorted(directory.glob("*_*shots.jsonl"))
     if not files:
         raise ValueError(f"regrade: {directory} holds no transcripts (base_0shots.jsonl, ...)")
     if (directory / transcripts.UNFINISHED).exists() and not (directory / "eval.json").exists():
-        raise ValueError(f"regrade: {directory} holds a part of an evaluation; finish it by the command that began it")
+        raise ValueError(f"regrade: {directory} holds an unfinished evaluation; finish it with its own command")
     texts = {file.stem: transcripts.read(file, "regrade") for file in files}
     if not all(texts.values()):
         raise ValueError(f"regrade: a transcript in {directory} is empty")
@@ -154,7 +161,7 @@ def regrade(options: EvalOptions) -> dict:
     early = any(row["stop_early"] for rows in texts.values() for row in rows)
     result = _summarize(texts, options, ("stop_string",) if early else grading.STOPS)
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "options.yaml").exists():  # of the transcripts; the cells are now by these graders
+    if (out / "options.yaml").exists():  # they say how the texts were made; the graders are the new ones
         made = replace(read_yaml(EvalOptions, out / "options.yaml"), graders=options.graders, format=options.format)
         write_yaml(made, out / "options.yaml")
     transcripts.finish(out, result)
@@ -172,14 +179,20 @@ def _summarize(texts: dict[str, list[dict]], options: EvalOptions, stops: Sequen
 
 
 def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions) -> dict:
-    """The first cell (first stop policy, first grader) of a model on some problems: the evaluation during training.
+    """The evaluation during training: one cell, for the first number of shots, stop policy and grader.
 
-    A collective call. All ranks grade, so that none waits long for another; what rank 0 finds counts, since a grader
-    may run into its time limit on one rank only.
+    This is a collective call. All ranks grade, so that none waits long for another. The result of rank 0 counts,
+    because a grader may exceed its time limit on one rank only.
+
+    Args:
+        sampler: of the model.
+        problems: to answer, the same on every rank.
+        options: how to prompt, sample and grade.
+
+    Returns:
+        A cell, as `grading.cell` makes it.
     """
     answers = transcribe(sampler, problems, options)
     rows = [{"model": "tuned", "shots": options.shots[0], **row} for row in answers]
     grades = grading.grade(rows, options.graders[:1], options.stops[:1], options.format, options.timeout)
     return distributed.broadcast_object(grading.cell(grades[0]))
-
-

@@ -1,8 +1,9 @@
-"""Graders: what a completion answers, and whether that is right. Pure functions of a text and its problem.
+"""Graders read the answer from a completion and say whether it is right. They are pure functions of text and problem.
 
-`(completion, problem) -> (value read or None, correct)`. They differ in where they look for the answer, and that alone
-moves a published accuracy by tens of points; evaluating applies several to the same transcripts. Where the text ends
-(run-on kept, or cut at the stop string) is decided before. Left out: statistics over many of them (`statistics.py`).
+A grader is `(completion, problem) -> (value read or None, correct)`. Graders differ in where they look for the answer,
+and this alone can change a published accuracy by tens of points. Evaluation therefore applies several of them to the
+same transcripts. The caller has cut the text at the stop string, or kept it whole. Left out: statistics over many
+answers (`statistics.py`).
 """
 
 import re
@@ -32,10 +33,11 @@ def last_number(completion: str, problem: Problem) -> Graded:
 
 
 def published(completion: str, problem: Problem) -> Graded:
-    """The published evaluation, faults included: the last integer of prompt + completion, against the gold as text.
+    """The published evaluation with its faults: compare the last integer of prompt + completion with the gold, as text.
 
-    It reads no sign, no comma and no decimals (a gold of `1,080` or `-7` can not be matched), takes the prompt's last
-    number for the answer of a completion without one, and with run-on text the last number of some later question.
+    - It reads no sign, comma or decimals, so no completion can match a gold of `1,080` or `-7`.
+    - If the completion has no number, it takes the last number of the prompt.
+    - If the text runs on, it takes the last number of some later question.
     """
     integers = re.findall(r"\d+", problem.prompt + completion)
     return (integers[-1], integers[-1] == problem.answer) if integers else (None, False)
@@ -54,7 +56,7 @@ def lm_eval_flexible(completion: str, problem: Problem) -> Graded:
 
 
 def _lm_eval(value: str | None, problem: Problem) -> Graded:
-    """The harness's comparison: as text, without `,`, `$` and a final period on either side."""
+    """Compare as the harness does: as text, after removing `,`, `$` and a final period from both sides."""
     if value is None:
         return None, False
     plain = [re.sub(r"\.$", "", re.sub(r"[,$]", "", text)) for text in (value, problem.answer)]

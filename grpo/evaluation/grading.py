@@ -1,8 +1,9 @@
-"""From transcripts to numbers: cells, paired differences, and where a gain comes from. No model here.
+"""From transcripts to numbers: accuracies, paired differences, and where a gain comes from. This needs no model.
 
-A transcript is graded as often as one likes: by each grader, with the run-on kept (`eos`) or cut at the first stop
-string (`stop_string`). So a gain from learning to stop, from what the grader reads, and from answering better are told
-apart on the same texts. Left out: making the transcripts (`evaluate.py`).
+The same texts are graded by each grader under two stop policies. `eos` keeps the text after the first stop string
+(the run-on), and `stop_string` cuts it off. This separates three sources of a gain: learning to stop, what the grader
+misreads, and better answers. A cell is the result of one model, number of shots, stop policy and grader. Left out:
+making the transcripts (`transcribe.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +22,9 @@ STOPS = ("stop_string", "eos")
 
 @dataclass
 class Grades:
-    """One model's answers at one number of shots, under one stop policy and one grader; rows in the order of problems.
+    """One model's graded answers at one number of shots, under one stop policy and one grader.
 
-    With k samples per problem the rows of a problem are neighbours.
+    Rows are in the order of the n problems. The k samples of a problem are adjacent rows.
     """
 
     model: str
@@ -34,27 +35,27 @@ class Grades:
     correct: np.ndarray
     """[n * k] bool."""
     lenient: np.ndarray
-    """[n * k] bool: right as `last_number` reads the same text."""
+    """[n * k] bool: whether the grader `last_number` accepts the same text."""
     formatted: np.ndarray
-    """[n * k] bool."""
+    """[n * k] bool: whether the text has the format."""
     finished: np.ndarray
-    """[n * k] bool: by EOS, or, under `stop_string`, by a stop string."""
+    """[n * k] bool: ended by EOS or, under `stop_string`, by a stop string."""
     run_on: np.ndarray
-    """[n * k] bool: the text goes on into a stop string, whatever the policy."""
+    """[n * k] bool: the text contains a stop string. This does not depend on the stop policy."""
     tokens: np.ndarray
-    """[n * k]: sampled tokens that count under the policy."""
+    """[n * k]: sampled tokens that count under the stop policy."""
     samples: int
-    """k."""
+    """k, the samples per problem."""
     failures: dict[str, dict]
-    """Of the reward functions that made these grades: {name: {"texts": how many it failed on, "first": in words}}."""
+    """The reward functions that failed: {name: {"texts": number of texts it failed on, "first": the first error}}."""
 
     def per_problem(self) -> np.ndarray:
-        """[n] share of a problem's samples that are right."""
+        """[n]: the share of each problem's samples that are right."""
         return self.correct.reshape(-1, self.samples).mean(1)
 
 
 def check_graders(names: Sequence[str]) -> None:
-    """Raise ValueError, listing the known ones, if a name is neither in `GRADERS` nor a reward file.function."""
+    """Raise ValueError if a name is neither in `GRADERS` nor a reward function `file.function`."""
     for name in names:
         if name not in GRADERS and "." not in name:
             raise ValueError(f"graders: {name!r} is not one of {', '.join(GRADERS)}, nor a reward file.function")
@@ -68,14 +69,15 @@ def grade(
     """Grade the transcripts of one model at one number of shots.
 
     Args:
-        rows: transcripts, as `evaluate.transcribe` makes them.
-        graders: keys of `GRADERS`, or reward functions `file.function`, which count as right above 0.
+        rows: transcripts, as `transcribe` makes them.
+        graders: keys of `GRADERS`, or reward functions `file.function`; a reward above 0 counts as right.
         stops: entries of `STOPS`.
-        format_reward: what decides `format_rate`, named like a grader.
+        format_reward: the function that decides `format_rate`, named like a grader.
         timeout: seconds per call of a reward function.
 
     Returns:
-        One per stop policy and grader. A text on which a reward function fails counts as wrong, and as a failure.
+        One `Grades` per stop policy and grader. If a reward function fails on a text, the text counts as wrong and the
+        failure is counted in `failures`.
 
     Raises:
         ValueError: a grader is unknown.
@@ -123,17 +125,21 @@ def grade(
 
 
 def cut(row: dict) -> str:
-    """A transcript's text before its first stop string."""
+    """The text of a transcript before its first stop string."""
     text = row["completion"]
     return text[: min((at for stop in row["stop"] if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def cell(grades: Grades) -> dict:
-    """The rates of one model, shots, stop policy and grader, as `eval.json` has them.
+    """The rates of one model, number of shots, stop policy and grader, as they stand in `eval.json`.
 
-    With one sample per problem the interval is Wilson's; with k, the bootstrap's over problems, `correct` counts
-    samples, and `pass_at` (1, 2, 4, ... and k) and `majority` (null for a reward, which reads no value) are there too.
-    `failures`, as `Grades` has them, are there if a reward function failed.
+    With one sample per problem the interval is Wilson's. With k > 1 samples:
+
+    - the interval is a bootstrap over problems, and `correct` counts samples;
+    - `pass_at` holds pass@1, 2, 4, ... and k;
+    - `majority` is there too, but null for a reward function, which reads no value.
+
+    The entry `failures` of `Grades` is included if a reward function failed.
     """
     k, per_problem = grades.samples, grades.per_problem()
     lenient = grades.lenient.reshape(-1, k).mean(1)
@@ -168,9 +174,9 @@ def cell(grades: Grades) -> dict:
 
 
 def paired(base: Grades, tuned: Grades) -> dict:
-    """Base against tuned on the same problems: a bootstrap interval of the difference and the exact McNemar test.
+    """Compare base and tuned on the same problems: a bootstrap interval of the difference, and the exact McNemar test.
 
-    With several samples per problem the test, which is for single answers, is left out (`p_value` null).
+    The test is for single answers. With several samples per problem it is left out, and `p_value` is null.
     """
     assert (base.shots, base.stop, base.grader) == (tuned.shots, tuned.stop, tuned.grader)
     assert len(base.per_problem()) == len(tuned.per_problem()), "not the same problems"
@@ -191,16 +197,20 @@ def paired(base: Grades, tuned: Grades) -> dict:
 
 
 def split(shots: int, gain: Callable[[str, str], np.ndarray]) -> dict:
-    """Where the gain that the published evaluation sees comes from.
+    """Split the gain that the published evaluation measures into three parts.
 
-    With D(g, s) the gain under grader g and stop policy s:
-    stopping = D(published, eos) - D(published, stop_string), what is gained by not running on;
-    grader = D(published, stop_string) - D(last_number, stop_string), what that grader misreads;
-    left = D(last_number, stop_string), answers that are better. They add up to total = D(published, eos).
+    Let D(g, s) be the gain under grader g and stop policy s. Then total = D(published, eos) is the sum of:
+
+    - stopping = D(published, eos) - D(published, stop_string): the gain from not running on;
+    - grader = D(published, stop_string) - D(last_number, stop_string): the gain from what that grader misreads;
+    - left = D(last_number, stop_string): the gain from better answers.
 
     Args:
-        shots: for the record.
-        gain: (grader, stop) -> [n] tuned minus base, problem by problem.
+        shots: number of worked examples, stored in the result.
+        gain: (grader, stop) -> [n], tuned minus base for each problem.
+
+    Returns:
+        {"shots", each part as a mean over problems, "ci95": {part: [low, high]}}.
     """
     run_on, stopped = gain("published", "eos"), gain("published", "stop_string")
     left = gain("last_number", "stop_string")
@@ -208,9 +218,10 @@ def split(shots: int, gain: Callable[[str, str], np.ndarray]) -> dict:
 
 
 def format_split(shots: int, gain: Callable[[str, str], np.ndarray]) -> dict:
-    """How much of the gain in the training reward is format.
+    """Split the gain in the training reward into format and better answers.
 
-    total = D(marker, stop_string) = format + left, with left = D(last_number, stop_string).
+    total = D(marker, stop_string) = format + left, with left = D(last_number, stop_string). Arguments and result are as
+    in `split`.
     """
     total, left = gain("marker", "stop_string"), gain("last_number", "stop_string")
     return _parts(shots, total=total, format=total - left, left=left)
@@ -218,7 +229,8 @@ def format_split(shots: int, gain: Callable[[str, str], np.ndarray]) -> dict:
 
 def _parts(shots: int, **parts: np.ndarray) -> dict:
     means = {name: float(values.mean()) for name, values in parts.items()}
-    most = {name: 1 if name in ("total", "left") else 2 for name in parts}  # the others are differences of differences
+    # `total` and `left` are gains, at most 1 per problem. The other parts are differences of two gains, at most 2.
+    most = {name: 1 if name in ("total", "left") else 2 for name in parts}
     intervals = {name: mean_interval(values, -most[name], most[name]) for name, values in parts.items()}
     return {"shots": shots, **means, "ci95": intervals}
 
@@ -228,10 +240,10 @@ def _with_interval(values: Sequence[float]) -> dict:
 
 
 def summarize(graded: Sequence[Grades]) -> dict:
-    """`eval.json`: cells, and, where base and tuned are both there, paired differences and the splits of the gain.
+    """The content of `eval.json`: cells and, if both models are there, paired differences and the splits of the gain.
 
-    Base comes before tuned and few shots before many, whatever the order of `graded`. `last_number` is compared whether
-    it was asked for or not, since every cell has read it, and `gsm8k.correctness` is `marker` by another name.
+    Base comes before tuned and few shots before many, in whatever order `graded` is. `last_number` is always compared,
+    because every `Grades` holds its verdict. `gsm8k.correctness` is another name of `marker`.
     """
     graded = sorted(graded, key=lambda grades: (grades.model, grades.shots))
     result: dict = {"cells": [cell(grades) for grades in graded]}

@@ -1,17 +1,17 @@
-"""An `eval.json` in words: the table, what can be claimed, where a gain comes from, and what failed.
+"""Put an `eval.json` into words: the table, what can be claimed, where a gain comes from, and what failed.
 
-One source for the terminal and the page. What is left out: grading and intervals (`grading.py`); nothing is worked out
-here that the file does not hold.
+The terminal and the report page both use these texts. Left out: grading and intervals (`grading.py`). Every number here
+comes from the file.
 """
 
 
 def points(share: float) -> str:
-    """A difference of shares in points."""
+    """A difference of two shares, in percentage points."""
     return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
 def shots(number: int) -> str:
-    """So many worked examples, in words."""
+    """A number of worked examples, in words."""
     return f"{number} shot" if number == 1 else f"{number} shots"
 
 
@@ -23,8 +23,8 @@ def where(pair: dict) -> str:
 def claim(pair: dict) -> str:
     """One sentence: what can be claimed from a pair of `eval.json` at this sample size.
 
-    A difference is claimed if its interval excludes 0 and, where there is a test, p < 0.05 as well: resampling a few
-    problems gives too narrow an interval.
+    A difference is claimed if its interval excludes 0 and, where there is a test, p < 0.05. The test is needed because
+    the bootstrap over few problems gives too narrow an interval.
     """
     (low, high), p = pair["ci95"], pair["p_value"]
     tested = "" if p is None else ", p < 0.001" if p < 0.001 else f", p = {p:.2g}"
@@ -33,13 +33,16 @@ def claim(pair: dict) -> str:
         size = f"at this sample size it would have to be larger than about {50 * (high - low):.1f} points"
         return f"No difference can be claimed ({where(pair)}): measured {measured}; {size}."
     if p is not None and p >= 0.05:
-        return f"No difference can be claimed ({where(pair)}): measured {measured}; too few differ to rule out chance."
+        size = "too few answers differ to rule out chance"
+        return f"No difference can be claimed ({where(pair)}): measured {measured}; {size}."
     return f"The tuned model is {'better' if low > 0 else 'worse'} ({where(pair)}): {measured}."
 
 
 def main_pairs(found: dict) -> list[dict]:
-    """The pair that counts at each number of shots: by the last number of the cut text, which neither format nor
-    running on changes; else as near to that as the file has it."""
+    """The main comparison at each number of shots: grader `last_number` with stop policy `stop_string`.
+
+    Neither the format nor run-on text changes that result. If the file lacks it, the nearest pair takes its place.
+    """
     best: dict[int, dict] = {}
     for pair in sorted(found["paired"], key=lambda p: (p["stop"] == "stop_string", p["grader"] == "last_number")):
         best[pair["shots"]] = pair  # the last is the nearest
@@ -52,14 +55,14 @@ def entry_of_run(entries: list[dict], config: dict) -> dict | None:
 
 
 def accuracies(found: dict, pair: dict) -> tuple[float, float]:
-    """Of base and tuned model, graded as the pair is."""
+    """(accuracy of base, accuracy of tuned), with the shots, stop policy and grader of the pair."""
     key = ("shots", "stop", "grader")
     graded = {c["model"]: c["accuracy"] for c in readings(found) if all(c[name] == pair[name] for name in key)}
     return graded["base"], graded["tuned"]
 
 
 def readings(found: dict) -> list[dict]:
-    """The cells; where `last_number` is not a grader among them, with a cell for each lenient accuracy, which it is."""
+    """The cells; if `last_number` is not among their graders, cells made from the lenient accuracies are added."""
     cells = []
     for cell in found["cells"]:
         cells.append(cell)
@@ -71,7 +74,7 @@ def readings(found: dict) -> list[dict]:
 
 
 def failures(found: dict) -> list[str]:
-    """A sentence for each reward function that failed on texts of one model, number of shots and stop policy."""
+    """A sentence for each reward function that failed, by model, number of shots and stop policy."""
     said = {}
     for cell in found["cells"]:
         texts, here = cell["n"] * cell.get("samples", 1), f"{cell['model']}, {shots(cell['shots'])}, {cell['stop']}"

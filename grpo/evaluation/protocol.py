@@ -1,4 +1,4 @@
-"""How an evaluation is done: its options, and those that a training run's own evaluations follow. Runs nothing."""
+"""The options of an evaluation, and the options that a training run uses for its own evaluations. Runs nothing."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -13,9 +13,9 @@ from grpo.options import read_yaml
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Evaluate a model, or a base and a tuned one side by side, under several graders and stop policies.
+    """Evaluate a model, or a base and a tuned model side by side, under several graders and stop policies.
 
-    Or, with --regrade DIR, grade old transcripts again without a model.
+    With --regrade DIR, grade old transcripts again without a model.
     """
 
     model: str | None = None
@@ -23,33 +23,33 @@ class EvalOptions:
     tuned: str | None = None
     """The tuned model, such as runs/NAME/final."""
     regrade: str | None = None
-    """Directory of an earlier evaluation: grade its transcripts again, with --graders, instead of a model."""
+    """Directory of an earlier evaluation, whose transcripts are graded again with --graders; no model is run."""
     revision: str | None = None
-    """Commit, tag or branch of a hub `model`."""
+    """Commit, tag or branch of `model` on the hub; None: its default branch."""
     data: str = "arithmetic"
     """Name of a file in data/: arithmetic, gsm8k, jsonl, ..."""
     data_path: str | None = None
     """Directory with train.jsonl and test.jsonl; None: the data's own source."""
     split: Literal["train", "validation", "test"] = "test"
-    """Which problems."""
+    """Which split of the data to evaluate on."""
     chat: bool = False
     """Render prompts through the tokenizer's chat template."""
     seed: int = 0
     """Seed of the worked examples, as in training, and of sampling. >= 0."""
     shots: tuple[int, ...] = (0,)
-    """Numbers of worked examples, each evaluated. >= 0."""
+    """Numbers of worked examples in the prompt; each number is evaluated. >= 0."""
     limit: int = 0
-    """The first so many problems; 0: all. >= 0."""
+    """Evaluate only the first `limit` problems; 0: all. >= 0."""
     budget: int = 512
     """Longest completion in tokens. >= 1."""
     stop_early: bool = False
-    """End completions at the stop string, for speed; then nothing can be said of run-on text."""
+    """End completions at the stop string, which is faster; run-on text can then not be graded."""
     graders: tuple[str, ...] = tuple(GRADERS)
-    """Entries of grpo/graders.py, or reward functions file.function, right above 0."""
+    """Graders of grpo/evaluation/graders.py, or reward functions file.function; a reward above 0 counts as right."""
     format: str = "gsm8k.format"
-    """Reward function that decides whether a text has the format: a value above 0."""
+    """Reward function for the format: a text has the format if its value is above 0."""
     samples: int = 1
-    """Completions per problem; above 1: pass@k and majority@k. >= 1."""
+    """Completions per problem; with more than 1, pass@k and majority@k are computed. >= 1."""
     temperature: float = 0.0
     """Sampling temperature; 0: greedy. >= 0, and > 0 with several samples."""
     max_prompt_tokens: int = 4096
@@ -63,10 +63,10 @@ class EvalOptions:
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
     """Dtype of the matrix products. auto: bf16 on cuda, fp32 on cpu."""
     out: str | None = None
-    """Directory for eval.json and the transcripts; None: eval, or that of --regrade."""
+    """Directory for eval.json and the transcripts; None: eval, or the directory of --regrade."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on the first option out of its range."""
+        """Raises ValueError for the first option that is out of its range."""
         at_least = {"seed": 0, "limit": 0, "budget": 1, "samples": 1, "max_prompt_tokens": 1, "batch": 1}
         for name, low in at_least.items():
             if getattr(self, name) < low:
@@ -82,21 +82,22 @@ class EvalOptions:
         if not 0 <= self.temperature < math.inf or (self.samples > 1 and self.temperature == 0):
             raise ValueError(f"temperature is {self.temperature}: must be finite, >= 0, and > 0 with several samples")
         if (self.model is None) == (self.regrade is None):
-            raise ValueError("model: either --model or --regrade must be given, and not both")
+            raise ValueError("model: give either --model or --regrade, not both")
         if self.regrade is not None:
             allowed = ("graders", "format", "timeout", "out")
             for field in fields(self):
                 if field.name not in ("regrade", *allowed) and getattr(self, field.name) != field.default:
-                    raise ValueError(f"{field.name}: --regrade takes texts as they are, and only {', '.join(allowed)}")
+                    only = ", ".join(allowed)
+                    raise ValueError(f"{field.name}: must be left out with --regrade, which allows only {only}")
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Stop policies that can be applied to what is generated."""
+        """The stop policies that can be applied to the generated texts."""
         return ("stop_string",) if self.stop_early else grading.STOPS
 
 
 def options_of(config: Config, out: Path) -> EvalOptions:
-    """The evaluation that a training run ends with, of its base model and of `<run>/final`."""
+    """The final evaluation of a training run: its base model and `<run>/final`."""
     return EvalOptions(
         model=config.model,
         tuned=str(out.parent / "final"),
@@ -119,13 +120,13 @@ def options_of(config: Config, out: Path) -> EvalOptions:
 
 
 def validation_options(config: Config) -> EvalOptions:
-    """The evaluation during training, of the run's own number of shots."""
+    """The evaluation during training, with the run's own number of shots."""
     options = options_of(config, Path("eval"))
     return replace(options, split="validation", shots=(config.num_shots,), limit=config.eval_limit)
 
 
 def planned(config: Config) -> list[EvalOptions]:
-    """Every evaluation that a training run will make, each once."""
+    """The options of every evaluation that a training run will make."""
     during = [validation_options(config)] if config.eval_every else []
     return during + ([options_of(config, Path("eval"))] if config.final_eval else [])
 
@@ -133,11 +134,11 @@ def planned(config: Config) -> list[EvalOptions]:
 NO_RESULT = frozenset(
     ("model", "tuned", "data_path", "out", "regrade", "device", "precision", "batch", "timeout", "max_prompt_tokens")
 )
-"""Options that say where things are or how the work is done, and change no result beyond rounding."""
+"""Options that change no result beyond rounding: they say where things are or how the work is done."""
 
 
 def is_evaluated(options: EvalOptions) -> bool:
-    """Whether `out` holds this evaluation: made with the same options (`NO_RESULT` aside), at these shots or more."""
+    """Whether `out` holds this evaluation: with the same options except `NO_RESULT`, and at least these shots."""
     out = Path(options.out or "eval")
     if not (out / "eval.json").exists() or not (out / "options.yaml").exists():
         return False

@@ -1,7 +1,11 @@
-"""Intervals and tests for accuracies: how much of a difference is there, and how much could be chance.
+"""Intervals and tests for accuracies: which differences are real, and which could be chance.
 
-Rates get Wilson intervals, differences between two models on the same problems a paired bootstrap and the exact McNemar
-test, samples of one problem are a cluster. Pure functions of counts and arrays; scipy where it has the method.
+- A rate gets a Wilson interval.
+- A difference between two models on the same problems gets a paired bootstrap and the exact McNemar test.
+- Several samples of one problem are treated as a cluster.
+
+These are pure functions of counts and arrays, with scipy's methods where it has them. Left out: which rates to compare
+(`grading.py`).
 """
 
 import math
@@ -18,7 +22,8 @@ def wilson(successes: int, n: int) -> list[float]:
     """The Wilson score interval of a rate at 95 %.
 
     Args:
-        successes: 0..n. n: trials, at least 1.
+        successes: 0..n.
+        n: trials, at least 1.
 
     Returns:
         [low, high].
@@ -28,17 +33,18 @@ def wilson(successes: int, n: int) -> list[float]:
 
 
 def mean_interval(per_problem: Sequence[float] | np.ndarray, lowest: float, highest: float) -> list[float]:
-    """The bootstrap interval (percentile, 95 %) of a mean over problems; problems are drawn again, with all of theirs.
+    """The bootstrap interval (percentile, 95 %) of a mean over problems. Whole problems are resampled.
 
-    Problems that are all alike say nothing by being drawn again. Then the rule of three: with a chance of 95 % one of n
-    problems belongs to a share of 1 - 0.05^(1/n) of all, so unseen ones of such a share may lie at either bound.
+    If all values are equal, the bootstrap interval has no width, and the rule of three takes its place. A kind of
+    problem that makes up a share of 1 - 0.05^(1/n) of all problems is missing among n of them with a chance of 5 %. So
+    an unseen share of this size could have the lowest or the highest value.
 
     Args:
         per_problem: n numbers, one per problem: a paired difference, or a rate over the samples of the problem.
-        lowest, highest: what such a number could be.
+        lowest, highest: the bounds of such a number.
 
     Returns:
-        [low, high]; the same for the same numbers.
+        [low, high]; deterministic.
     """
     values = np.asarray(per_problem, dtype=np.float64)
     if (values == values[0]).all():
@@ -51,13 +57,16 @@ def mean_interval(per_problem: Sequence[float] | np.ndarray, lowest: float, high
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact McNemar test: the p-value of as uneven a split among the problems on which two models disagree.
+    """The exact McNemar test of two models on the same problems.
+
+    It counts the problems on which the models disagree. The p-value is the chance of a split at least this uneven if
+    each model were equally likely to be the right one.
 
     Args:
-        only_first, only_second: problems that only one of the two has right.
+        only_first, only_second: problems that only the first, or only the second, model has right.
 
     Returns:
-        Two-sided p-value; 1 without disagreement.
+        Two-sided p-value; 1 if the models never disagree.
     """
     disagreements = only_first + only_second
     return float(binomtest(only_first, disagreements, 0.5).pvalue) if disagreements else 1.0
@@ -69,17 +78,22 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     Chen et al., https://arxiv.org/abs/2107.03374, equation 1.
 
     Args:
-        num_samples: n. num_correct: c of them. k: at most n.
+        num_samples: n.
+        num_correct: c, the right ones among them.
+        k: at most n.
     """
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def majority(values: Sequence[str | None], correct: Sequence[bool]) -> float:
-    """Whether the most frequent answer of a problem's samples is right; of several equally frequent, the share that is.
+    """Majority vote: whether the most frequent answer among a problem's samples is right.
 
     Args:
-        values: what was read from each sample; None does not vote. Numbers count as equal if their values are.
-        correct: whether each is right.
+        values: the answer read from each sample; None does not vote. Numbers with equal values are the same answer.
+        correct: whether each sample is right.
+
+    Returns:
+        1 or 0; if several answers are equally frequent, the share of them that is right.
     """
     votes = Counter(key for value in values if (key := _number(value)) is not None)
     if not votes:

@@ -1,8 +1,8 @@
-"""Ask a model: each problem is answered once, and every answer becomes one row of text.
+"""Let a model answer every problem, and keep every answer as one transcript row.
 
-Greedily unless asked otherwise, to `budget` tokens with only EOS ending it; the stop policy and the grader are applied
-to the same texts afterwards. `stop_early` ends rows at the stop string, for speed, when no run-on grading is wanted.
-Left out: grading, and what is written (`compare.py`).
+Sampling is greedy by default. A completion ends at EOS or after `budget` tokens; stop policies and graders are applied
+to the text afterwards. With `stop_early` it ends at the stop string, which is faster but loses the run-on text. Left
+out: grading (`grading.py`) and writing files (`compare.py`).
 """
 
 import json
@@ -19,7 +19,7 @@ from grpo.tree import trunk_length
 
 
 class Interrupted(Exception):
-    """The caller's `should_stop` said so between two batches. `rows`: what had been answered, on every rank."""
+    """`should_stop` was True between two batches. `rows` holds the answers so far of all ranks, on every rank."""
 
     def __init__(self, rows: list[dict]):
         super().__init__()
@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 
 def say_progress(text: str) -> None:
-    """How far it is, on stderr: an evaluation may take hours."""
+    """Print progress on stderr, from rank 0: an evaluation may take hours."""
     if distributed.is_main():
         print(text, file=sys.stderr, flush=True)
 
@@ -39,22 +39,26 @@ def transcribe(
     should_stop: Callable[[], bool] = lambda: False,
     answered: Sequence[dict] = (),
 ) -> list[dict]:
-    """Answer every problem. A collective call: ranks share the problems.
+    """Answer every problem. This is a collective call: ranks share the problems.
 
     Args:
         sampler: of the model.
-        problems: all that count.
+        problems: all problems, the same on every rank.
         options: how to prompt and sample.
-        should_stop: asked between batches.
-        answered: rows of an earlier call that are taken as they are, if their problem is still the same.
+        should_stop: called between batches; True interrupts.
+        answered: rows of an earlier call; they are kept if their problem is still the same.
 
     Returns:
-        On every rank, one row per problem and sample, in that order: index, sample, question, prompt, answer, stop,
-        completion (all of it, or up to the stop string under `stop_early`), ended (`eos`, `stop` or `limit`), tokens,
-        stop_tokens (tokens up to the one that completes the first stop string; None if there is none).
+        On every rank, one row per problem and sample, in that order. A row holds:
+
+        - index, sample, question, prompt, answer, info, stop, stop_early;
+        - completion: the whole text, or the text up to the stop string under `stop_early`;
+        - ended: `eos`, `stop` or `limit`;
+        - tokens: number of sampled tokens;
+        - stop_tokens: number of tokens up to the end of the first stop string, or None if there is none.
 
     Raises:
-        ValueError: there is no problem, ranks have different ones, or a prompt is too long.
+        ValueError: there is no problem, ranks have different problems, or a prompt is too long.
         Interrupted: `should_stop()` was True on some rank.
     """
     refuse_unequal(problems)
@@ -66,7 +70,7 @@ def transcribe(
     trunk = trunk_length(prompt_ids)
     known = [row for row in answered if _is_of(row, problems, sampler.tokenizer, options.chat)]
     asked = set(range(len(problems))) - {row["index"] for row in known}
-    # Prompts of like length share a batch, and of one length order: no result depends on it.
+    # Prompts of similar length share a batch, which saves padding. No result depends on this order.
     order = sorted(asked, key=lambda i: (len(prompt_ids[i]), i))
     mine = order[distributed.rank() :: distributed.world_size()]
     at_once = max(1, options.batch // options.samples)
@@ -90,7 +94,7 @@ def transcribe(
 
 
 def _is_of(row: dict, problems: Sequence[Problem], tokenizer, chat: bool) -> bool:
-    """Whether a row that comes from a file answers the problem that now stands in its place."""
+    """Whether a row read from a file still answers the problem that has its index now."""
     if row["index"] >= len(problems):
         return False
     asks = json.loads(json.dumps(_asks(problems[row["index"]], tokenizer, chat)))
@@ -98,7 +102,7 @@ def _is_of(row: dict, problems: Sequence[Problem], tokenizer, chat: bool) -> boo
 
 
 def _asks(problem: Problem, tokenizer, chat: bool) -> dict:
-    """What the rows of a problem say of it."""
+    """The fields of a row that describe its problem."""
     return {
         "question": problem.info.get("question", problem.prompt),
         "prompt": render(problem, tokenizer, chat),
@@ -108,7 +112,7 @@ def _asks(problem: Problem, tokenizer, chat: bool) -> dict:
 
 
 def _answer(sampler: Sampler, problems, prompt_ids, trunk: int, index: list[int], options: EvalOptions) -> list[dict]:
-    """Transcripts of the problems at these places."""
+    """Rows for the problems with these indices."""
     stop = stop_strings(problems)
     completions = sampler.generate(
         [prompt_ids[i].tolist() for i in index],

@@ -1,7 +1,7 @@
-"""Texts of an evaluation on disk: a file per model and number of shots, a line per text; whole, or as far as it came.
+"""The transcripts of an evaluation on disk: one file per model and number of shots, one line per answer.
 
-Beside the texts of an evaluation that was cut short lies `unfinished.json`, which says what they are made of: the same
-evaluation goes on from them, and no other takes them for its own. Left out: what a text is worth (`grading.py`).
+An interrupted evaluation also leaves `unfinished.json`, which records the options and model files behind its texts. The
+same evaluation continues from them, and any other refuses them. Left out: grading (`grading.py`).
 """
 
 import json
@@ -14,27 +14,27 @@ from grpo.files import read_object, write_whole
 ROW = dict.fromkeys(("model", "question", "prompt", "answer", "completion", "ended"), str)
 ROW |= dict.fromkeys(("shots", "index", "sample", "tokens"), int)
 ROW |= {"info": dict, "stop": list, "stop_early": bool, "stop_tokens": int | None}
-"""What a line holds."""
+"""The fields of a line, and their types."""
 
 UNFINISHED = "unfinished.json"
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise ValueError where a whole evaluation lies."""
+    """Raise ValueError if `out` holds a finished evaluation."""
     if (out / "eval.json").exists():
         raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
 
 
 def made_of(options: EvalOptions, precision: str, models: dict[str, str]) -> dict:
-    """What texts depend on, beside their problems.
+    """Everything that the texts depend on, except their problems.
 
     Args:
         options: of the evaluation.
-        precision: what `auto` means here.
+        precision: the precision used, with `auto` resolved.
         models: name -> directory or hub name.
 
     Returns:
-        Plain values, equal to what comes back from a file of JSON.
+        Plain values that are equal after a round trip through JSON.
     """
     files = {name: [_file(path) for path in sorted(Path(source).glob("*"))] for name, source in models.items()}
     chosen = sorted(vars(options).keys() - NO_RESULT - {"shots", "graders", "format"})
@@ -48,18 +48,18 @@ def _file(path: Path) -> list:
 
 
 def left(out: Path, ingredients: dict, instead: bool = False) -> dict[str, list[dict]]:
-    """What the same evaluation has left in its directory when it was cut short.
+    """The rows that the same evaluation left when it was interrupted.
 
     Args:
-        out: the directory; it need not be there.
-        ingredients: what `made_of` says of this evaluation.
-        instead: whether something else that is there is no obstacle.
+        out: the directory; it need not exist.
+        ingredients: what `made_of` returned for this evaluation.
+        instead: whether another evaluation in `out` may be replaced.
 
     Returns:
-        Rows by name of file without its suffix, as `read` gives them.
+        {file name without suffix: its rows, as `read` returns them}.
 
     Raises:
-        ValueError: another evaluation is there, whole or a part of it.
+        ValueError: another evaluation is there, finished or not.
     """
     if not instead:
         refuse_taken(out)
@@ -67,17 +67,17 @@ def left(out: Path, ingredients: dict, instead: bool = False) -> dict[str, list[
         return {path.stem: read(path, "out") for path in out.glob("*_*shots.jsonl")}
     if not instead and (out / UNFINISHED).exists():
         raise ValueError(
-            f"out: {out} holds a part of an evaluation with other options or weights; choose another directory, or "
-            "delete it"
+            f"out: {out} holds an unfinished evaluation with other options or weights; choose another directory, or "
+            "delete this one"
         )
     return {}
 
 
 def begin(out: Path, ingredients: dict, instead: bool = False) -> None:
-    """Make the directory, unfinished until `finish`; `instead` of something else that is there, which is deleted.
+    """Make the directory and mark it as unfinished. With `instead`, delete another evaluation that is there.
 
     Raises:
-        OSError: it can not be made.
+        OSError: the directory cannot be made.
     """
     if instead and not _goes_on(out, ingredients):
         shutil.rmtree(out, ignore_errors=True)
@@ -94,7 +94,7 @@ def _goes_on(out: Path, ingredients: dict) -> bool:
 
 
 def finish(out: Path, result: dict) -> None:
-    """Write `eval.json`, which stands for a whole evaluation."""
+    """Write `eval.json` and remove the mark: the evaluation is finished."""
     write_whole(out / "eval.json", json.dumps(result, indent=1) + "\n")
     (out / UNFINISHED).unlink(missing_ok=True)
 
@@ -103,7 +103,7 @@ def read(path: Path, option: str) -> list[dict]:
     """The rows of a file.
 
     Raises:
-        ValueError: a line is none; names the option, the file and the line.
+        ValueError: a line is not a row; the message names the option, the file and the line.
     """
     with open(path, "rb") as lines:  # not splitlines: a completion may hold other line separators
         return [read_object(line, f"{option}: {path}, line {i}", ROW) for i, line in enumerate(lines, start=1)]
@@ -118,7 +118,7 @@ def refuse_partial(texts: dict[str, list[dict]], directory: Path) -> None:
         whole = whole and all(row["sample"] == i % samples for i, row in enumerate(rows))
         if not whole or asked.setdefault(rows[0]["shots"], index) != index:
             raise ValueError(
-                f"regrade: {directory / name}.jsonl must hold {samples} of every problem that the others hold"
+                f"regrade: {directory / name}.jsonl must hold {samples} sample(s) of each problem that the others hold"
             )
         if not all(isinstance(text, str) for row in rows for text in row["stop"]):
-            raise ValueError(f"regrade: {directory / name}.jsonl: stop must be texts")
+            raise ValueError(f"regrade: {directory / name}.jsonl: stop must be a list of texts")

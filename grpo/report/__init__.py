@@ -1,4 +1,4 @@
-"""`report.html` of a run or several: curves, evaluation and completions on one page that needs no network."""
+"""Draw `report.html` for one or more runs: curves, evaluation and completions on one page that needs no network."""
 
 from grpo.report.curves import heat_map
 from grpo.report.page import write_report

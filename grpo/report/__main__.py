@@ -1,4 +1,4 @@
-"""`python -m grpo.report RUN ...`: write `report.html` for one run or more."""
+"""The command `python -m grpo.report RUN ...`: write `report.html` for one or more runs."""
 
 import argparse
 import sys
@@ -9,10 +9,12 @@ from grpo.report import write_report
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit code: 2 for a wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m grpo.report", description="Write report.html for one run or more.")
+    """Run the command. Returns the exit code: 0, or 2 for a wrong input."""
+    description = "Write report.html for one or more runs."
+    parser = argparse.ArgumentParser(prog="python -m grpo.report", description=description)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory, such as runs/demo")
-    parser.add_argument("--out", type=Path, help="the page; default: report.html in the run, or beside several")
+    where = "file to write; default: report.html in the run or, for several runs, beside the first"
+    parser.add_argument("--out", type=Path, help=where)
     options = parser.parse_args(argv)
     try:
         print(write_report(options.runs, options.out))

@@ -1,6 +1,6 @@
-"""Curves of runs: which metrics are drawn and in what order, runs of several seeds as mean and band, and PNG files.
+"""The curves of runs: which metrics are drawn and in what order, the mean and band over seeds, and PNG files.
 
-What is left out: reading run directories and the page (`report.py`), and what the numbers mean (`docs/metrics.md`).
+Left out: reading run directories and the page (`page.py`), and what the metrics mean (`docs/metrics.md`).
 """
 
 import math
@@ -9,46 +9,46 @@ from pathlib import Path
 
 import numpy as np
 
-# (group, metric, title, what it says), in the order of the page; `<term>`: once for each reward function.
+# (group, metric, title, note), in the order of the page. A row with `<term>` is drawn once per reward function.
 _PANELS = (
-    ("Rewards", "reward/mean", "Reward", "Weighted sum of the terms: what is optimised."),
+    ("Rewards", "reward/mean", "Reward", "Weighted sum of the reward functions. This is optimised."),
     ("Rewards", "reward/<term>", "<term>", "One reward function, without its weight."),
     ("Rewards", "eval/accuracy", "Accuracy, validation", "Share of held-out problems answered right, greedily."),
-    ("Rewards", "eval/lenient_accuracy", "Accuracy, last number", "As above, by the last number of the answer."),
-    ("Rewards", "eval/format_rate", "Format, validation", "Share of those answers that have the format."),
-    ("Rewards", "reward/flat_groups", "Flat groups", "Share whose rewards are all equal: nothing to learn from."),
+    ("Rewards", "eval/lenient_accuracy", "Accuracy, last number", "As above, graded by the last number."),
+    ("Rewards", "eval/format_rate", "Format, validation", "Share of these answers that have the format."),
+    ("Rewards", "reward/flat_groups", "Flat groups", "Share of groups with equal rewards. They teach nothing."),
     ("Rewards", "reward/invalid", "Invalid", "Share of samples whose reward failed."),
-    ("Completions", "completion/length", "Length", "Tokens, the one that ended the row included."),
+    ("Completions", "completion/length", "Length", "Tokens, including the one that ended the completion."),
     ("Completions", "completion/truncated", "Truncated", "Share cut at max_new_tokens."),
-    ("Policy", "policy/entropy", "Entropy", "Nats per token; near 0 early: collapse."),
+    ("Policy", "policy/entropy", "Entropy", "Nats per token. Near 0 early in a run means collapse."),
     ("Policy", "policy/kl", "KL to the reference", "Nats per token."),
-    ("Policy", "policy/ratio_mean", "Ratio", "New over old probability; exactly 1 with one update per step."),
+    ("Policy", "policy/ratio_mean", "Ratio", "New over old probability; 1 with one update per step."),
     ("Policy", "policy/clip_fraction", "Clip fraction", "Share of tokens where clipping took effect."),
-    ("Policy", "policy/sampler_gap_mean", "Sampler gap, mean", "Nats between sampler and learner; rounding only."),
+    ("Policy", "policy/sampler_gap_mean", "Sampler gap, mean", "Nats between sampler and learner; only rounding."),
     ("Policy", "policy/sampler_gap_max", "Sampler gap, largest", "Nats, on the worst token of the step."),
     ("Optimiser", "optim/grad_norm", "Gradient norm", "Before it is scaled to max_grad_norm."),
-    ("Optimiser", "optim/loss", "Loss", "Around 0; its size says nothing about progress."),
+    ("Optimiser", "optim/loss", "Loss", "Around 0. Its size says nothing about progress."),
     ("Optimiser", "optim/lr", "Learning rate", "As planned by schedule and warm-up."),
-    ("Optimiser", "optim/skipped", "Skipped updates", "Left out: the gradient was not finite."),
-    ("Time and memory", "time/step", "Time of a step", "Seconds, before evaluation and checkpoint."),
+    ("Optimiser", "optim/skipped", "Skipped updates", "Updates skipped because the gradient was not finite."),
+    ("Time and memory", "time/step", "Time of a step", "Seconds, without evaluation and checkpoint."),
     ("Time and memory", "time/rollout", "Time of the rollout", "Seconds of sampling."),
     ("Time and memory", "time/learn", "Time of learning", "Seconds of forward and backward passes."),
     ("Time and memory", "time/reward", "Time of the rewards", "Seconds of reward functions."),
-    ("Time and memory", "memory/peak_bytes", "Peak memory", "Bytes, most so far."),
+    ("Time and memory", "memory/peak_bytes", "Peak memory", "Bytes, the largest so far."),
     ("Time and memory", "tokens/sampled", "Tokens sampled", "Of all completions of the step."),
 )
 _FIXED = {metric for _, metric, *_ in _PANELS}
 
 
 def mean_and_band(runs: Sequence[Sequence[dict]]) -> tuple[list[int], dict[str, dict[str, list[float | None]]]]:
-    """Runs as one curve per metric, at the steps that all of them have.
+    """Combine runs into one curve per metric, at the steps that all runs have.
 
     Args:
         runs: the lines of each `metrics.jsonl`.
 
     Returns:
-        the steps, and {metric: {"mean", and for several runs "low" and "high", their extremes}}; None where a run has
-        no value. Six digits are kept.
+        The steps, and {metric: {"mean": values}}. For several runs there are also "low" and "high", the smallest and
+        largest values. A value is None where a run has none. Values are rounded to six digits.
     """
     lines = [{line["step"]: line for line in run} for run in runs]
     steps = sorted(set.intersection(*map(set, lines)))
@@ -68,10 +68,13 @@ def _short(value: float) -> float:
 
 
 def panels_of(runs: Sequence[Sequence[dict]]) -> list[dict[str, str]]:
-    """The charts of runs: {"group", "metric", "title", "note"} of each metric that has a value in some run.
+    """The charts of runs.
 
     Args:
         runs: the lines of each `metrics.jsonl`.
+
+    Returns:
+        {"group", "metric", "title", "note"} for each metric that has a value in some run.
     """
     names = dict.fromkeys(name for run in runs for line in run for name, value in line.items() if value is not None)
     terms = [name for name in names if name.startswith("reward/") and name not in _FIXED]
@@ -84,12 +87,12 @@ def panels_of(runs: Sequence[Sequence[dict]]) -> list[dict[str, str]]:
 
 
 def draw(panels: Sequence[dict], all_series: Sequence[dict], directory: Path) -> None:
-    """Write `<group>.png` for each group of panels, with the curves that the page has.
+    """Write `<group>.png` for each group of panels, with the same curves as the page.
 
     Args:
-        panels: as `panels_of` gives them.
-        all_series: {"name", "steps", "metrics"}, the last two as `mean_and_band` gives them.
-        directory: for the files; made if missing.
+        panels: as `panels_of` returns them.
+        all_series: {"name", "steps", "metrics"}, the last two as `mean_and_band` returns them.
+        directory: for the files; created if missing.
     """
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
@@ -119,8 +122,14 @@ def draw(panels: Sequence[dict], all_series: Sequence[dict], directory: Path) ->
 
 
 def heat_map(table: list[dict], path: Path) -> None:
-    """Accuracy in percent, training setting x shots of the evaluation; below, one row for the untuned model if it is
-    the same for every setting."""
+    """Draw accuracy in percent: one row per training setting, one column per number of shots in the evaluation.
+
+    Rows of the untuned model follow: a single row if it is the same for every setting.
+
+    Args:
+        table: rows as `grpo.sweep.tabulate` makes them.
+        path: of the PNG file.
+    """
     from matplotlib.figure import Figure
 
     shots = sorted({row["eval_shots"] for row in table})

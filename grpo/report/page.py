@@ -1,9 +1,9 @@
-"""The report: one HTML file to look at a run, or at several laid over each other, and its curves as PNG.
+"""Read run directories and write the report: one HTML file for one or more runs, and the curves as PNG files.
 
     python -m grpo.report RUN [RUN ...] [--out FILE]
 
-Here run directories are read; `report.html` beside this file is the page, which draws what is embedded in it as JSON,
-without a network. Left out: which curves there are (`curves.py`), and measuring anything again (models, graders).
+The template is `page.html` beside this file. It draws the JSON that is embedded in it and needs no network. Left out:
+which curves there are (`curves.py`), and running models or graders again.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ from grpo.report import curves
 
 TEMPLATE = Path(__file__).with_name("page.html")
 ROLLOUT_BYTES = 4_000_000
-"""Bytes of transcripts that a page takes in, over all its runs, about; beyond that, a spread of steps and prompts."""
+"""The approximate bytes of transcripts in a page, over all runs. Of larger runs it shows a selection of steps."""
 FEWEST_STEPS = 8
-"""Steps of transcripts per run that are there at least, with fewer prompts each if need be."""
+"""A page shows transcripts of at least this many steps per run, with fewer prompts each if necessary."""
 
 TRANSCRIPT = dict.fromkeys(("question", "answer", "completion"), str) | {"prompt_index": int, "finished": bool}
 TRANSCRIPT |= {"rewards": dict, "reward": int | float | None, "advantage": int | float | None}
 TRANSCRIPT |= {"tokens": list, "logprobs": list}
-"""What the reader needs of a line of `rollouts/`."""
+"""The fields of a line in `rollouts/` that the page needs."""
 
-# Options that do not make another experiment: runs that differ in nothing else are one line with a band.
+# Runs that differ only in these options are one experiment, drawn as one line with a band.
 _SAME_EXPERIMENT = frozenset(
     ("seed", "run_name", "out_dir", "resume", "ddp_timeout", "device", "tensorboard", "max_tokens_per_microbatch")
     + ("activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "eval_batch")
@@ -43,7 +43,7 @@ _SAME_EXPERIMENT = frozenset(
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds, transcripts aside."""
+    """The content of a run directory, without transcripts."""
 
     path: Path
     config: dict[str, Any]
@@ -53,23 +53,23 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the page calls it."""
+        """The name of the directory."""
         return self.path.resolve().name
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page, and beside it `curves/*.png`, one for each group of metrics.
+    """Write the page and, in `curves/` beside it, one PNG file for each group of metrics.
 
     Args:
-        runs: run directories, finished or not. Those that differ only in the seed become one curve: mean and band.
-        out: the page; None: `report.html` in the run, or, for several, in the directory that holds the first.
+        runs: run directories, finished or not. Runs that differ only in the seed become one curve with mean and band.
+        out: file to write; None: `report.html` in the run or, for several runs, in the parent of the first.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
         ValueError: `runs` is empty, or one of them is not a run directory.
-        OSError: a file can not be read or written.
+        OSError: a file cannot be read or written.
     """
     if not runs:
         raise ValueError("runs is empty: name at least one run directory")
@@ -83,11 +83,11 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run directory as `train.py` leaves it, or a run that is still going on.
+    """Read a run directory. The run may still be going on.
 
     Raises:
-        ValueError: it has no config.yaml or no metrics.jsonl, or one of its files does not hold what it should.
-        OSError: a file can not be read.
+        ValueError: config.yaml or metrics.jsonl is missing, or a file has other content than a run writes.
+        OSError: a file cannot be read.
     """
     for name in ("config.yaml", "metrics.jsonl"):
         if not (path / name).is_file():
@@ -110,14 +110,14 @@ def read_run(path: Path) -> Run:
 
 
 def _metrics(line: bytes, where: str) -> dict[str, float | None]:
-    """A line of `metrics.jsonl`."""
+    """Read a line of `metrics.jsonl`."""
     numbers = read_object(line, where, {"step": int})
     check_kinds(numbers, where, dict.fromkeys(numbers, int | float | None))
     return numbers
 
 
 def _graded(run: Run, file: Path) -> dict:
-    """An `eval.json`, when the page could be made of it."""
+    """Read an `eval.json`, and check that the page can show it."""
     found = read_object(file.read_bytes(), file, dict.fromkeys(("cells", "paired", "split", "format"), list))
     with _named(file):
         _evaluation(run, found)
@@ -127,7 +127,7 @@ def _graded(run: Run, file: Path) -> dict:
 
 @contextmanager
 def _named(file: Path) -> Iterator[None]:
-    """Whatever a file of another content leads to becomes one sentence that names the file."""
+    """Turn errors from unexpected content into one ValueError that names the file."""
     try:
         yield
     except (LookupError, TypeError, AttributeError) as error:
@@ -135,13 +135,13 @@ def _named(file: Path) -> Iterator[None]:
 
 
 def _in_turn(environment: dict) -> dict[str, str]:
-    """What a run ran on, from its first start to its last; where they differ, one after the other."""
+    """The environment of a run. Values that changed when it was resumed are listed in order of the starts."""
     starts = [*environment.pop("earlier", []), environment]
     return {name: ", then ".join(dict.fromkeys(_text(start.get(name)) for start in starts)) for name in environment}
 
 
 def build(runs: Sequence[Run]) -> dict:
-    """All that the page shows, as JSON values."""
+    """Everything that the page shows, as JSON values."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         experiment = {name: value for name, value in run.config.items() if name not in _SAME_EXPERIMENT}
@@ -162,15 +162,15 @@ def build(runs: Sequence[Run]) -> dict:
 
 
 def _evaluation(run: Run, found: dict) -> dict:
-    """What the page shows of an `eval.json`, with a claim (None without base and tuned) and what failed in words."""
+    """The page's part of an `eval.json`, with its claim and failures in words. Without two models the claim is None."""
     pair = headline.entry_of_run(headline.main_pairs(found), run.config)
     said = {"claim": pair and headline.claim(pair), "failures": headline.failures(found)}
     return {"run": run.name, **found, "cells": headline.readings(found), **said}
 
 
 def render(page: dict) -> str:
-    """The HTML of a page. What a model wrote can not leave its string: no `<`, `>` or `&` stands in the JSON."""
-    data = json.dumps(page, allow_nan=False, separators=(",", ":"))  # ASCII only: no lone surrogate, no line separator
+    """The HTML of a page. The JSON contains no `<`, `>` or `&`, so text from a model cannot become markup."""
+    data = json.dumps(page, allow_nan=False, separators=(",", ":"))  # ASCII, so no lone surrogates or line separators
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     before, rest = TEMPLATE.read_text(encoding="utf-8").split("{{title}}")
@@ -179,7 +179,7 @@ def render(page: dict) -> str:
 
 
 def _series(runs: Sequence[Run], differing: Sequence[str]) -> dict:
-    """Runs that differ only in the seed as one curve, named after the options that tell it from the others."""
+    """Runs that differ only in the seed, as one curve. Its name lists the options that differ from other curves."""
     steps, metrics = curves.mean_and_band([run.metrics for run in runs])
     seeds = ", ".join(str(run.config.get("seed")) for run in runs)
     options = ", ".join(f"{name} {_text(runs[0].config.get(name))}" for name in differing[:3])
@@ -193,7 +193,7 @@ def _series(runs: Sequence[Run], differing: Sequence[str]) -> dict:
 
 
 def _facts(runs: Sequence[Run], rewards: Sequence[float | None]) -> list[list[str]]:
-    """What stands at the head of the page: [label, value, note]. Numbers of several runs are means."""
+    """The numbers at the top of the page, each as [label, value, note]. For several runs they are means."""
     facts = []
     evaluated = [(run.evaluation, run.config) for run in runs if run.evaluation]
     pairs = [
@@ -213,7 +213,7 @@ def _facts(runs: Sequence[Run], rewards: Sequence[float | None]) -> list[list[st
     if splits:
         names = ("total", "stopping", "grader", "left")
         total, stopping, grader, left = (points(sum(entry[name] for entry in splits) / len(splits)) for name in names)
-        note = f"by the published evaluation: {stopping} learning to stop, {grader} the grader, {left} what is left"
+        note = f"published evaluation: {stopping} learning to stop, {grader} grader's errors, {left} better answers"
         facts.append(["Published gain", f"{total} points", note])
     kept = [value for value in rewards if value is not None]
     if kept:
@@ -229,7 +229,7 @@ def _facts(runs: Sequence[Run], rewards: Sequence[float | None]) -> list[list[st
 
 
 def points(share: float) -> str:
-    """A difference of shares in points, with a true minus sign."""
+    """A difference of two shares in percentage points, with a typographic minus sign."""
     return headline.points(share).replace("-", "\N{MINUS SIGN}")
 
 
@@ -244,7 +244,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _table(columns: Sequence[dict], defaults: dict, without: Sequence[str] = ()) -> list[dict]:
-    """Options as rows: one text for each run, whether runs differ, and whether it is not what it is by default."""
+    """Options as rows: the value in each run as text, whether runs differ, and whether a value is not the default."""
     rows = []
     for name in dict.fromkeys(name for column in columns for name in column if name not in without):
         values = [column.get(name) for column in columns]
@@ -266,7 +266,7 @@ def _text(value: Any) -> str:
 
 
 def _rollouts(run: Run, budget: float) -> dict | None:
-    """Transcripts of a run for the reader, as many steps and prompts as about `budget` bytes of them hold."""
+    """Transcripts of a run: as many steps and prompts as fit into about `budget` bytes."""
     files = sorted(run.path.glob("rollouts/step_[0-9]*.jsonl"))
     if not files:
         return None
@@ -277,12 +277,12 @@ def _rollouts(run: Run, budget: float) -> dict | None:
     left_out = [f"{count} of {len(files)} steps"] if count < len(files) else []
     prompts = [(len(step["groups"]), step["prompts"]) for step in steps]
     if any(here < there for here, there in prompts):
-        left_out.append(f"the first {min(here for here, _ in prompts)} prompts or more of each")
+        left_out.append(f"at least the first {min(here for here, _ in prompts)} prompts of each")
     return {"run": run.name, "steps": steps, "left_out": ", ".join(left_out)}
 
 
 def _transcripts(path: Path, budget: float) -> dict:
-    """The groups of a step: the first ones until the budget is used up; `prompts` counts all."""
+    """The first groups of a step, until `budget` bytes are used up. `prompts` counts all groups."""
     groups: dict[int, dict] = {}
     seen, used = set(), 0
     with path.open("rb") as file:

@@ -74,7 +74,7 @@ def test_equal_prompts_stay_on_one_side(tmp_path):
         ('{"prompt": "p", "answer": "a", "question": 1}', "'question' must be a string, not 1"),
         ('{"prompt": "p", "answer": "a", "stop": "END"}', "'stop' must be a list of strings, none empty, not 'END'"),
         ('{"prompt": "p", "answer": "a", "stop": [""]}', "'stop' must be a list of strings"),
-        ('{"prompt": "p", "answer": "a", "shots": [1]}', "'shots' is taken"),
+        ('{"prompt": "p", "answer": "a", "shots": [1]}', "'shots' is reserved"),
         ('{"prompt": "p", "answer": "a\\ud800"}', "'.ud800' is half of a character"),
     ],
 )

@@ -47,9 +47,9 @@ def test_an_empty_split_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda *_, **__: 1 / 0, "data: 'jsonl' failed .*test_data_load.py, line .*ZeroDivisionError"),
+        (lambda *_, **__: 1 / 0, "data: 'jsonl' failed .*test_load.py, line .*ZeroDivisionError"),
         (lambda *_, **__: iter([]), "must return a list of Problem"),
-        (lambda *_, **__: [Problem("1+1=", 2, {})], "must return a list of Problem, its prompt and answer texts"),
+        (lambda *_, **__: [Problem("1+1=", 2, {})], "must return a list of Problem with text prompt, text answer"),
     ],
 )
 def test_a_data_set_of_ones_own_that_is_wrong_is_a_sentence(monkeypatch, made, said):

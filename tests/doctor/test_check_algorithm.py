@@ -45,7 +45,7 @@ def test_a_good_recipe_has_no_finding():
         ({"kl_coef": 0.1, "kl": "k1"}, "warning", "kl k1 with kl_coef 0.1"),
         ({"kl_coef": 0.1}, "note", "kl_coef 0.1 does nothing in the first update"),
         ({"prompts_per_step": 8000}, "warning", "prompts_per_step (8000) is more than the 7000"),
-        ({"num_steps": 5000}, "note", "every training problem is asked 23 times"),
+        ({"num_steps": 5000}, "note", "every training problem is drawn 23 times"),
         ({"minibatch_size": 256}, "note", "minibatch_size (256) is the whole step (256"),
         ({"minibatch_size": 96}, "note", "minibatch_size (96) does not divide the 256"),
         ({"reward_weights": (0.0, 0.0)}, "sure", "every reward_weight is 0"),

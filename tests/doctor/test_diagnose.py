@@ -67,14 +67,14 @@ def test_a_step_that_can_not_fit_is_refused_with_its_numbers(monkeypatch):
         with pytest.raises(ValueError) as refused:
             refuse_too_large(recipe, replace(known, free_bytes=known.free_bytes - 1))
     assert str(refused.value) == (
-        "a step does not fit into memory: 22.71 GB of weights, optimiser and copies, beside them 77.48 GB of keys and "
-        "values while sampling and 6.00 GB of gradient while learning, and 100.19 GB are free on cuda; "
+        "a step does not fit into memory: it needs 22.71 GB for weights, optimiser and copies, plus 77.48 GB for keys "
+        "and values while sampling or 6.00 GB for gradients while learning, but 100.19 GB are free on cuda; "
         "lower prompts_per_step (32), group_size (8), max_new_tokens (4096), num_shots (8)"
     )
 
 
 def test_a_model_that_can_not_fit_is_no_matter_of_the_sampler():
-    with pytest.raises(ValueError, match="9.00 GB are free on cuda; a smaller model, or kl_coef 0$"):
+    with pytest.raises(ValueError, match="9.00 GB are free on cuda; take a smaller model, or kl_coef 0$"):
         refuse_too_large(config(), facts(free_bytes=9 * 10**9))
 
 

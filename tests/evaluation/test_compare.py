@@ -199,7 +199,7 @@ def test_what_evaluations_will_need_is_checked_before(place):
         ({"samples": 2}, "temperature is 0.0: must be finite, >= 0, and > 0 with several samples"),
         ({"graders": ()}, "graders is "),
         ({"model": None}, "either --model or --regrade"),
-        ({"model": None, "regrade": "d", "budget": 512}, "data: --regrade takes texts as they are, and only graders"),
+        ({"model": None, "regrade": "d", "budget": 512}, "data: must be left out with --regrade"),
     ],
 )
 def test_options_out_of_range_are_refused(place, changes, sentence):

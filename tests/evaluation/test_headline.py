@@ -59,7 +59,7 @@ def test_no_claim_is_made_that_interval_or_test_does_not_back(only_base, only_tu
 def test_without_a_claim_the_size_that_would_show_is_said():
     said = claim(pair_of(10, 14, 100, ci95=[-0.06, 0.14]))
     assert said.endswith("; at this sample size it would have to be larger than about 10.0 points.")
-    assert claim(pair_of(0, 4, 5)).endswith("; too few differ to rule out chance.")
+    assert claim(pair_of(0, 4, 5)).endswith("; too few answers differ to rule out chance.")
 
 
 @pytest.mark.parametrize(("n", "unseen"), [(1, "95.0"), (2, "77.6"), (100, "3.0"), (1319, "0.2")])

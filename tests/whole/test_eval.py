@@ -153,11 +153,11 @@ def test_asked_to_stop_and_again_and_the_same_command_goes_on(place, monkeypatch
     ended.append(runs.start(then, place / "asked_out", program="eval", before=where))  # 5, and 5 of the tuned model
     assert ended[2].wait() == 0, ended[2].stderr
     for process in ended:
-        assert f"what was answered is in {place / 'in_three'}, and the same command goes on" in process.stderr
+        assert f"the answers so far are in {place / 'in_three'}, and the same command continues" in process.stderr
         assert "Traceback" not in process.stderr
     assert not (place / "in_three" / "eval.json").exists()
     assert command.main(["--regrade", str(place / "in_three")]) == 2
-    assert "holds a part of an evaluation; finish it" in capsys.readouterr().err
+    assert "holds an unfinished evaluation; finish it" in capsys.readouterr().err
     asked = answers_asked_for(monkeypatch)
     assert command.main(argv(place, "in_three")) == 0
     assert len(asked) == len(set(asked)) == 4
@@ -180,7 +180,7 @@ def test_what_was_answered_is_for_the_same_evaluation_only(place, capsys, tmp_pa
     for change in ({"budget": 7}, {"seed": 1}, {"model": place / "base"}, {"precision": "fp64"}):
         assert command.main(argv(place, "part", **{"model": model} | change)) == 2, change
         assert (
-            f"{place / 'part'} holds a part of an evaluation with other options or weights" in capsys.readouterr().err
+            f"{place / 'part'} holds an unfinished evaluation with other options or weights" in capsys.readouterr().err
         )
     weights = tmp_path / "model" / "model.safetensors"
     os.utime(weights, ns=(0, 0))  # as if they had been written again
@@ -215,7 +215,7 @@ def test_a_problem_that_has_changed_is_asked_again(place, tmp_path, monkeypatch)
         ("shots", "0,0", "shots is (0, 0): must be whole numbers >= 0, none twice"),
         ("max_prompt_tokens", "2", "max_prompt_tokens: 9 of 9 prompts are longer than 2 tokens"),
         ("chat", "True", "chat: True needs a tokenizer with a chat template"),
-        ("limt", "3", "--limt is no option; did you mean limit?"),
+        ("limt", "3", "--limt is not an option; did you mean limit?"),
         ("out", "/proc/nowhere", "out: /proc/nowhere can not be made (No such file or directory)"),
     ],
 )
@@ -302,10 +302,10 @@ def both(place) -> Path:
         ({"stop_tokens": [1]}, "line 1: stop_tokens is [1]: must be of type int | None"),
         ({"info": None}, "line 1: info is None"),
         ({"stop": "##"}, "line 1: stop is '##'"),
-        ({"stop": [3]}, "stop must be texts"),
+        ({"stop": [3]}, "stop must be a list of texts"),
         ({"sample": 3}, "must hold 4 of every problem"),
-        ({"index": 99}, "must hold 1 of every problem that the others hold"),
-        (None, "must hold 1 of every problem that the others hold"),
+        ({"index": 99}, "must hold 1 sample(s) of each problem that the others hold"),
+        (None, "must hold 1 sample(s) of each problem that the others hold"),
     ],
 )
 def test_a_transcript_of_wrong_values_is_one_sentence_and_loses_nothing(both, tmp_path, capsys, change, said):

@@ -642,7 +642,7 @@ def test_a_run_that_can_not_go_on_keeps_what_it_has(place, capsys):
         ("max_prompt_tokens", 4, "max_prompt_tokens: "),
         ("num_shots", 2, "num_shots: 2 is not 0"),
         ("chat", True, "chat: True needs a tokenizer with a chat template"),
-        ("lerning_rate", 1, "--lerning_rate is no option; did you mean learning_rate?"),
+        ("lerning_rate", 1, "--lerning_rate is not an option; did you mean learning_rate?"),
         ("num_steps", "ten", "--num_steps is 'ten': must be a whole number"),
     ],
 )
