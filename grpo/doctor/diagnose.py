@@ -17,7 +17,7 @@ from grpo.config import Config
 from grpo.doctor import memory, speed
 from grpo.doctor.check_algorithm import ALGORITHM_CHECKS
 from grpo.doctor.check_data import DATA_CHECKS
-from grpo.doctor.facts import Facts, Finding, gather, outline
+from grpo.doctor.facts import Facts, Finding, gather, outline, wrong_algorithm
 from grpo.policy import load_shapes
 
 AT_START = 500
@@ -34,7 +34,9 @@ def diagnose(config: Config, facts: Facts) -> list[Finding]:
 
 
 def fit(config: Config, problems: Sequence[Problem], device: torch.device, free: int) -> Config:
-    """Look, before any weight is loaded, whether a step can fit; settle `max_tokens_per_microbatch`, if it is `auto`.
+    """Before any weight is loaded: is the algorithm known, and can a step fit?
+
+    Settles `max_tokens_per_microbatch`, if it is `auto`.
 
     Args:
         config: the run's, other `auto`s resolved.
@@ -43,8 +45,10 @@ def fit(config: Config, problems: Sequence[Problem], device: torch.device, free:
         free: bytes; the smallest of all ranks, so that all settle on the same number.
 
     Raises:
-        ValueError: a step surely takes more; says how much, and what to lower.
+        ValueError: a name of the algorithm is wrong, or a step surely takes more memory; says what to do.
     """
+    if wrong := wrong_algorithm(config):
+        raise ValueError(wrong[0])
     shapes, tokenizer = load_shapes(config.model, config.revision)
     facts = replace(outline(config, problems, shapes, tokenizer, device, AT_START), free_bytes=free)
     refuse_too_large(config, facts)
