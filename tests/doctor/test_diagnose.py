@@ -146,7 +146,7 @@ def test_a_mistake_that_would_stop_the_run_is_found_without_starting_it(place, t
     assert "training prompts exceed max_prompt_tokens (2)" in out
 
 
-def test_a_constant_of_the_loss_without_an_option_is_found_before_weights_are_read(place, tmp_path, capsys, monkeypatch):
+def test_a_constant_of_the_loss_without_an_option_is_found_before_weights(place, tmp_path, capsys, monkeypatch):
     def sapo(logprobs, old_logprobs, advantages, mask, *, clip_low, sapo_tau=1.05):
         """A constant with a default, and no option of its name."""
 
