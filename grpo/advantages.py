@@ -124,3 +124,7 @@ def _deviations(rewards: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 ADVANTAGES = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
+
+# The tests check every entry of the table for what all advantages share. They check the names in this set for more.
+MEAN_BASELINE = frozenset({"grpo", "dr_grpo", "rloo"})
+"""A group adds up to 0, and adding a number to all of its rewards changes nothing."""

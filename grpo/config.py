@@ -6,10 +6,11 @@ as `loss` or `data`. Those are looked up with `lookup` where their tables are.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
-from typing import Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from grpo import options
 
@@ -213,6 +214,24 @@ def lookup(table: Mapping[str, T], name: str, option: str) -> T:
         hint = options.did_you_mean(name, table)
         raise ValueError(f"{option} is {name!r}: must be one of {', '.join(table)}{hint}")
     return table[name]
+
+
+def constants(loss: Callable, config: Config) -> dict[str, Any]:
+    """The keyword-only arguments of a function of `losses.py`, each with the value of the option of its name.
+
+    Raises:
+      ValueError: there is no such option. A default in the signature does not replace one: it could not be set.
+    """
+    parameters = signature(loss).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for name in names:
+        if name not in vars(config):
+            hint = options.did_you_mean(name, vars(config))
+            raise ValueError(
+                f"loss {loss.__name__} has the constant {name}, but no option has that name: "
+                f"add the field {name} to Config in grpo/config.py{hint}"
+            )
+    return {name: getattr(config, name) for name in names}
 
 
 def taken(config: Config) -> str:

@@ -115,3 +115,10 @@ def _pessimistic(log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_hi
 
 
 LOSSES = {"grpo": grpo, "gspo": gspo, "cispo": cispo, "reinforce": reinforce}
+
+# The tests check every entry of the table for what all losses share. They check the names in these sets for more.
+CLIPPING = frozenset({"grpo", "gspo", "cispo"})
+"""They bound the ratio by clip_low and clip_high; `clipped` says where a bound acts."""
+PESSIMISTIC = frozenset({"grpo", "gspo"})
+"""They take the worse of clipped and unclipped, as PPO does. The gradient is 0 exactly where `clipped` is True.
+For A < 0 nothing bounds the ratio from above: loss and gradient may be inf."""

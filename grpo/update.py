@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from inspect import signature
 from typing import TypeVar
 
 import numpy as np
@@ -27,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from grpo import distributed
 from grpo.batch import Batch
-from grpo.config import Config, lookup
+from grpo.config import Config, constants, lookup
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
@@ -82,15 +81,15 @@ class Learner:
             reference: the frozen reference (`policy/reference.py`), called like a policy; None without KL.
 
         Raises:
-            ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown.
+            ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown, or a constant of the
+                loss has no option.
         """
         self.config, self.reference = config, reference
         loss = lookup(LOSSES, config.loss, "loss")
-        constants = [p.name for p in signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
         correction = lookup(CORRECTIONS, config.sampler_correction, "sampler_correction")
         self.objective = partial(
             objective,
-            loss=partial(loss, **{name: getattr(config, name) for name in constants if hasattr(config, name)}),
+            loss=partial(loss, **constants(loss, config)),
             correction=partial(correction, cap=config.correction_cap),
             kl=lookup(KL, config.kl, "kl"),
             kl_coef=config.kl_coef,

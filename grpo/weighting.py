@@ -67,3 +67,7 @@ def _as_float(mask: Tensor) -> Tensor:
 
 
 WEIGHTINGS = {"token_mean": token_mean, "sequence_mean": sequence_mean, "constant_length": constant_length}
+
+# The tests check every entry of the table for what all weightings share. They check the names in this set for more.
+SUM_TO_ONE = frozenset({"token_mean", "sequence_mean"})
+"""The weights of an update sum to 1."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo import config as module
-from grpo.config import Config, check_resumable, from_yaml, lookup, parse_args, to_yaml
+from grpo.config import Config, check_resumable, constants, from_yaml, lookup, parse_args, to_yaml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -166,3 +166,22 @@ def test_lookup_names_what_is_known():
     assert lookup(table, "rloo", "advantage") == 3
     with pytest.raises(ValueError, match="^advantage is 'rlo': must be one of grpo, dr_grpo, rloo; did you mean rloo"):
         lookup(table, "rlo", "advantage")
+
+
+def test_constants_of_a_loss_are_the_options_of_their_names():
+    def loss(logprobs, *, clip_low, clip_high=9.0):
+        """Its default is not used."""
+
+    assert constants(loss, Config(clip_low=0.5, clip_high=0.3)) == {"clip_low": 0.5, "clip_high": 0.3}
+
+
+def test_a_constant_without_an_option_names_loss_constant_and_what_to_do():
+    def sapo(logprobs, *, clip_low, clip_hi=1.05):
+        """Its default must not be used in silence."""
+
+    with pytest.raises(ValueError) as error:
+        constants(sapo, Config())
+    assert str(error.value) == (
+        "loss sapo has the constant clip_hi, but no option has that name: "
+        "add the field clip_hi to Config in grpo/config.py; did you mean clip_high?"
+    )

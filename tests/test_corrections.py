@@ -1,4 +1,7 @@
-"""Factors for the mismatch of sampler and learner, against hand-computed numbers."""
+"""Factors for the mismatch of sampler and learner, against hand-computed numbers.
+
+Tests under `every_correction` hold for every entry of `CORRECTIONS`; the others name those that they are about.
+"""
 
 import math
 

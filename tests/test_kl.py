@@ -1,4 +1,7 @@
-"""KL estimators by enumeration: on a vocabulary of five, expectations and exact gradients are sums, not samples."""
+"""KL estimators by enumeration: on a vocabulary of five, expectations and exact gradients are sums, not samples.
+
+Tests under `every_estimator` hold for every entry of `KL`; the others name the estimators that they are about.
+"""
 
 import math
 

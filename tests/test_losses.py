@@ -1,15 +1,29 @@
-"""Policy losses against hand-computed numbers, their gradients, and what they do with garbage and overflow."""
+"""Policy losses against hand-computed numbers, their gradients, and what they do with garbage and overflow.
+
+Tests under `every_loss` hold for every entry of `LOSSES`; those under `clipping_losses` or `pessimistic_losses` for
+that family alone. A loss gets its constants from the options, as in a run.
+"""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from grpo.advantages import ADVANTAGES
-from grpo.losses import LOSSES, cispo, grpo, gspo, reinforce
+from grpo.config import Config, constants
+from grpo.losses import CLIPPING, LOSSES, PESSIMISTIC, cispo, grpo, gspo, reinforce
 
-every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-clipping_losses = pytest.mark.parametrize("loss", [grpo, gspo], ids=["grpo", "gspo"])
+
+def losses(names):
+    bound = [partial(LOSSES[name], **constants(LOSSES[name], Config())) for name in sorted(names)]
+    return pytest.mark.parametrize("loss", bound, ids=sorted(names))
+
+
+every_loss = losses(LOSSES)
+clipping_losses = losses(CLIPPING)
+pessimistic_losses = losses(PESSIMISTIC)
+bounded_losses = losses(LOSSES.keys() - PESSIMISTIC)
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.3}
 B, T = 3, 5
@@ -47,7 +61,7 @@ def one_token(loss, ratio, advantage, **clip):
         (1.5, (-2.6, 0.0, True), (3.0, 3.0, False)),
     ],
 )
-@clipping_losses
+@pessimistic_losses
 def test_c09_the_four_quadrants(loss, ratio, at_positive, at_negative, advantage):
     value, gradient, clipped = one_token(loss, ratio, advantage)
     expected = at_positive if advantage > 0 else at_negative
@@ -106,7 +120,7 @@ def test_c20_at_ratio_one_the_gradient_is_that_of_reinforce_and_nothing_is_clipp
     assert not result.clipped.any()
 
 
-@pytest.mark.parametrize("loss", [grpo, gspo, cispo], ids=["grpo", "gspo", "cispo"])
+@clipping_losses
 def test_c40_old_logprobs_are_used_not_assumed_on_policy(loss):
     new, old, advantages = random_inputs()
     off, on = (loss(new, other, advantages, MASK, **CLIP).per_token_loss for other in (old, new))
@@ -120,22 +134,39 @@ def test_grpo_equals_the_textbook_formula():
     torch.testing.assert_close(grpo(new, old, advantages, MASK, **CLIP).per_token_loss, textbook)
 
 
+def gradients(loss, advantage, largest):
+    """(gradient, clipped) of tokens whose log-ratios go from -largest to largest."""
+    log_ratio = torch.linspace(-largest, largest, 37, dtype=torch.float64)[:, None]
+    logprobs = leaf(log_ratio - 1)
+    A, mask = torch.full((37,), advantage, dtype=torch.float64), torch.ones(37, 1, dtype=torch.bool)
+    result = loss(logprobs, -torch.ones_like(log_ratio), A, mask, **CLIP)
+    result.per_token_loss.sum().backward()
+    return logprobs.grad, result.clipped
+
+
 @every_loss
-def test_c25_nothing_but_clipping_removes_a_gradient(loss):
-    """From a ratio of 1e-26 to 1e26, a kept token without gradient is reported as clipped."""
-    log_ratio = torch.linspace(-60, 60, 37, dtype=torch.float64)[:, None]
-    for advantage in (1.0, -1.0):
-        logprobs = leaf(log_ratio - 1)
-        A, mask = torch.full((37,), advantage, dtype=torch.float64), torch.ones(37, 1, dtype=torch.bool)
-        result = loss(logprobs, -torch.ones_like(log_ratio), A, mask, **CLIP)
-        result.per_token_loss.sum().backward()
-        if loss in (grpo, gspo):
-            assert (logprobs.grad == 0).equal(result.clipped)
-        else:
-            assert (logprobs.grad != 0).all()
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_c25_nothing_but_clipping_removes_a_gradient(loss, advantage):
+    """For ratios of 0.05 to 20, a kept token without gradient is reported as clipped."""
+    gradient, clipped = gradients(loss, advantage, largest=3)
+    assert (gradient != 0)[~clipped].all()
 
 
-@clipping_losses
+@pessimistic_losses
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_c25_a_gradient_is_zero_exactly_where_it_is_clipped(loss, advantage):
+    """From a ratio of 1e-26 to 1e26."""
+    gradient, clipped = gradients(loss, advantage, largest=60)
+    assert (gradient == 0).equal(clipped)
+
+
+@pytest.mark.parametrize("loss", [cispo, reinforce], ids=["cispo", "reinforce"])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_c25_no_token_of_cispo_and_reinforce_loses_its_gradient(loss, advantage):
+    assert (gradients(loss, advantage, largest=60)[0] != 0).all()
+
+
+@pessimistic_losses
 def test_c25_without_bounds_the_gradient_is_the_ratio(loss):
     for ratio in (1e-6, 1e-2, 1e2, 1e6):
         for advantage in (1.0, -1.0):
@@ -143,18 +174,31 @@ def test_c25_without_bounds_the_gradient_is_the_ratio(loss):
             assert gradient == pytest.approx(-advantage * ratio) and not clipped
 
 
-@every_loss
-@pytest.mark.parametrize("log_ratio", [100.0, 1000.0, -1000.0])
-@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
-def test_c25_a_ratio_that_overflows_makes_no_nan(loss, log_ratio, advantage):
-    logprobs = leaf([[log_ratio]], torch.float32)  # exp overflows float32 at 88
+def far_away(loss, log_ratio, advantage):
+    """(loss, gradient) of a row of one token in float32, where exp overflows at 88."""
+    logprobs = leaf([[log_ratio]], torch.float32)
     result = loss(logprobs, torch.zeros(1, 1), torch.tensor([advantage]), torch.tensor([[True]]), **CLIP)
     result.per_token_loss.sum().backward()
-    assert not result.per_token_loss.isnan().any() and not logprobs.grad.isnan().any()
-    if advantage >= 0 or loss not in (grpo, gspo):
-        assert result.per_token_loss.isfinite().all() and logprobs.grad.isfinite().all()
+    return result.per_token_loss.item(), logprobs.grad.item()
+
+
+@every_loss
+@pytest.mark.parametrize("log_ratio", [100.0, -100.0, 1000.0, -1000.0])
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+def test_c25_a_ratio_that_overflows_makes_no_nan(loss, log_ratio, advantage):
+    value, gradient = far_away(loss, log_ratio, advantage)
+    assert not math.isnan(value) and not math.isnan(gradient)
+    if advantage >= 0:
+        assert math.isfinite(value) and math.isfinite(gradient)
     if advantage == 0:
-        assert result.per_token_loss.item() == 0 and logprobs.grad.item() == 0
+        assert value == 0 and gradient == 0
+
+
+@bounded_losses
+@pytest.mark.parametrize("log_ratio", [100.0, -100.0, 1000.0, -1000.0])
+def test_c25_a_ratio_that_overflows_is_finite_for_a_bad_token_too(loss, log_ratio):
+    value, gradient = far_away(loss, log_ratio, -1.0)
+    assert math.isfinite(value) and math.isfinite(gradient)
 
 
 @every_loss
@@ -192,7 +236,13 @@ def test_a_zero_advantage_gives_exactly_zero_loss_and_gradient(loss):
     result = loss(logprobs, old, torch.zeros(B, dtype=torch.float64), MASK, **CLIP)
     result.per_token_loss.sum().backward()
     assert result.per_token_loss.eq(0).all() and logprobs.grad.eq(0).all()
-    assert loss is cispo or not result.clipped.any(), "clipping did not remove a gradient that was not there"
+
+
+@pessimistic_losses
+def test_at_a_zero_advantage_nothing_is_clipped(loss):
+    """There was no gradient to remove."""
+    new, old, _ = random_inputs(spread=2.0)
+    assert not loss(new, old, torch.zeros(B, dtype=torch.float64), MASK, **CLIP).clipped.any()
 
 
 @every_loss

@@ -9,9 +9,9 @@ import torch
 
 from grpo import losses
 from grpo.batch import Batch
-from grpo.config import Config
+from grpo.config import Config, constants
 from grpo.kl import KL
-from grpo.losses import LOSSES
+from grpo.losses import CLIPPING, LOSSES
 from grpo.metrics import Sums
 from grpo.policy import frozen_copy
 from grpo.update import Learner, learning_rate, make_optimizer
@@ -98,7 +98,8 @@ def test_c11_c18_c21_loss_gradient_and_metrics_are_the_formulas(loss, weighting)
     batch.old_logprobs = torch.where(batch.completion_mask, logprobs.detach() + noise, 0)
     mask, tokens = batch.completion_mask, sum(LENGTHS)
 
-    expected = LOSSES[loss](logprobs, batch.old_logprobs, batch.advantages, mask, clip_low=0.1, clip_high=0.2)
+    bound = constants(LOSSES[loss], config(clip_low=0.1, clip_high=0.2))
+    expected = LOSSES[loss](logprobs, batch.old_logprobs, batch.advantages, mask, **bound)
     kl = KL["k3"](logprobs, ref_logprobs)
     weights = WEIGHTINGS[weighting](mask, num_tokens=tokens, num_sequences=8, max_new_tokens=7)
     total = (weights * (expected.per_token_loss + 0.3 * kl)).sum()
@@ -122,7 +123,7 @@ def test_c11_c18_c21_loss_gradient_and_metrics_are_the_formulas(loss, weighting)
         "policy/sampler_gap_max": gap[mask].max(),
     }.items():
         assert metrics[name] == pytest.approx(value.item(), rel=1e-9), name
-    if loss != "reinforce":
+    if loss in CLIPPING:
         assert 0 < metrics["policy/clip_fraction"] < 1
     assert metrics["optim/lr"] == 1.0 and metrics["optim/skipped"] == 0
 
@@ -427,13 +428,23 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(option):
 def test_constants_of_a_loss_come_from_the_options_of_their_names(monkeypatch):
     seen = {}
 
-    def new(logprobs, old_logprobs, advantages, mask, *, clip_low, clip_high, correction_cap, own=3.0):
-        seen.update(clip_low=clip_low, clip_high=clip_high, correction_cap=correction_cap, own=own)
+    def new(logprobs, old_logprobs, advantages, mask, *, clip_low, clip_high, correction_cap=0.0):
+        seen.update(clip_low=clip_low, clip_high=clip_high, correction_cap=correction_cap)
         return losses.reinforce(logprobs, old_logprobs, advantages, mask, clip_low=clip_low, clip_high=clip_high)
 
     monkeypatch.setitem(LOSSES, "new", new)
     learn(tiny_policy(precision="fp64"), experience(), loss="new", clip_low=0.1, clip_high=0.3, correction_cap=5.0)
-    assert seen == {"clip_low": 0.1, "clip_high": 0.3, "correction_cap": 5.0, "own": 3.0}
+    assert seen == {"clip_low": 0.1, "clip_high": 0.3, "correction_cap": 5.0}
+
+
+def test_a_constant_of_a_loss_without_an_option_is_an_error(monkeypatch):
+    monkeypatch.setitem(LOSSES, "sapo", sapo)
+    with pytest.raises(ValueError, match="^loss sapo has the constant clip_hi, but no option has that name"):
+        learner(tiny_policy(precision="fp64"), loss="sapo")
+
+
+def sapo(logprobs, old_logprobs, advantages, mask, *, clip_low, clip_hi=1.0):
+    return losses.reinforce(logprobs, old_logprobs, advantages, mask, clip_low=clip_low, clip_high=clip_hi)
 
 
 @pytest.mark.parametrize(

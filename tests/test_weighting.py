@@ -1,4 +1,7 @@
-"""Token weights: their sums, and that no cut of an update changes its loss or gradient, whatever the loss."""
+"""Token weights: their sums, and that no cut of an update changes its loss or gradient, whatever the loss.
+
+Tests under `every_weighting` and `every_loss` hold for every entry of those tables.
+"""
 
 from contextlib import contextmanager
 from functools import partial
@@ -8,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo.config import Config, constants
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.objective import objective
-from grpo.weighting import WEIGHTINGS, constant_length, count, sequence_mean, token_mean
+from grpo.weighting import SUM_TO_ONE, WEIGHTINGS, constant_length, count, sequence_mean, token_mean
 
 every_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS.keys())
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -52,14 +56,15 @@ def test_c09_constant_length_is_pinned():
 
 
 @every_weighting
-def test_c02_the_weights_sum_to_one_over_the_tokens_of_the_numerator(weighting):
-    num_tokens, num_sequences = count(MASK)
-    width = MASK.shape[1]
-    with float64():
-        weights = weighting(MASK, num_tokens=num_tokens, num_sequences=num_sequences, max_new_tokens=width)
+def test_c02_only_the_tokens_of_the_mask_have_a_weight(weighting):
+    weights = weighting(MASK, **COUNTS)
     assert weights[~MASK].eq(0).all() and weights[MASK].gt(0).all()
-    share = num_tokens / (num_sequences * width) if weighting is constant_length else 1.0
-    assert weights.sum().item() == pytest.approx(share, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(SUM_TO_ONE))
+def test_c02_the_weights_sum_to_one_over_the_tokens_of_the_numerator(name):
+    with float64():
+        assert WEIGHTINGS[name](MASK, **COUNTS).sum().item() == pytest.approx(1, rel=1e-12)
 
 
 @every_weighting
@@ -130,7 +135,7 @@ def update(loss, weighting, parts, **kind):
             part_reference,
             advantages[rows],
             part_mask,
-            loss=partial(loss, clip_low=0.2, clip_high=0.3),
+            loss=partial(loss, **constants(loss, Config(clip_low=0.2, clip_high=0.3))),
             correction=partial(CORRECTIONS[kind.get("correction", "none")], cap=1.2),
             kl=KL[kind.get("kl", "k3")],
             kl_coef=0.04,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from grpo.config import Config
 from grpo.doctor import memory
 from grpo.doctor.facts import Facts, Finding
+from grpo.losses import CLIPPING
 
 
 def group(c: Config, facts: Facts) -> Iterator[Finding]:
@@ -40,7 +41,7 @@ def clipping(c: Config, facts: Facts) -> Iterator[Finding]:
             "It has no ratio that corrects for old samples. From the second update on, its gradient is biased.",
             "One update per step (num_epochs 1, minibatch_size 0), or loss grpo.",
         )
-    if c.loss == "reinforce":
+    if c.loss not in CLIPPING:
         return
     if not several:
         yield Finding(

@@ -22,7 +22,7 @@ from grpo.config import Config
 from grpo.doctor import memory, speed
 from grpo.doctor.check_algorithm import ALGORITHM_CHECKS
 from grpo.doctor.check_data import DATA_CHECKS
-from grpo.doctor.facts import Facts, Finding, gather, outline
+from grpo.doctor.facts import Facts, Finding, gather, outline, wrong_algorithm
 from grpo.policy import load_shapes
 
 AT_START = 500
@@ -39,7 +39,9 @@ def diagnose(config: Config, facts: Facts) -> list[Finding]:
 
 
 def fit(config: Config, problems: Sequence[Problem], device: torch.device, free: int) -> Config:
-    """Check that a step can fit into memory, before weights are loaded, and resolve `max_tokens_per_microbatch: auto`.
+    """Check that the algorithm is known and a step fits into memory, and resolve `max_tokens_per_microbatch: auto`.
+
+    No weight is loaded.
 
     Args:
         config: of the run, with every other `auto` resolved.
@@ -51,8 +53,10 @@ def fit(config: Config, problems: Sequence[Problem], device: torch.device, free:
         The config with a number for `max_tokens_per_microbatch`.
 
     Raises:
-        ValueError: a step surely needs more memory; the message says how much, and what to lower.
+        ValueError: a name of the algorithm is wrong, or a step surely needs more memory; the message says what to do.
     """
+    if wrong := wrong_algorithm(config):
+        raise ValueError(wrong[0])
     shapes, tokenizer = load_shapes(config.model, config.revision)
     facts = replace(outline(config, problems, shapes, tokenizer, device, AT_START), free_bytes=free)
     refuse_too_large(config, facts)

@@ -6,8 +6,9 @@ completion.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed
 from grpo.advantages import ADVANTAGES
-from grpo.config import Config, lookup, taken
+from grpo.config import Config, constants, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.dataloader import encode_prompts, stop_strings
 from grpo.doctor.probes import Disagreement, RewardProbe, examine
@@ -132,7 +133,7 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
     worked = [worked_answer({**p.info, "answer": p.answer}) for p in spread(seen, 1000) if "solution" in p.info]
     errors: list[str] = []
     evaluations = _evaluations(config, train, tokenizer, at_most, errors)
-    errors += _unknown_names(config)
+    errors += wrong_algorithm(config) + _unknown_rewards(config)
     judges = (config.eval_correct, config.eval_format) if evaluations and "." in config.eval_correct else ()
     graders, disagreements = ((), ()) if errors else examine(config.rewards, judges, seen, config.reward_timeout)
     errors += [sentence] if (sentence := taken(config)) else []
@@ -229,13 +230,24 @@ def _evaluations(config, train, tokenizer, at_most: int, errors: list[str]) -> t
     return tuple(found)
 
 
-def _unknown_names(config: Config) -> list[str]:
-    """Error messages for names in the config that no table and no file has."""
+def wrong_algorithm(config: Config) -> list[str]:
+    """Sentences for names of the algorithm that are in no table, and for a constant of the loss without an option."""
     tables = {"advantage": ADVANTAGES, "loss": LOSSES, "weighting": WEIGHTINGS, "kl": KL}
-    lookups = [lambda n=name, t=table: lookup(t, getattr(config, n), n) for name, table in tables.items()]
-    lookups.append(lambda: lookup(CORRECTIONS, config.sampler_correction, "sampler_correction"))
+    tables |= {"sampler_correction": CORRECTIONS}
+    lookups = [partial(lookup, table, getattr(config, name), name) for name, table in tables.items()]
+    if config.loss in LOSSES:
+        lookups.append(partial(constants, LOSSES[config.loss], config))
+    return _sentences(lookups)
+
+
+def _unknown_rewards(config: Config) -> list[str]:
+    """The sentences for rewards that are in no file."""
     judges = [name for name in (config.eval_correct, config.eval_format) if "." in name]
-    lookups += [lambda n=name: rewards.load(n) for name in dict.fromkeys([*config.rewards, *judges])]
+    return _sentences([partial(rewards.load, name) for name in dict.fromkeys([*config.rewards, *judges])])
+
+
+def _sentences(lookups: Sequence[Callable]) -> list[str]:
+    """What those say that raise a ValueError."""
     sentences = []
     for look in lookups:
         try:

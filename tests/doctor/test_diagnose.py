@@ -14,6 +14,7 @@ from grpo.config import Config
 from grpo.doctor import check_algorithm, check_data
 from grpo.doctor.diagnose import CHECKS, diagnose, fit, refuse_too_large, settle, spread_of, summary
 from grpo.doctor.memory import MOST_TOKENS, budget, least
+from grpo.losses import LOSSES
 from tests.fakes import runs
 from tests.fakes.known_facts import config, facts
 
@@ -143,6 +144,19 @@ def test_a_mistake_that_would_stop_the_run_is_found_without_starting_it(place, t
     out = capsys.readouterr().out
     assert "loss is 'gppo': must be one of grpo" in out
     assert "training prompts exceed max_prompt_tokens (2)" in out
+
+
+def test_a_constant_of_the_loss_without_an_option_is_found_before_weights(place, tmp_path, capsys, monkeypatch):
+    def sapo(logprobs, old_logprobs, advantages, mask, *, clip_low, sapo_tau=1.05):
+        """A constant with a default, and no option of its name."""
+
+    monkeypatch.setitem(LOSSES, "sapo", sapo)
+    monkeypatch.setattr(train, "load_policy", lambda *_, **__: pytest.fail("weights were read"))
+    said = "loss sapo has the constant sapo_tau, but no option has that name: add the field sapo_tau to Config"
+    assert train.main(flags(place, tmp_path, loss="sapo")) == 2
+    assert said in capsys.readouterr().err
+    assert train.main([*flags(place, tmp_path, loss="sapo"), "--check"]) == 1
+    assert said in capsys.readouterr().out
 
 
 def test_without_a_model_there_is_nothing_to_check(place, tmp_path, capsys):

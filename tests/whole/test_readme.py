@@ -1,0 +1,145 @@
+"""README's "Change one thing": its blocks, put into a copy of the source as they stand, pass the tests and run."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.problem import Problem
+
+ROOT = Path(__file__).parents[2]
+SECTION = (ROOT / "README.md").read_text().partition("## Change one thing\n")[2].partition("\n## ")[0]
+BLOCKS = [block for _, block in re.findall(r"^```(python|yaml)\n(.*?)^```$", SECTION, re.M | re.S)]
+COMMANDS = dict(re.findall(r"^```\npython (-m pytest|train\.py) (.*?)^```$", SECTION.replace("\\\n", " "), re.M | re.S))
+
+# Where a block goes that is no file of its own, by its first line: what it replaces, or what it stands below.
+TABLE = r"^{} = \{{[^}}]*\}}\n"
+REPLACES = {
+    "grpo/advantages.py, instead of the table": TABLE.format("ADVANTAGES"),
+    "grpo/losses.py, instead of the table": TABLE.format("LOSSES"),
+}
+BELOW = {
+    "grpo/config.py, in Config below clip_high": r'^    clip_high: .*\n    """.*"""\n',
+    "grpo/config.py, in _rules below clip_high": r'^        \("clip_high", .*\n',
+    "recipes/demo.yaml, below clip_high": r"^clip_high: .*\n",
+}
+SMALL = {"num_steps": 1, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 8, "checkpoint_every": 0}
+SMALL |= {"device": "cpu"}
+
+
+def put(copy: Path, block: str) -> str:
+    """Put a block where its first line says; returns that line."""
+    first, _, rest = block.partition("\n")
+    where = first.removeprefix("# ")
+    if where not in REPLACES and where not in BELOW:
+        assert not (copy / where).exists(), f"{where}: one of {[*REPLACES, *BELOW]}, or a new file"
+        (copy / where).write_text(block)
+        return where
+    file = copy / where.partition(",")[0]
+    (found,) = re.findall(REPLACES.get(where) or BELOW[where], text := file.read_text(), re.M)
+    names = set(re.findall(r'"\w+": \w+', found))
+    assert where in BELOW or names < set(re.findall(r'"\w+": \w+', rest)), f"{where}: an entry of the table is missing"
+    file.write_text(text.replace(found, rest if where in REPLACES else found + rest))
+    return where
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """The source with every block in it."""
+    place, ignored = tmp_path_factory.mktemp("readme"), shutil.ignore_patterns("__pycache__")
+    for name in ("grpo", "data", "rewards", "recipes", "tests"):
+        shutil.copytree(ROOT / name, place / name, ignore=ignored)
+    for name in ("train.py", "eval.py", "setup.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / name, place)
+    put_there = [put(place, block) for block in BLOCKS]
+    assert len(set(put_there)) == len(put_there) == 8
+    return place
+
+
+def load(file: Path):
+    """A file of the copy as a module under a name of its own, so that ours stays what it is."""
+    name = f"readme_{file.parent.name}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def python(copy: Path, words: list[str]) -> str:
+    """The output of `python WORDS` in the copy, which must end well."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_tests_that_the_page_names_pass_with_its_examples_and_test_them(copy):
+    """Of the tests of every entry, those of the new ones: the others are tested where they are."""
+    chosen = "(max_rl or ppo_dual_clip or test_config or test_architecture) and not page_on_conformance"
+    files = shlex.split(COMMANDS["-m pytest"])
+    out = python(copy, ["-m", "pytest", *files, "-vv", "-rf", "-p", "no:cacheprovider", "-k", chosen])
+    for name in ("max_rl", "ppo_dual_clip", "rewards/brevity.py", "data/reverse.py", "rewards/reverse.py", "dual_clip"):
+        assert re.search(rf"::test_\w+\[.*\b{name}\b.*\] PASSED", out), name
+
+
+def test_max_rl_divides_by_the_mean(copy):
+    max_rl = load(copy / "grpo" / "advantages.py").ADVANTAGES["max_rl"]
+    rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    assert max_rl(rewards).tolist() == [[3, -1, -1, -1], [1, 1, -1, -1], [0] * 4, [0] * 4]
+    valid = torch.tensor([[True, True, False, True]] * 4)
+    torch.testing.assert_close(max_rl(rewards, valid)[0], torch.tensor([2.0, -1, 0, -1]))
+
+
+def test_the_option_of_the_loss_bounds_it_and_is_checked(copy):
+    """Ratios 1/2, 1, 4 and exp(100); A = -1: max(ratio, 1 - clip_low), at most dual_clip."""
+    losses, config = load(copy / "grpo" / "losses.py"), load(copy / "grpo" / "config.py")
+    loss = losses.LOSSES["ppo_dual_clip"]
+    old, log_ratio = torch.full((1, 4), -1.0), torch.tensor([[0.5, 1, 4, torch.inf]]).log().clamp(max=100)
+    for dual_clip in (2.0, 5.0):
+        constants = config.constants(loss, config.Config(dual_clip=dual_clip))
+        logprobs = (old + log_ratio).requires_grad_()
+        result = loss(logprobs, old, torch.tensor([-1.0]), torch.ones(1, 4, dtype=torch.bool), **constants)
+        result.per_token_loss.sum().backward()
+        third = min(4.0, dual_clip)
+        torch.testing.assert_close(result.per_token_loss, torch.tensor([[0.8, 1, third, dual_clip]]))
+        torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, 1, 4.0 if dual_clip > 4 else 0, 0]]))
+        assert result.clipped.tolist() == [[True, False, dual_clip < 4, True]]
+    with pytest.raises(ValueError, match="dual_clip is 1.0: must be > 1"):
+        config.Config(dual_clip=1.0)
+
+
+def test_the_rewards_can_be_earned(copy):
+    short, exact = load(copy / "rewards" / "brevity.py").short, load(copy / "rewards" / "reverse.py").exact
+    assert [short(text, Problem("", "", {})) for text in ("", "x" * 100, "x" * 900)] == [1, 0.75, 0]
+    task = load(copy / "data" / "reverse.py")
+    for split in ("train", "validation", "test"):
+        for problem in task.load(split, path=None, num_shots=0, seed=0):
+            assert exact(problem.answer, problem) == exact(f"{problem.answer}\n", problem) == 1
+            assert exact(problem.answer[::-1] + "s", problem) == exact("", problem) == 0
+
+
+def test_the_flags_that_the_page_names_make_runs(copy):
+    """One small step each: with the new advantage, loss and reward; and with the new task, its evaluation included."""
+    names = [word for text in re.findall(r"Then `(--[^`]*)`", SECTION) for word in shlex.split(text)]
+    assert {"max_rl", "ppo_dual_clip", "--dual_clip", "brevity.short"} <= set(names)
+    small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    runs = [
+        [*names, *small, "--run_name", "names", "--final_eval", "False"],
+        [*shlex.split(COMMANDS["train.py"]), *small, "--run_name", "task"],
+    ]
+    program = "import sys, train; train.report = print; sys.exit(any([train.main(argv) for argv in {}]))"
+    python(copy, ["-c", program.format(runs)])
+    first, second = (json.loads((copy / "runs" / name / "metrics.jsonl").read_text()) for name in ("names", "task"))
+    assert 0 < first["reward/brevity.short"] <= 1 and first["optim/grad_norm"] > 0 and first["optim/skipped"] == 0
+    assert "dual_clip: 2" in (copy / "runs" / "names" / "config.yaml").read_text()
+    assert "reward/reverse.exact" in second
+    cells = json.loads((copy / "runs" / "task" / "eval" / "eval.json").read_text())["cells"]
+    assert [cell["n"] for cell in cells] == [1, 1]
