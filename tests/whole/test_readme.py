@@ -14,18 +14,20 @@ import pytest
 import torch
 
 from data.problem import Problem
+from rewards import gsm8k
 
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "README.md").read_text().partition("## Change one thing\n")[2].partition("\n## ")[0]
-BLOCKS = [block for _, block in re.findall(r"^```(python|yaml)\n(.*?)^```$", SECTION, re.M | re.S)]
-COMMANDS = dict(re.findall(r"^```\npython (-m pytest|train\.py) (.*?)^```$", SECTION.replace("\\\n", " "), re.M | re.S))
+(CODE,) = re.findall(r"^```python\n(.*?)^```$", SECTION, re.M | re.S)
+HEAD = r"# (?:grpo|recipes|rewards|data)/"
+PIECES = re.findall(rf"^(?={HEAD})# (.*)\n((?:(?!{HEAD}).*\n)*)", CODE, re.M)
+FLAGS = [shlex.split(flags) for flags in re.findall(r"`(--[^`]* .*?)`", SECTION) if "jsonl" not in flags]
+TASK, TESTS = (
+    shlex.split(re.search(rf"^python {command} (.*)$", SECTION, re.M)[1], comments=True)
+    for command in ("train.py", "-m pytest")
+)
 
-# Where a block goes that is no file of its own, by its first line: what it replaces, or what it stands below.
-TABLE = r"^{} = \{{[^}}]*\}}\n"
-REPLACES = {
-    "grpo/advantages.py, instead of the table": TABLE.format("ADVANTAGES"),
-    "grpo/losses.py, instead of the table": TABLE.format("LOSSES"),
-}
+# What a piece stands below, where it is no file of its own and not at the end of one.
 BELOW = {
     "grpo/config.py, in Config below clip_high": r'^    clip_high: .*\n    """.*"""\n',
     "grpo/config.py, in _rules below clip_high": r'^        \("clip_high", .*\n',
@@ -35,32 +37,31 @@ SMALL = {"num_steps": 1, "prompts_per_step": 2, "group_size": 2, "max_new_tokens
 SMALL |= {"device": "cpu"}
 
 
-def put(copy: Path, block: str) -> str:
-    """Put a block where its first line says; returns that line."""
-    first, _, rest = block.partition("\n")
-    where = first.removeprefix("# ")
-    if where not in REPLACES and where not in BELOW:
-        assert not (copy / where).exists(), f"{where}: one of {[*REPLACES, *BELOW]}, or a new file"
-        (copy / where).write_text(block)
-        return where
-    file = copy / where.partition(",")[0]
-    (found,) = re.findall(REPLACES.get(where) or BELOW[where], text := file.read_text(), re.M)
-    names = set(re.findall(r'"\w+": \w+', found))
-    assert where in BELOW or names < set(re.findall(r'"\w+": \w+', rest)), f"{where}: an entry of the table is missing"
-    file.write_text(text.replace(found, rest if where in REPLACES else found + rest))
-    return where
+def put(copy: Path, where: str, piece: str) -> None:
+    """Put a piece of the page where its first line says."""
+    name, _, place = where.partition(",")
+    file = copy / name
+    if not place:
+        assert not file.exists(), f"{where}: needs a place in it: one of {[*BELOW]}, or `at the end`"
+        file.write_text(piece)
+    elif place == " at the end":
+        file.write_text(file.read_text() + "\n\n" + piece)
+    else:
+        (found,) = re.findall(BELOW[where], text := file.read_text(), re.M)
+        file.write_text(text.replace(found, found + piece))
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """The source with every block in it."""
+    """The source with every piece in it."""
     place, ignored = tmp_path_factory.mktemp("readme"), shutil.ignore_patterns("__pycache__")
     for name in ("grpo", "data", "rewards", "recipes", "tests"):
         shutil.copytree(ROOT / name, place / name, ignore=ignored)
     for name in ("train.py", "eval.py", "setup.cfg", "pyproject.toml"):
         shutil.copy(ROOT / name, place)
-    put_there = [put(place, block) for block in BLOCKS]
-    assert len(set(put_there)) == len(put_there) == 8
+    assert len(PIECES) == 7
+    for where, piece in PIECES:
+        put(place, where, piece)
     return place
 
 
@@ -84,9 +85,9 @@ def python(copy: Path, words: list[str]) -> str:
 def test_the_tests_that_the_page_names_pass_with_its_examples_and_test_them(copy):
     """Of the tests of every entry, those of the new ones: the others are tested where they are."""
     chosen = "(max_rl or ppo_dual_clip or test_config or test_architecture) and not page_on_conformance"
-    files = shlex.split(COMMANDS["-m pytest"])
+    files = [*TESTS, "tests/whole/test_architecture.py"]
     out = python(copy, ["-m", "pytest", *files, "-vv", "-rf", "-p", "no:cacheprovider", "-k", chosen])
-    for name in ("max_rl", "ppo_dual_clip", "rewards/brevity.py", "data/reverse.py", "rewards/reverse.py", "dual_clip"):
+    for name in ("max_rl", "ppo_dual_clip", "rewards/brevity.py", "data/product.py", "dual_clip"):
         assert re.search(rf"::test_\w+\[.*\b{name}\b.*\] PASSED", out), name
 
 
@@ -117,29 +118,29 @@ def test_the_option_of_the_loss_bounds_it_and_is_checked(copy):
 
 
 def test_the_rewards_can_be_earned(copy):
-    short, exact = load(copy / "rewards" / "brevity.py").short, load(copy / "rewards" / "reverse.py").exact
+    short = load(copy / "rewards" / "brevity.py").short
     assert [short(text, Problem("", "", {})) for text in ("", "x" * 100, "x" * 900)] == [1, 0.75, 0]
-    task = load(copy / "data" / "reverse.py")
+    task = load(copy / "data" / "product.py")
     for split in ("train", "validation", "test"):
         for problem in task.load(split, path=None, num_shots=0, seed=0):
-            assert exact(problem.answer, problem) == exact(f"{problem.answer}\n", problem) == 1
-            assert exact(problem.answer[::-1] + "s", problem) == exact("", problem) == 0
+            a, b = map(int, re.findall(r"\d+", problem.prompt))
+            assert [gsm8k.last_number(f" {answer}", problem) for answer in (a * b, a * b + 1)] == [1, 0]
 
 
 def test_the_flags_that_the_page_names_make_runs(copy):
     """One small step each: with the new advantage, loss and reward; and with the new task, its evaluation included."""
-    names = [word for text in re.findall(r"Then `(--[^`]*)`", SECTION) for word in shlex.split(text)]
+    names = [word for flags in FLAGS for word in flags]
     assert {"max_rl", "ppo_dual_clip", "--dual_clip", "brevity.short"} <= set(names)
     small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     runs = [
         [*names, *small, "--run_name", "names", "--final_eval", "False"],
-        [*shlex.split(COMMANDS["train.py"]), *small, "--run_name", "task"],
+        [*TASK, *small, "--run_name", "task"],
     ]
     program = "import sys, train; train.report = print; sys.exit(any([train.main(argv) for argv in {}]))"
     python(copy, ["-c", program.format(runs)])
     first, second = (json.loads((copy / "runs" / name / "metrics.jsonl").read_text()) for name in ("names", "task"))
     assert 0 < first["reward/brevity.short"] <= 1 and first["optim/grad_norm"] > 0 and first["optim/skipped"] == 0
     assert "dual_clip: 2" in (copy / "runs" / "names" / "config.yaml").read_text()
-    assert "reward/reverse.exact" in second
+    assert "reward/gsm8k.last_number" in second
     cells = json.loads((copy / "runs" / "task" / "eval" / "eval.json").read_text())["cells"]
-    assert [cell["n"] for cell in cells] == [1, 1]
+    assert [cell["n"] for cell in cells] == [10, 10]
