@@ -134,13 +134,13 @@ def test_the_flags_that_the_page_names_make_runs(copy):
     small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     runs = [
         [*names, *small, "--run_name", "names", "--final_eval", "False"],
-        [*TASK, *small, "--run_name", "task"],
+        [*TASK, *small],
     ]
     program = "import sys, train; train.report = print; sys.exit(any([train.main(argv) for argv in {}]))"
     python(copy, ["-c", program.format(runs)])
-    first, second = (json.loads((copy / "runs" / name / "metrics.jsonl").read_text()) for name in ("names", "task"))
+    first, second = (json.loads((copy / "runs" / name / "metrics.jsonl").read_text()) for name in ("names", "product"))
     assert 0 < first["reward/brevity.short"] <= 1 and first["optim/grad_norm"] > 0 and first["optim/skipped"] == 0
     assert "dual_clip: 2" in (copy / "runs" / "names" / "config.yaml").read_text()
     assert "reward/gsm8k.last_number" in second
-    cells = json.loads((copy / "runs" / "task" / "eval" / "eval.json").read_text())["cells"]
+    cells = json.loads((copy / "runs" / "product" / "eval" / "eval.json").read_text())["cells"]
     assert [cell["n"] for cell in cells] == [10, 10]
