@@ -4,6 +4,7 @@ So it shows before a run which gold answers a reward can never grant, and where 
 evaluations part. The functions run in the process of `rewards/runner.py`. Left out: answers of a model.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from rewards.runner import RewardRunner
 
 PROBED = 200
 """Problems on which graders are compared."""
+WHOLE_NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})")
+"""A gold whose thousands commas can be added or left out: `3,4` is none."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,7 @@ def writings(problem: Problem) -> dict[str, str]:
         "an answer line with a wrong number, then the right one": f"{answer_line(wrong)}\n{line}",
         "an equation on the answer line": f"So:\n#### 0 + {gold} = {gold}",
     }
-    plain = gold.replace(",", "")
-    if plain.lstrip("-").isdigit() and abs(int(plain)) >= 1000:
+    if WHOLE_NUMBER.fullmatch(gold) and abs(int(plain := gold.replace(",", ""))) >= 1000:
         other = plain if "," in gold else f"{int(plain):,}"
         texts["the thousands comma written otherwise than in the data"] = f"So:\n{answer_line(other)}"
     if gold.startswith("-"):

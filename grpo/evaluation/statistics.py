@@ -5,6 +5,7 @@ test, samples of one problem are a cluster. Pure functions of counts and arrays;
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -78,7 +79,8 @@ def majority(values: Sequence[str | None], correct: Sequence[bool]) -> float:
     """Whether the most frequent answer of a problem's samples is right; of several equally frequent, the share that is.
 
     Args:
-        values: what was read from each sample; None does not vote. Numbers count as equal if their values are.
+        values: what was read from each sample; None does not vote. Numbers count as equal if their values are
+        (`1,080` and `1080`, but not `3,4` and `34`).
         correct: whether each is right.
     """
     votes = Counter(key for value in values if (key := _number(value)) is not None)
@@ -94,6 +96,6 @@ def _number(value: str | None) -> float | str | None:
     if value is None:
         return None
     try:
-        return float(value.replace(",", "").replace("$", ""))
+        return float(re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", value).rstrip(",").replace("$", ""))
     except ValueError:
         return value
