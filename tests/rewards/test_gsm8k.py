@@ -84,8 +84,9 @@ def test_c34_answer_lines(completion, gold, format, correctness):
 
 # What a reader that drops commas, spaces and underscores makes of each gold: another number.
 NOT_ONE_NUMBER = {"3,4": "34", "(3,4)": "34", "12,5": "125", "1, 2, 3": "123", "10 20": "1020", "1 080": "1080"}
-NOT_ONE_NUMBER |= {"1_000": "1000", "1\N{NO-BREAK SPACE}080": "1080", "1,08": "108", "1080,": "1080", "1234,567": "1234567"}
-NOT_ONE_NUMBER |= {",5": "5", "1,080,5": "10805", "1.5,000": "1.5", "\u0661\u0668": "18", "3-4": "34", "--7": "7", "$": "0"}
+NOT_ONE_NUMBER |= {"1_000": "1000", "1\N{NO-BREAK SPACE}080": "1080", "1,08": "108", "1080,": "1080"}
+NOT_ONE_NUMBER |= {",5": "5", "1,080,5": "10805", "1234,567": "1234567", "1.5,000": "1.5", "\u0661\u0668": "18"}
+NOT_ONE_NUMBER |= {"3-4": "34", "--7": "7", "$": "0"}
 
 
 @pytest.mark.parametrize(("gold", "other"), NOT_ONE_NUMBER.items())
@@ -103,8 +104,8 @@ def test_c67_what_is_not_one_number_earns_nothing_as_a_gold_and_is_not_read_as_o
         assert gsm8k.correctness(f"{IS} {gold}", Problem("", other, {})) == 0.0
 
 
-GOLDS = {"1,080": "1080", "$1,080.50": "1080.5", "-1,000": "-1000", "-$7": "-7", "$-7": "-7", " 12 ": "12", "1e3": "1000"}
-GOLDS |= {"12.": "12", "$ 18": "18", ".5": "0.5", "1,234,567": "1234567", "\N{MINUS SIGN}7": "-7", "007": "7"}
+GOLDS = {"1,080": "1080", "$1,080.50": "1080.5", "-1,000": "-1000", "-$7": "-7", "$-7": "-7", " 12 ": "12"}
+GOLDS |= {"12.": "12", "$ 18": "18", ".5": "0.5", "1,234,567": "1234567", "\N{MINUS SIGN}7": "-7", "007": "7", "1e3": "1000"}
 
 
 @pytest.mark.parametrize(("gold", "said"), GOLDS.items())
