@@ -105,7 +105,7 @@ def test_c67_what_is_not_one_number_earns_nothing_as_a_gold_and_is_not_read_as_o
 
 
 GOLDS = {"1,080": "1080", "$1,080.50": "1080.5", "-1,000": "-1000", "-$7": "-7", "$-7": "-7", " 12 ": "12"}
-GOLDS |= {"12.": "12", "$ 18": "18", ".5": "0.5", "1,234,567": "1234567", "\N{MINUS SIGN}7": "-7", "007": "7", "1e3": "1000"}
+GOLDS |= {"12.": "12", "$ 18": "18", ".5": "0.5", "1,234,567": "1234567", "\N{MINUS SIGN}7": "-7", "1e3": "1000"}
 
 
 @pytest.mark.parametrize(("gold", "said"), GOLDS.items())
