@@ -28,6 +28,9 @@ def format(completion: str, problem: Problem) -> float:
     return 0.5 if len(lines) == 1 else 0.0
 
 
+format.full_value = 0.5
+
+
 def correctness(completion: str, problem: Problem) -> float:
     """1.0 if the last line that starts with `####` holds exactly one number, within 1e-3 of the gold answer, else 0.
 
