@@ -146,9 +146,11 @@ class Config:
     final_eval_limit: int = 500
     """Problems of the final evaluation; 0: all. >= 0."""
     eval_correct: str = "gsm8k.correctness"
-    """Reward function that decides in evaluations whether an answer is right: a value above 0."""
+    """Reward function that decides in evaluations whether an answer is right."""
+    eval_threshold: float | None = None
+    """Value of eval_correct from which an answer is right; None: its full value, 1 unless it states another. Finite."""
     eval_format: str = "gsm8k.format"
-    """Reward function that decides in evaluations whether an answer has the format: a value above 0."""
+    """Reward function that decides in evaluations whether an answer has the format: by its full value."""
     tensorboard: bool = False
     """Write TensorBoard files too (needs the extra `tensorboard`)."""
 
@@ -193,6 +195,7 @@ def _rules(c: Config) -> list[tuple[str, str, bool]]:
         ("minibatch_size", f"0 or a multiple of group_size ({c.group_size})", c.minibatch_size % group_size == 0),
         ("max_tokens_per_microbatch", "auto or >= 1", tokens == "auto" or tokens >= 1),
         ("compile", "auto, True or False", c.compile in ("auto", True, False)),
+        ("eval_threshold", "None, or finite", c.eval_threshold is None or math.isfinite(c.eval_threshold)),
         ("eval_shots", "None or numbers >= 0", shots is None or min(shots, default=-1) >= 0),
         ("eval_shots", "without a number twice", shots is None or len(set(shots)) == len(shots)),
     ]
@@ -224,7 +227,7 @@ _MAY_CHANGE = frozenset(
     ("run_name", "out_dir", "data_path", "device", "resume", "check", "ddp_timeout", "num_steps", "tensorboard")
     + ("max_tokens_per_microbatch", "activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints")
     + ("eval_every", "eval_limit", "eval_batch", "eval_shots", "final_eval", "final_eval_limit")
-    + ("eval_correct", "eval_format")
+    + ("eval_correct", "eval_threshold", "eval_format")
 )
 
 

@@ -101,12 +101,17 @@ def out_of_reach(c: Config, facts: Facts) -> Iterator[Finding]:
             means = f"No model can be measured above {1 - share:.1%}."
         if share == 1:
             means = "It reads answers of another form than `#### The final answer is 18`, or it is a penalty."
+        grants, value = "grants nothing", f"{grader.needed:g}"
         mend = "Use another reward (rewards/gsm8k.py reads commas, signs, units), or mend this one."
         if grader.name.startswith("gsm8k."):
             mend = "Write each gold as one number (1080, 1,080 or 12.5), or use a reward that reads golds of this form."
+        if 0 < grader.highest < grader.needed:
+            grants, means = f"grants less than {value}", f"In evaluations a part of {value} does not count."
+            mend = f"State its full value beside the function: {grader.name.partition('.')[2]}.full_value = "
+            mend += f"{grader.highest:g}" + (", or --eval_threshold." if grader.name == c.eval_correct else ".")
         yield Finding(
             level,
-            f"{grader.name} grants nothing to {share:.2%} of the gold answers ({len(grader.never)} of {grader.graded}: "
+            f"{grader.name} {grants} to {share:.2%} of the gold answers ({len(grader.never)} of {grader.graded}: "
             f"{shown}), even written as the exemplars are",
             means,
             mend,

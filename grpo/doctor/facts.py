@@ -133,7 +133,9 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
     evaluations = _evaluations(config, train, tokenizer, at_most, errors)
     errors += _unknown_names(config)
     judges = (config.eval_correct, config.eval_format) if evaluations and "." in config.eval_correct else ()
-    graders, disagreements = ((), ()) if errors else examine(config.rewards, judges, seen, config.reward_timeout)
+    graders, disagreements = (
+        ((), ()) if errors else examine(config.rewards, judges, seen, config.reward_timeout, config.eval_threshold)
+    )
     errors += [sentence] if (sentence := taken(config)) else []
     return replace(
         outline(config, train, model, tokenizer, device, at_most),

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from data.problem import Problem
 from data.prompts import answer_line, worked_answer
+from grpo.evaluation.graders import reaches
+from rewards import full_value
 from rewards.runner import RewardRunner
 
 PROBED = 200
@@ -26,11 +28,15 @@ class RewardProbe:
     graded: int
     """Problems looked at."""
     never: tuple[str, ...]
-    """Gold answers for which neither the worked solution nor the answer line alone earned more than 0."""
+    """Gold answers for which neither the worked solution nor the answer line alone earned `needed`."""
     reads_answers: bool
     """Whether a right answer line earns more than a wrong one, on most problems."""
     fails: str = ""
     """How it failed, in words, if it did so on every one of these texts."""
+    needed: float = 0.0
+    """What counts: in evaluations a stated threshold; 0: anything above nothing, as in training."""
+    highest: float = 0.0
+    """The most that any of these texts earned."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,11 @@ class Disagreement:
 
 
 def examine(
-    rewards: Sequence[str], judges: Sequence[str], problems: Sequence[Problem], timeout: float
+    rewards: Sequence[str],
+    judges: Sequence[str],
+    problems: Sequence[Problem],
+    timeout: float,
+    threshold: float | None = None,
 ) -> tuple[tuple[RewardProbe, ...], tuple[Disagreement, ...]]:
     """Grade answers whose value is known.
 
@@ -59,6 +69,7 @@ def examine(
         judges: reward functions of evaluations, the one that decides what is right first; may be none.
         problems: all on which a gold answer may be out of reach; graders are compared on `PROBED` of them.
         timeout: seconds per call.
+        threshold: value of the first judge from which an answer is right; None: its full value.
 
     Returns:
         what each function makes of them, and where a reward that reads answers and the judge part.
@@ -73,19 +84,27 @@ def examine(
         wrong = runner.score([answer_line(wrong_answer(p.answer)) for p in probed], probed)
         others = [(writing, text, problem) for problem in probed for writing, text in writings(problem).items()]
         verdicts = runner.score([text for _, text, _ in others], [problem for *_, problem in others])
+    needed = {name: full_value(name) for name in judges}
+    if judges and threshold is not None:
+        needed[judges[0]] = threshold
     graders = []
     for k, name in enumerate(names):
         best = [max(a or 0.0, b or 0.0) for a, b in zip(lines[k], solutions[k], strict=True)]
-        never = tuple(problem.answer for problem, value in zip(problems, best, strict=True) if value <= 0)
+        enough = [reaches(value, needed[name]) if name in needed else value > 0 for value in best]
+        never = tuple(problem.answer for problem, counts in zip(problems, enough, strict=True) if not counts)
         better = sum((a or 0.0) > (b or 0.0) for a, b in zip(right[k], wrong[k], strict=True))
         failed = all(value is None for value in (*lines[k], *solutions[k]))
         fails = runner.first_errors[name] if failed else ""
-        graders.append(RewardProbe(name, len(problems), never, 2 * better > len(probed), fails))
+        reads, highest = 2 * better > len(probed), max(best, default=0.0)
+        graders.append(RewardProbe(name, len(problems), never, reads, fails, needed.get(name, 0.0), highest))
     disagreements = []
     for grader in graders:
         if judges and grader.reads_answers and grader.name in rewards:
             earned, judged = verdicts[names.index(grader.name)], verdicts[names.index(judges[0])]
-            disagreements += _disagreements(grader.name, others, earned, judged)
+            pays = min(full_value(grader.name), max(value or 0.0 for value in earned))
+            paid = [(value or 0.0) > 0 and reaches(value, pays) for value in earned]
+            right = [reaches(value, needed[judges[0]]) for value in judged]
+            disagreements += _disagreements(grader.name, others, paid, right)
     return tuple(graders), tuple(disagreements)
 
 
@@ -93,7 +112,7 @@ def _disagreements(name: str, others, earned, judged) -> list[Disagreement]:
     """By writing: how often, of how many, and the first example."""
     rows: dict[str, list] = {}
     for (writing, text, problem), a, b in zip(others, earned, judged, strict=True):
-        rows.setdefault(writing, []).append((text, problem.answer, (a or 0) > 0, (b or 0) > 0))
+        rows.setdefault(writing, []).append((text, problem.answer, a, b))
     found = []
     for writing, cases in rows.items():
         apart = [case for case in cases if case[2] != case[3]]
