@@ -2,7 +2,8 @@
 
 `path` is a directory with train.jsonl and test.jsonl, or one .jsonl file of which a tenth (at most 500 problems) is the
 test split. A tenth of the training lines (at most 500) is validation. Both are drawn by the seed; equal prompts stay on
-one side. There is no prompt format here, hence no exemplars: write them into the prompts.
+one side. Instead of JSON lines, a JSON array and parquet are read too, also packed (`rows.py`). There is no prompt
+format here, hence no exemplars: write them into the prompts.
 
 Optional fields of a line: `stop`, a list of strings that end a completion (default none, so only EOS does), the same in
 all lines, and `question`, what a chat template is given (default the prompt). Every other field is found in
@@ -10,10 +11,10 @@ all lines, and `question`, what a chat template is given (default the prompt). E
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from data.problem import Problem
+from data.rows import fields_of, file_of, read_rows
 from data.splits import hold_out
 
 
@@ -30,8 +31,8 @@ def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Pro
     place = Path(path).expanduser()
     if place.is_dir():
         if split == "test":
-            return _problems(place / "test.jsonl")
-        train = _problems(place / "train.jsonl")
+            return _problems(file_of(place, "test"))
+        train = _problems(file_of(place, "train"))
     else:
         train, test = hold_out(_problems(place), seed, at_most=500, key=_prompt)
         if split == "test":
@@ -40,39 +41,18 @@ def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Pro
     return train if split == "train" else validation
 
 
-def read_lines(file: Path) -> Iterator[tuple[int, dict]]:
-    """The JSON objects of a file, each with its line number from 1; blank lines are skipped.
-
-    Raises:
-      ValueError: the file cannot be read, or a line (named) is no JSON object.
-    """
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ValueError(f"data_path: {file} cannot be read ({error.strerror})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}, line {number}: not a JSON object but {row!r}")
-        yield number, row
-
-
 def _problems(file: Path) -> list[Problem]:
-    return [_problem(row, f"{file}, line {number}") for number, row in read_lines(file)]
+    return [_problem(row, where) for where, row in read_rows(file)]
 
 
 def _problem(row: dict, where: str) -> Problem:
     info = {"question": row.get("prompt"), "shots": [], "stop": [], **row}
     prompt, answer = info.pop("prompt", None), info.pop("answer", None)
     if not isinstance(prompt, str):
-        raise ValueError(f"{where}: 'prompt' must be a string, not {prompt!r}")
+        gsm8k = "; rows of GSM8K's form are read by --data gsm8k" if "#### " in str(answer) else ""
+        raise ValueError(f"{where}: 'prompt' must be a string, not {prompt!r}; {fields_of(row)}{gsm8k}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise ValueError(f"{where}: 'answer' must be a string or a number, not {answer!r}")
+        raise ValueError(f"{where}: 'answer' must be a string or a number, not {answer!r}; {fields_of(row)}")
     if not isinstance(info["question"], str):
         raise ValueError(f"{where}: 'question' must be a string, not {info['question']!r}")
     if not isinstance(info["stop"], list) or not all(isinstance(stop, str) and stop for stop in info["stop"]):

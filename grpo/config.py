@@ -49,7 +49,7 @@ class Config:
     data: str = "arithmetic"
     """Name of a file in data/: arithmetic, gsm8k, jsonl, ..."""
     data_path: str | None = None
-    """Directory with train.jsonl and test.jsonl, for data read from files; None: the data's own source."""
+    """Directory with train.jsonl and test.jsonl (or .json, .parquet), or one file; None: the data's own source."""
     num_shots: int = 0
     """Worked examples put before each question. >= 0."""
     chat: bool = False

@@ -29,7 +29,7 @@ class EvalOptions:
     data: str = "arithmetic"
     """Name of a file in data/: arithmetic, gsm8k, jsonl, ..."""
     data_path: str | None = None
-    """Directory with train.jsonl and test.jsonl; None: the data's own source."""
+    """Directory with train.jsonl and test.jsonl (or .json, .parquet), or one file; None: the data's own source."""
     split: Literal["train", "validation", "test"] = "test"
     """Which problems."""
     chat: bool = False

@@ -47,7 +47,7 @@ def test_an_empty_split_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda *_, **__: 1 / 0, "data: 'jsonl' failed .*test_data_load.py, line .*ZeroDivisionError"),
+        (lambda *_, **__: 1 / 0, "data: 'jsonl' failed .*test_load.py, line .*ZeroDivisionError"),
         (lambda *_, **__: iter([]), "must return a list of Problem"),
         (lambda *_, **__: [Problem("1+1=", 2, {})], "must return a list of Problem, its prompt and answer texts"),
     ],
