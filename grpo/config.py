@@ -56,6 +56,8 @@ class Config:
     """Render prompts through the tokenizer's chat template, worked examples as turns."""
     max_prompt_tokens: int = 1024
     """Longest prompt in tokens; a longer one is an error at start-up, never cut. >= 1."""
+    skip_long_prompts: bool = False
+    """Leave training prompts out that are longer, or have no token, and say how many. Evaluations leave none out."""
 
     # Rollouts. Sizes are global, over all processes.
     num_steps: int = 30

@@ -24,7 +24,16 @@ def long_prompts(c: Config, facts: Facts) -> Iterator[Finding]:
     if over:
         longest = facts.prompt_tokens[-1]
         what = f"{over} of {len(facts.prompt_tokens)} training prompts exceed max_prompt_tokens ({c.max_prompt_tokens})"
-        yield Finding("sure", what, means, f"max_prompt_tokens {longest}, or fewer shots.")
+        do = f"max_prompt_tokens {longest}, fewer shots, or skip_long_prompts True to leave them out of training."
+        yield Finding("sure", what, means, do)
+    if facts.left_out:
+        yield Finding(
+            "note",
+            f"skip_long_prompts leaves out {facts.left_out} of {facts.left_out + len(facts.prompt_tokens)} training "
+            "prompts",
+            "They have no token, or more than max_prompt_tokens: nothing is learned from them.",
+            "A higher max_prompt_tokens keeps more of them.",
+        )
     for e in facts.evaluations:
         if e.longest_prompt > e.prompt_limit:
             what = f"{e.split} prompts with {e.shots} shots have up to {e.longest_prompt} tokens, over {e.prompt_limit}"

@@ -21,7 +21,7 @@ from grpo import distributed
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
-from grpo.dataloader import encode_prompts, stop_strings
+from grpo.dataloader import encode_all, encode_prompts, skip_long, stop_strings
 from grpo.doctor.probes import Disagreement, RewardProbe, examine
 from grpo.evaluation import protocol
 from grpo.evaluation.compare import problems_of
@@ -80,6 +80,8 @@ class Facts:
     """Of the training prompts that were looked at, sorted."""
     shared_tokens: int
     """Common to all of them: the exemplars."""
+    left_out: int = 0
+    """Training prompts, of those looked at, that `skip_long_prompts` leaves out."""
     solution_tokens: tuple[int, ...] = ()
     """Of the worked answers of the data, sorted; empty if it has none."""
     stop: tuple[str, ...] = ()
@@ -155,11 +157,15 @@ def outline(
 ) -> Facts:
     """The facts that decide whether a step fits: sizes of the model, prompts and memory; arguments as in `gather`."""
     seen = spread(train, at_most)
-    encoded = encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)
+    if config.skip_long_prompts:
+        _, encoded = skip_long(seen, encode_all(seen, tokenizer, config.chat), config.max_prompt_tokens)
+    else:
+        encoded = encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)
     processes, (free, total) = distributed.world_size(), device_memory(device)
     return Facts(
         sizes=sizes(model),
-        num_train=len(train),
+        num_train=round(len(train) * len(encoded) / len(seen)),
+        left_out=len(seen) - len(encoded),
         prompt_tokens=tuple(sorted(map(len, encoded))),
         shared_tokens=shared_prefix(encoded),
         world_size=processes,
