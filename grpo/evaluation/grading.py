@@ -109,11 +109,7 @@ def grade(
             stopped = stop == "stop_string"
             texts = [cut(row) if stopped else row["completion"] for row in rows]
             scores = dict(zip(runner.names, runner.score(texts, problems), strict=True))
-            failed = {
-                name: {"texts": values.count(None), "first": runner.first_errors[name]}
-                for name, values in scores.items()
-                if None in values
-            }
+            failed = {name: _failure(scores[name], runner, name) for name in reward_names if None in scores[name]}
             pairs = list(zip(texts, problems, strict=True))
             read = {name: [read_one(*pair) for pair in pairs] for name, read_one in GRADERS.items()}
             read |= {name: [(None, reaches(score, needed[name])) for score in scores[name]] for name in reward_names}
@@ -139,6 +135,11 @@ def grade(
                     )
                 )
     return graded
+
+
+def _failure(scores: Sequence[float | None], runner: RewardRunner, name: str) -> dict:
+    """On how many texts a reward function failed, and how on the first."""
+    return {"texts": scores.count(None), "first": runner.first_errors[name]}
 
 
 def _partial(scores: Sequence[float | None], needed: float) -> dict | None:
