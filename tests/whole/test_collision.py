@@ -55,7 +55,7 @@ def test_c73_a_command_ends_with_the_sentence_and_code_2(project, words):
 
 
 def test_c73_what_the_sentence_says_helps(project):
-    code = "import data, rewards, grpo.rollout; print(data.__file__)"
+    code = "import data, rewards, grpo, data.problem, rewards.runner; print(data.__file__)"
     ended = python("-P", "-c", code, cwd=project, path=f"{ROOT}{os.pathsep}{project}")
     assert (ended.stdout.strip(), ended.returncode) == (str(ROOT / "data" / "__init__.py"), 0), ended.stderr
 
@@ -63,4 +63,4 @@ def test_c73_what_the_sentence_says_helps(project):
 def test_c73_a_directory_of_files_is_no_package(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text("")
-    assert python("-c", "import grpo.rollout", cwd=tmp_path).returncode == 0
+    assert python("-c", "import grpo, data.problem", cwd=tmp_path).returncode == 0
