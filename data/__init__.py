@@ -11,7 +11,7 @@ import traceback
 from data.problem import Problem
 from data.splits import SPLITS
 
-NOT_DATA_SETS = {"problem", "prompts", "splits"}
+NOT_DATA_SETS = {"problem", "prompts", "rows", "splits"}
 
 
 def load(name: str, split: str, *, path: str | None = None, num_shots: int = 0, seed: int = 0) -> list[Problem]:

@@ -15,8 +15,8 @@ import re
 from pathlib import Path
 
 from data import prompts
-from data.jsonl import read_lines
 from data.problem import Problem
+from data.rows import fields_of, file_of, read_rows
 from data.splits import hold_out
 
 HUB_NAME = "openai/gsm8k"
@@ -66,17 +66,17 @@ def _example(row: dict) -> dict:
 
 
 def _rows(split: str, path: str | None) -> list[dict]:
-    return _hub_rows(split) if path is None else _local_rows(Path(path).expanduser() / f"{split}.jsonl")
+    return _hub_rows(split) if path is None else _local_rows(file_of(Path(path).expanduser(), split))
 
 
 def _local_rows(file: Path) -> list[dict]:
     rows = []
-    for number, row in read_lines(file):
+    for where, row in read_rows(file):
         for field in ("question", "answer"):
             if not isinstance(row.get(field), str):
-                raise ValueError(f"{file}, line {number}: {field!r} must be a string, not {row.get(field)!r}")
+                raise ValueError(f"{where}: {field!r} must be a string, not {row.get(field)!r}; {fields_of(row)}")
         if "#### " not in row["answer"]:
-            raise ValueError(f"{file}, line {number}: 'answer' has no '#### ' before the gold answer")
+            raise ValueError(f"{where}: 'answer' has no '#### ' before the gold answer")
         rows.append(row)
     return rows
 

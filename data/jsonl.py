@@ -2,7 +2,8 @@
 
 `path` is a directory with train.jsonl and test.jsonl, or one .jsonl file. Of one file a tenth (at most 500 problems) is
 the test split. A tenth of the training lines (at most 500) is the validation split. The seed draws both, and equal
-prompts stay in one split. Left out: a prompt format. So there are no exemplars unless the prompts contain them.
+prompts stay in one split. JSON arrays and parquet files are read too, also compressed (`rows.py`). Left out: a prompt
+format. So there are no exemplars unless the prompts contain them.
 
 A line may have more fields:
 
@@ -12,10 +13,10 @@ A line may have more fields:
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from data.problem import Problem
+from data.rows import fields_of, file_of, read_rows
 from data.splits import hold_out
 
 
@@ -38,8 +39,8 @@ def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Pro
     place = Path(path).expanduser()
     if place.is_dir():
         if split == "test":
-            return _problems(place / "test.jsonl")
-        train = _problems(place / "train.jsonl")
+            return _problems(file_of(place, "test"))
+        train = _problems(file_of(place, "train"))
     else:
         train, test = hold_out(_problems(place), seed, at_most=500, key=_prompt)
         if split == "test":
@@ -48,39 +49,18 @@ def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Pro
     return train if split == "train" else validation
 
 
-def read_lines(file: Path) -> Iterator[tuple[int, dict]]:
-    """The JSON objects of a file, each with its line number from 1. Blank lines are skipped.
-
-    Raises:
-      ValueError: the file cannot be read, or a line is not a JSON object; the message gives the line.
-    """
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ValueError(f"data_path: {file} cannot be read ({error.strerror})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}, line {number}: not a JSON object but {row!r}")
-        yield number, row
-
-
 def _problems(file: Path) -> list[Problem]:
-    return [_problem(row, f"{file}, line {number}") for number, row in read_lines(file)]
+    return [_problem(row, where) for where, row in read_rows(file)]
 
 
 def _problem(row: dict, where: str) -> Problem:
     info = {"question": row.get("prompt"), "shots": [], "stop": [], **row}
     prompt, answer = info.pop("prompt", None), info.pop("answer", None)
     if not isinstance(prompt, str):
-        raise ValueError(f"{where}: 'prompt' must be a string, not {prompt!r}")
+        gsm8k = "; rows of GSM8K's form are read by --data gsm8k" if "#### " in str(answer) else ""
+        raise ValueError(f"{where}: 'prompt' must be a string, not {prompt!r}; {fields_of(row)}{gsm8k}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise ValueError(f"{where}: 'answer' must be a string or a number, not {answer!r}")
+        raise ValueError(f"{where}: 'answer' must be a string or a number, not {answer!r}; {fields_of(row)}")
     if not isinstance(info["question"], str):
         raise ValueError(f"{where}: 'question' must be a string, not {info['question']!r}")
     if not isinstance(info["stop"], list) or not all(isinstance(stop, str) and stop for stop in info["stop"]):

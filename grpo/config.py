@@ -50,13 +50,15 @@ class Config:
     data: str = "arithmetic"
     """Name of a file in data/: arithmetic, gsm8k, jsonl, ..."""
     data_path: str | None = None
-    """Directory with train.jsonl and test.jsonl, for data that is read from files; None: the data's own source."""
+    """Directory with train.jsonl and test.jsonl (or .json, .parquet), or one file; None: the data's own source."""
     num_shots: int = 0
     """Worked examples put before each question. >= 0."""
     chat: bool = False
     """Render prompts with the tokenizer's chat template; worked examples become turns of the chat."""
     max_prompt_tokens: int = 1024
     """Longest prompt in tokens; a longer prompt is an error at start-up and is never cut. >= 1."""
+    skip_long_prompts: bool = False
+    """Skip training prompts that are longer or have no token, and say how many. Evaluations skip none."""
 
     # Rollouts. Sizes are global, over all processes.
     num_steps: int = 30
@@ -147,9 +149,11 @@ class Config:
     final_eval_limit: int = 500
     """Number of problems in the final evaluation; 0: all. >= 0."""
     eval_correct: str = "gsm8k.correctness"
-    """Reward function that grades evaluations: an answer is right if its value is above 0."""
+    """Reward function that decides in evaluations whether an answer is right."""
+    eval_threshold: float | None = None
+    """Value of eval_correct from which an answer is right; None: its full value, 1 unless it states another. Finite."""
     eval_format: str = "gsm8k.format"
-    """Reward function for the format in evaluations: an answer has the format if its value is above 0."""
+    """Reward function that decides in evaluations whether an answer has the format: by its full value."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the extra `tensorboard`)."""
 
@@ -194,6 +198,7 @@ def _rules(c: Config) -> list[tuple[str, str, bool]]:
         ("minibatch_size", f"0 or a multiple of group_size ({c.group_size})", c.minibatch_size % group_size == 0),
         ("max_tokens_per_microbatch", "auto or >= 1", tokens == "auto" or tokens >= 1),
         ("compile", "auto, True or False", c.compile in ("auto", True, False)),
+        ("eval_threshold", "None, or finite", c.eval_threshold is None or math.isfinite(c.eval_threshold)),
         ("eval_shots", "None or numbers >= 0", shots is None or min(shots, default=-1) >= 0),
         ("eval_shots", "without a number twice", shots is None or len(set(shots)) == len(shots)),
     ]
@@ -248,7 +253,7 @@ _MAY_CHANGE = frozenset(
     ("run_name", "out_dir", "data_path", "device", "resume", "check", "ddp_timeout", "num_steps", "tensorboard")
     + ("max_tokens_per_microbatch", "activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints")
     + ("eval_every", "eval_limit", "eval_batch", "eval_shots", "final_eval", "final_eval_limit")
-    + ("eval_correct", "eval_format")
+    + ("eval_correct", "eval_threshold", "eval_format")
 )
 
 

@@ -48,20 +48,44 @@ def render(problem: Problem, tokenizer, chat: bool) -> str:
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
-def encode_prompts(problems: Sequence[Problem], tokenizer, *, chat: bool, max_prompt_tokens: int) -> list[np.ndarray]:
-    """Tokenize the prompts of all problems, once, at start-up.
+def encode_prompts(
+    problems: Sequence[Problem], tokenizer, *, chat: bool, max_prompt_tokens: int, advice: str = ""
+) -> list[np.ndarray]:
+    """Tokenize every prompt once, at start-up.
 
     Args:
         problems: any number.
         tokenizer: it adds its special tokens, except under `chat`, where the template has written them.
         chat: render through the chat template.
-        max_prompt_tokens: the most tokens of a prompt. A longer prompt is an error; none is cut.
+        max_prompt_tokens: a longer prompt is an error; nothing is cut in silence.
+        advice: what else can be done about prompts that are too long or empty, for the error.
 
     Returns:
         One int32 array per problem.
 
     Raises:
         ValueError: a prompt is too long or has no token, or `chat` is True and the tokenizer has no template.
+    """
+    encoded = encode_all(problems, tokenizer, chat)
+    lengths = [len(row) for row in encoded]
+    if 0 in lengths:
+        raise ValueError(
+            f"data: {lengths.count(0)} of {len(lengths)} prompts have no token; nothing can follow them{advice}"
+        )
+    too_long = [length for length in lengths if length > max_prompt_tokens]
+    if too_long:
+        raise ValueError(
+            f"max_prompt_tokens: {len(too_long)} of {len(lengths)} prompts are longer than {max_prompt_tokens} tokens, "
+            f"the longest {max(too_long)}; allow more, or use fewer shots{advice}"
+        )
+    return encoded
+
+
+def encode_all(problems: Sequence[Problem], tokenizer, chat: bool) -> list[np.ndarray]:
+    """Tokenize prompts of any length.
+
+    Raises:
+        ValueError: `chat` needs a template that is not there.
     """
     if chat and not tokenizer.chat_template:
         raise ValueError("chat: True needs a tokenizer with a chat template, and this model's has none")
@@ -70,16 +94,24 @@ def encode_prompts(problems: Sequence[Problem], tokenizer, *, chat: bool, max_pr
     for start in range(0, len(texts), 1024):
         ids = tokenizer(texts[start : start + 1024], add_special_tokens=not chat).input_ids
         encoded += [np.asarray(row, dtype=np.int32) for row in ids]
-    lengths = [len(row) for row in encoded]
-    if 0 in lengths:
-        raise ValueError(f"data: {lengths.count(0)} of {len(lengths)} prompts have no token; every prompt needs one")
-    too_long = [length for length in lengths if length > max_prompt_tokens]
-    if too_long:
-        raise ValueError(
-            f"max_prompt_tokens: {len(too_long)} of {len(lengths)} prompts are longer than {max_prompt_tokens} tokens, "
-            f"the longest {max(too_long)}; allow more, or use fewer shots"
-        )
     return encoded
+
+
+def skip_long(
+    problems: Sequence[Problem], encoded: Sequence[np.ndarray], max_prompt_tokens: int
+) -> tuple[list[Problem], list[np.ndarray]]:
+    """The problems whose prompt has a token and is not too long, with their tokens; for training only.
+
+    Raises:
+        ValueError: there is none.
+    """
+    kept = [pair for pair in zip(problems, encoded, strict=True) if 0 < len(pair[1]) <= max_prompt_tokens]
+    if not kept:
+        raise ValueError(
+            f"max_prompt_tokens: none of the {len(encoded)} training prompts has a token and at most "
+            f"{max_prompt_tokens} of them, so skip_long_prompts leaves none; allow more, or use fewer shots"
+        )
+    return [problem for problem, _ in kept], [ids for _, ids in kept]
 
 
 def stop_strings(problems: Sequence[Problem]) -> list[str]:

@@ -11,6 +11,7 @@ Left out: filtering or resampling of flat groups, in which all advantages are 0.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from grpo import distributed
 from grpo.advantages import ADVANTAGES, combine, weighted_sum
 from grpo.batch import Batch, Completions
 from grpo.config import Config, lookup
-from grpo.dataloader import draw_prompts, encode_prompts, refuse_unequal, stop_strings
+from grpo.dataloader import draw_prompts, encode_all, encode_prompts, refuse_unequal, skip_long, stop_strings
 from grpo.files import write_lines
 from grpo.metrics import Sums
 from grpo.sampler import Sampler
@@ -75,12 +76,10 @@ class Collector:
         refuse_unequal(problems)
         if not problems:
             raise ValueError(f"data: {config.data!r} has no training problem")
-        self.config, self.problems, self.sampler, self.runner = config, problems, sampler, runner
+        self.config, self.sampler, self.runner = config, sampler, runner
         self.advantage = lookup(ADVANTAGES, config.advantage, "advantage")
         self.stop = stop_strings(problems)
-        self.prompt_ids = encode_prompts(
-            problems, sampler.tokenizer, chat=config.chat, max_prompt_tokens=config.max_prompt_tokens
-        )
+        self.problems, self.prompt_ids = encode_training(problems, sampler.tokenizer, config)
         self.trunk_ids = self.prompt_ids[0][: trunk_length(self.prompt_ids)]
         """The trunk: the token prefix that all prompts of the run share, such as few-shot exemplars."""
 
@@ -129,6 +128,25 @@ class Collector:
             prompt_index=drawn.index,
         )
         return Rollout(drawn, reward_terms, rewards, valid, advantages, batch)
+
+
+def encode_training(problems: list[Problem], tokenizer, config: Config) -> tuple[list[Problem], list]:
+    """The problems to train on and the tokens of their prompts; says how many `skip_long_prompts` leaves out.
+
+    Raises:
+        ValueError: a prompt is too long or has no token and may not be left out, or none is left.
+    """
+    limit = config.max_prompt_tokens
+    if not config.skip_long_prompts:
+        advice = "; or leave them out of training with --skip_long_prompts True"
+        chat = config.chat
+        return problems, encode_prompts(problems, tokenizer, chat=chat, max_prompt_tokens=limit, advice=advice)
+    kept, encoded = skip_long(problems, encode_all(problems, tokenizer, config.chat), limit)
+    left_out = len(problems) - len(kept)
+    if left_out and distributed.is_main():
+        said = f"skip_long_prompts: {left_out} of {len(problems)} training prompts are left out"
+        print(f"{said} (no token, or more than max_prompt_tokens, {limit})", file=sys.stderr, flush=True)
+    return kept, encoded
 
 
 def no_completions(device: torch.device) -> Completions:

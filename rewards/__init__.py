@@ -1,22 +1,30 @@
 """Reward functions `(completion: str, problem: Problem) -> float`, one file per task. Imports neither torch nor grpo.
 
 The name `gsm8k.format` means the function `format` of `rewards/gsm8k.py`. A new reward is a new public function in such
-a file. It may raise, hang or print, because `rewards/runner.py` calls it in another process.
+a file. It may raise, hang or print, because `rewards/runner.py` calls it in another process. A function that is
+private, imported, takes other arguments or does not return a number is a helper and no reward.
 """
 
 import ast
 import importlib
+import inspect
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 NOT_REWARDS = {"__init__", "runner", "worker"}
+NUMBERS = {"float", "int", "bool", "None", "Optional", "Union", "Any", "SupportsFloat", "Real", "Number", "np", "numpy"}
+NUMBERS |= {"typing", "numbers", "float32", "float64"}
+"""Words of an annotation that may be a number's."""
 
 
 def load(name: str) -> Callable:
     """The reward function called `file.function`.
 
     Raises:
-      ValueError: there is no such file or function (the message lists the known ones), or importing the file fails.
+      ValueError: there is no such file or function (the known ones are listed), it is a helper, or the file cannot be
+        imported.
     """
     file, _, function = name.partition(".")
     if file in (path.stem for path in _files()):
@@ -27,21 +35,81 @@ def load(name: str) -> Callable:
             raise ValueError(message) from error
         reward = getattr(module, function, None)
         if callable(reward) and not isinstance(reward, type) and not function.startswith("_"):
+            reason = _why_a_helper(reward)
+            if function in _imported(file):
+                reason = f"rewards/{file}.py only imports it"
+            if reason:
+                raise ValueError(
+                    f"rewards: {name!r} is a helper, not a reward ({reason}): a reward is a function (completion, "
+                    f"problem) -> float, such as {', '.join(_known())}"
+                )
             return reward
     raise ValueError(f"rewards: {name!r} is not one of {', '.join(_known())}")
 
 
+def full_value(name: str) -> float:
+    """What a reward gives to an answer that is wholly right: its attribute `full_value`, 1 where it has none.
+
+    Raises:
+      ValueError: what `load` raises, or the attribute is no finite number.
+    """
+    value = getattr(load(name), "full_value", 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"rewards: full_value of {name!r} is {value!r}: must be a finite number")
+    return float(value)
+
+
 def _known() -> list[str]:
-    """The names of all public functions in all reward files. The files are parsed, not run."""
+    """Every reward of every file. The files are read, not run."""
     names = []
     for file in _files():
-        try:
-            body = ast.parse(file.read_bytes()).body
-        except SyntaxError:
-            continue  # loading a function of this file shows the full error
-        functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
-        names += [f"{file.stem}.{function}" for function in functions if not function.startswith("_")]
+        functions = [node for node in _body(file) if isinstance(node, ast.FunctionDef)]
+        names += [f"{file.stem}.{node.name}" for node in functions if _looks_like_a_reward(node)]
     return names
+
+
+def _looks_like_a_reward(node: ast.FunctionDef) -> bool:
+    arguments = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+    needed = len(arguments) - len(node.args.defaults)
+    named = arguments[:1] == ["completion"] or arguments[1:2] == ["problem"]
+    annotated = [ast.unparse(argument.annotation or ast.Name("")) for argument in node.args.args]
+    takes = (needed <= 2 <= len(arguments) and (named or "Problem" in annotated)) or node.args.vararg is not None
+    takes = takes and None not in node.args.kw_defaults  # keyword arguments that must be given
+    return takes and _is_number(ast.unparse(node.returns or ast.Name(""))) and not node.name.startswith("_")
+
+
+def _why_a_helper(function: Callable) -> str:
+    """What tells a function from a reward, in words; empty if it may be one."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of something that is not written in Python
+        return ""
+    try:
+        signature.bind("completion", "problem")
+    except TypeError:
+        return f"its arguments are {', '.join(signature.parameters) or 'none'}"
+    if signature.return_annotation is inspect.Signature.empty:
+        return ""
+    returns = inspect.formatannotation(signature.return_annotation)
+    return "" if _is_number(returns) else f"it returns {returns}"
+
+
+def _is_number(annotation: str) -> bool:
+    return set(re.findall(r"[^\W\d]\w*", annotation)) <= NUMBERS and annotation != "None"
+
+
+def _imported(file: str) -> set[str]:
+    """The names that a file has from elsewhere."""
+    (path,) = [path for path in _files() if path.stem == file]
+    imports = [node for node in _body(path) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {alias.asname or alias.name for node in imports for alias in node.names}
+
+
+def _body(file: Path) -> list[ast.stmt]:
+    try:
+        return ast.parse(file.read_bytes()).body
+    except SyntaxError:
+        return []  # it has no functions yet, and who asks for one of its own gets the error in full
 
 
 def _files() -> list[Path]:

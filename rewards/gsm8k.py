@@ -11,6 +11,11 @@ from data.problem import Problem
 
 NUMBER = r"[+\-\u2212]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})(?:\.[0-9]+)?|\.[0-9]+)"
 ANSWER_LINE = re.compile(rf"#### The final answer is \$?{NUMBER}(?:%| ?[A-Za-z]+)?\.?")
+GOLD = re.compile(
+    r"(?P<sign>[+\-\u2212]?)\$? ?(?P<after>[+\-\u2212]?)"
+    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?P<exponent>[eE][+\-]?[0-9]+)?"
+)
+"""A gold that is one number. Commas stand between groups of three digits only: `3,4` is a pair, not 34."""
 TOLERANCE = 1e-3
 
 
@@ -24,10 +29,14 @@ def format(completion: str, problem: Problem) -> float:
     return 0.5 if len(lines) == 1 else 0.0
 
 
+format.full_value = 0.5
+
+
 def correctness(completion: str, problem: Problem) -> float:
     """1.0 if the last line that starts with `####` holds exactly one number, within 1e-3 of the gold answer, else 0.
 
-    Commas, `$` and spaces in the gold are ignored. If it is still not a number, every completion gets 0.
+    A gold may have a sign, a `$` and commas between groups of three digits. A gold that is not one number (`3,4`,
+    `10 20`, `18%`) is matched by nothing; the doctor names it.
     """
     return _equals(marked_number(completion), problem)
 
@@ -53,16 +62,17 @@ def final_number(completion: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
+def one_number(gold: str) -> float | None:
+    """The value of a gold that is one number as a whole; None if it is anything else, such as a pair or a list."""
+    match = GOLD.fullmatch(gold.strip())
+    if match is None or (match["sign"] and match["after"]):
+        return None
+    sign = -1.0 if (match["sign"] or match["after"]) in ("-", "\N{MINUS SIGN}") else 1.0
+    return sign * float(match["digits"].replace(",", "") + (match["exponent"] or ""))
+
+
 def _equals(number: str | None, problem: Problem) -> float:
-    if number is None:
+    gold = one_number(problem.answer)
+    if number is None or gold is None:
         return 0.0
-    try:
-        gold = _value(problem.answer)
-    except ValueError:
-        return 0.0
-    return 1.0 if abs(_value(number) - gold) <= TOLERANCE else 0.0
-
-
-def _value(number: str) -> float:
-    """The value without commas, `$` and spaces. The typographic minus (U+2212) counts as a minus."""
-    return float(re.sub("[,$ ]", "", number).replace("\N{MINUS SIGN}", "-"))
+    return 1.0 if abs(one_number(number) - gold) <= TOLERANCE else 0.0

@@ -23,6 +23,9 @@ def format(completion: str, problem: Problem) -> float:
     return 0.5 if re.search(r"\n#### The final answer is \d+", completion) else 0.0
 
 
+format.full_value = 0.5
+
+
 def correctness(completion: str, problem: Problem) -> float:
     """1.0 if the first match of `####.*?([\\d,]+(?:\\.\\d+)?)` is within 1e-3 of the gold, else 0.
 

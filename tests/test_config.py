@@ -70,6 +70,7 @@ def test_flags_go_on_top_of_the_recipe():
         ({"ddp_timeout": 1e20}, "ddp_timeout is 1e+20: must be at most 1e9"),
         ({"learning_rate": -1e-3}, "learning_rate is -0.001: must be >= 0"),
         ({"kl_coef": float("nan")}, "kl_coef is nan"),
+        ({"eval_threshold": float("nan")}, "eval_threshold is nan: must be None, or finite"),
         ({"clip_low": 1.5}, "clip_low is 1.5: must be between 0 and 1"),
         ({"clip_high": -0.1}, "clip_high is -0.1: must be >= 0"),
         ({"correction_cap": 0.5}, "correction_cap is 0.5: must be >= 1"),
@@ -130,7 +131,7 @@ def another(name: str):
         "device": "cpu", "precision": "fp32", "resume": "auto", "combine": "advantages", "schedule": "linear",
         "revision": "v1", "data_path": "d", "rewards": ("gsm8k.correctness", "gsm8k.format"),
         "reward_weights": (2.0, 1.0), "clip_low": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.5,
-        "max_tokens_per_microbatch": 7, "compile": True, "eval_shots": (3,), "minibatch_size": 8,
+        "max_tokens_per_microbatch": 7, "compile": True, "eval_shots": (3,), "minibatch_size": 8, "eval_threshold": 0.5,
     }  # fmt: skip
     if name in special:
         return special[name]

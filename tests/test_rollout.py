@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,6 +167,43 @@ def test_a_chat_is_what_is_completed():
     texts = [render(problem, made.tokenizer, True) for problem in PROBLEMS]
     assert [ids.tolist() for ids in shown] == [made.tokenizer(text).input_ids for text in texts]
     assert len(shown[0]) > len(made.tokenizer(PROBLEMS[0].prompt).input_ids)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_c68_one_prompt_that_is_too_long_or_empty_is_left_out_of_training_if_asked(capsys, chat):
+    """The kind: one problem in thousands ends a run before its first step, and the file has to be edited.
+
+    Siblings: prompts without a token; exemplars that make all too long; the doctor and its estimates
+    (tests/doctor/test_facts.py). An evaluation leaves no problem out: what it measures would change in silence.
+    """
+    texts = ["1+1=", "2+2=" * 30, "3+3="] + ([] if chat else [""])
+    problems = [Problem(text, "1", {}) for text in texts]
+    made = sampler()
+    if chat:
+        made.tokenizer = chat_tokenizer()
+    limit = len(render(problems[0], made.tokenizer, chat))
+    sizes = {"prompts_per_step": 4, "group_size": 2, "max_new_tokens": 2, "rewards": ("a",), "reward_weights": (1.0,)}
+    config = Config(**sizes, chat=chat, max_prompt_tokens=limit)
+    with pytest.raises(ValueError, match="or leave them out of training with --skip_long_prompts True"):
+        Collector(config, problems, made, None)
+    with pytest.raises(ValueError, match="the longest .* fewer shots; or leave them out of training with"):
+        Collector(config, problems[:3], made, None)
+    capsys.readouterr()
+    kept = Collector(replace(config, skip_long_prompts=True), problems, made, None)
+    assert [problem.prompt for problem in kept.problems] == ["1+1=", "3+3="]
+    assert [len(ids) for ids in kept.prompt_ids] == [limit, limit]
+    said = f"skip_long_prompts: {len(texts) - 2} of {len(texts)} training prompts are left out"
+    assert capsys.readouterr().err == f"{said} (no token, or more than max_prompt_tokens, {limit})\n"
+    if not chat:
+        drawn = kept.sample(1)
+        assert {problem.prompt for problem in drawn.problems} == {"1+1=", "3+3="}
+    with pytest.raises(ValueError, match="max_prompt_tokens: none of the 1 training prompts .* leaves none"):
+        Collector(replace(config, skip_long_prompts=True), problems[1:2], made, None)
+
+
+def test_c68_nothing_is_said_where_nothing_is_left_out(capsys):
+    kept = collector(None, skip_long_prompts=True)
+    assert kept.problems == PROBLEMS and capsys.readouterr().err == ""
 
 
 def test_what_all_prompts_of_the_run_begin_with_is_the_trunk_of_every_step(monkeypatch):

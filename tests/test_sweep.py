@@ -5,6 +5,7 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,7 +45,7 @@ class InThisProcess(nullcontext):
     """A command that is run at once instead of in a process: `python fake.py train.py ARGUMENTS`."""
 
     def __init__(self, command):
-        assert command[:2] == ["python", "fake.py"]
+        assert list(command[:2]) == ["python", "fake.py"]
         super().__init__(self)
         self.argv = command[1:]
 
@@ -61,7 +62,7 @@ class InThisProcess(nullcontext):
 @pytest.fixture
 def launch(tmp_path, monkeypatch, capsys):
     """Sweeps with a train.py that only pretends; returns exit code, calls made and what was said."""
-    monkeypatch.setattr(sweep.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(Popen=InThisProcess))
 
     def call(*argv: str):
         (tmp_path / "calls").write_text("")

@@ -24,7 +24,16 @@ def long_prompts(c: Config, facts: Facts) -> Iterator[Finding]:
     if over:
         longest = facts.prompt_tokens[-1]
         what = f"{over} of {len(facts.prompt_tokens)} training prompts exceed max_prompt_tokens ({c.max_prompt_tokens})"
-        yield Finding("sure", what, means, f"max_prompt_tokens {longest}, or fewer shots.")
+        do = f"max_prompt_tokens {longest}, fewer shots, or skip_long_prompts True to leave them out of training."
+        yield Finding("sure", what, means, do)
+    if facts.left_out:
+        yield Finding(
+            "note",
+            f"skip_long_prompts leaves out {facts.left_out} of {facts.left_out + len(facts.prompt_tokens)} training "
+            "prompts",
+            "They have no token, or more than max_prompt_tokens: nothing is learned from them.",
+            "A higher max_prompt_tokens keeps more of them.",
+        )
     for e in facts.evaluations:
         if e.longest_prompt > e.prompt_limit:
             what = f"{e.split} prompts with {e.shots} shots have up to {e.longest_prompt} tokens, over {e.prompt_limit}"
@@ -100,13 +109,21 @@ def out_of_reach(c: Config, facts: Facts) -> Iterator[Finding]:
         if not training:
             means = f"No model can reach more than {1 - share:.1%}."
         if share == 1:
-            means = "It is a penalty, or it expects another form than `#### The final answer is 18`."
+            means = "It reads answers of another form than `#### The final answer is 18`, or it is a penalty."
+        grants, value = "grants nothing", f"{grader.needed:g}"
+        mend = "Use another reward (rewards/gsm8k.py reads commas, signs, units), or mend this one."
+        if grader.name.startswith("gsm8k."):
+            mend = "Write each gold as one number (1080, 1,080 or 12.5), or use a reward that reads golds of this form."
+        if 0 < grader.highest < grader.needed:
+            grants, means = f"grants less than {value}", f"In evaluations a part of {value} does not count."
+            mend = f"State its full value beside the function: {grader.name.partition('.')[2]}.full_value = "
+            mend += f"{grader.highest:g}" + (", or --eval_threshold." if grader.name == c.eval_correct else ".")
         yield Finding(
             level,
-            f"{grader.name} grants nothing to {share:.2%} of the gold answers ({len(grader.never)} of {grader.graded}: "
-            f"{shown}), even when they are written as in the exemplars",
+            f"{grader.name} {grants} to {share:.2%} of the gold answers ({len(grader.never)} of {grader.graded}: "
+            f"{shown}), even written as the exemplars are",
             means,
-            "Use another reward (rewards/gsm8k.py reads commas, signs and units), or correct this one.",
+            mend,
         )
 
 

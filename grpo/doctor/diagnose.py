@@ -121,7 +121,7 @@ def summary(c: Config, facts: Facts, flops: float, bandwidth: float) -> list[str
     step, parts = memory.tokens(c, facts), memory.by_holder(c, facts)
     time, worked = speed.seconds(c, facts, flops, bandwidth), facts.solution_tokens
     total, updates = sum(time.values()), c.num_steps * memory.updates_per_step(c)
-    too_long = sum(length > c.max_prompt_tokens for length in facts.prompt_tokens)
+    too_long = facts.left_out + sum(length > c.max_prompt_tokens for length in facts.prompt_tokens)
     too_short = sum(length >= c.max_new_tokens for length in worked)
     assumed = "the mean of the data's worked answers" if worked else "half of max_new_tokens: the data has no solutions"
     rows = [

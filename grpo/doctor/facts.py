@@ -22,7 +22,7 @@ from grpo import distributed
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, constants, lookup, taken
 from grpo.corrections import CORRECTIONS
-from grpo.dataloader import encode_prompts, stop_strings
+from grpo.dataloader import encode_all, encode_prompts, skip_long, stop_strings
 from grpo.doctor.probes import Disagreement, RewardProbe, examine
 from grpo.evaluation import protocol
 from grpo.evaluation.compare import problems_of
@@ -81,7 +81,9 @@ class Facts:
     prompt_tokens: tuple[int, ...]
     """Lengths of the training prompts that were checked, sorted."""
     shared_tokens: int
-    """Length of the prefix that all prompts share: the exemplars."""
+    """Common to all of them: the exemplars."""
+    left_out: int = 0
+    """Training prompts, of those looked at, that `skip_long_prompts` leaves out."""
     solution_tokens: tuple[int, ...] = ()
     """Lengths of the data's worked answers, sorted; empty if the data has none."""
     stop: tuple[str, ...] = ()
@@ -135,7 +137,9 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
     evaluations = _evaluations(config, train, tokenizer, at_most, errors)
     errors += wrong_algorithm(config) + _unknown_rewards(config)
     judges = (config.eval_correct, config.eval_format) if evaluations and "." in config.eval_correct else ()
-    graders, disagreements = ((), ()) if errors else examine(config.rewards, judges, seen, config.reward_timeout)
+    graders, disagreements = (
+        ((), ()) if errors else examine(config.rewards, judges, seen, config.reward_timeout, config.eval_threshold)
+    )
     errors += [sentence] if (sentence := taken(config)) else []
     return replace(
         outline(config, train, model, tokenizer, device, at_most),
@@ -155,11 +159,15 @@ def outline(
 ) -> Facts:
     """The facts that decide whether a step fits into memory. The arguments are as in `gather`."""
     seen = spread(train, at_most)
-    encoded = encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)
+    if config.skip_long_prompts:
+        _, encoded = skip_long(seen, encode_all(seen, tokenizer, config.chat), config.max_prompt_tokens)
+    else:
+        encoded = encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)
     processes, (free, total) = distributed.world_size(), device_memory(device)
     return Facts(
         sizes=sizes(model),
-        num_train=len(train),
+        num_train=round(len(train) * len(encoded) / len(seen)),
+        left_out=len(seen) - len(encoded),
         prompt_tokens=tuple(sorted(map(len, encoded))),
         shared_tokens=shared_prefix(encoded),
         world_size=processes,

@@ -4,15 +4,20 @@ This finds gold answers that a reward never accepts, and answers that the traini
 judge differently. The reward functions run in the worker process of `rewards/runner.py`. Left out: answers of a model.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.problem import Problem
 from data.prompts import answer_line, worked_answer
+from grpo.evaluation.graders import reaches
+from rewards import full_value
 from rewards.runner import RewardRunner
 
 PROBED = 200
-"""The number of problems on which graders are compared."""
+"""Problems on which graders are compared."""
+WHOLE_NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})")
+"""A gold whose thousands commas can be added or left out: `3,4` is none."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,15 @@ class RewardProbe:
     graded: int
     """The number of problems it was tested on."""
     never: tuple[str, ...]
-    """Gold answers for which neither the worked solution nor the answer line alone got more than 0."""
+    """Gold answers for which neither the worked solution nor the answer line alone earned `needed`."""
     reads_answers: bool
     """Whether a right answer line gets more than a wrong one on most problems."""
     fails: str = ""
-    """The first error, if it failed on every one of these texts; else empty."""
+    """How it failed, in words, if it did so on every one of these texts."""
+    needed: float = 0.0
+    """What counts: in evaluations a stated threshold; 0: anything above nothing, as in training."""
+    highest: float = 0.0
+    """The most that any of these texts earned."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,11 @@ class Disagreement:
 
 
 def examine(
-    rewards: Sequence[str], judges: Sequence[str], problems: Sequence[Problem], timeout: float
+    rewards: Sequence[str],
+    judges: Sequence[str],
+    problems: Sequence[Problem],
+    timeout: float,
+    threshold: float | None = None,
 ) -> tuple[tuple[RewardProbe, ...], tuple[Disagreement, ...]]:
     """Grade answers whose value is known.
 
@@ -56,6 +69,7 @@ def examine(
         judges: the reward functions of evaluations; the first decides what is right. May be empty.
         problems: each is tested with its gold answer; graders are compared on `PROBED` of them.
         timeout: seconds per call.
+        threshold: value of the first judge from which an answer is right; None: its full value.
 
     Returns:
         A probe of each function, and the disagreements between the first judge and each reward that reads answers.
@@ -70,19 +84,27 @@ def examine(
         wrong = runner.score([answer_line(wrong_answer(p.answer)) for p in probed], probed)
         others = [(writing, text, problem) for problem in probed for writing, text in writings(problem).items()]
         verdicts = runner.score([text for _, text, _ in others], [problem for *_, problem in others])
+    needed = {name: full_value(name) for name in judges}
+    if judges and threshold is not None:
+        needed[judges[0]] = threshold
     graders = []
     for k, name in enumerate(names):
         best = [max(a or 0.0, b or 0.0) for a, b in zip(lines[k], solutions[k], strict=True)]
-        never = tuple(problem.answer for problem, value in zip(problems, best, strict=True) if value <= 0)
+        enough = [reaches(value, needed[name]) if name in needed else value > 0 for value in best]
+        never = tuple(problem.answer for problem, counts in zip(problems, enough, strict=True) if not counts)
         better = sum((a or 0.0) > (b or 0.0) for a, b in zip(right[k], wrong[k], strict=True))
         failed = all(value is None for value in (*lines[k], *solutions[k]))
         fails = runner.first_errors[name] if failed else ""
-        graders.append(RewardProbe(name, len(problems), never, 2 * better > len(probed), fails))
+        reads, highest = 2 * better > len(probed), max(best, default=0.0)
+        graders.append(RewardProbe(name, len(problems), never, reads, fails, needed.get(name, 0.0), highest))
     disagreements = []
     for grader in graders:
         if judges and grader.reads_answers and grader.name in rewards:
             earned, judged = verdicts[names.index(grader.name)], verdicts[names.index(judges[0])]
-            disagreements += _disagreements(grader.name, others, earned, judged)
+            pays = min(full_value(grader.name), max(value or 0.0 for value in earned))
+            paid = [(value or 0.0) > 0 and reaches(value, pays) for value in earned]
+            right = [reaches(value, needed[judges[0]]) for value in judged]
+            disagreements += _disagreements(grader.name, others, paid, right)
     return tuple(graders), tuple(disagreements)
 
 
@@ -90,7 +112,7 @@ def _disagreements(name: str, others, earned, judged) -> list[Disagreement]:
     """For each way of writing: the number of disagreements, the number of cases, and an example."""
     rows: dict[str, list] = {}
     for (writing, text, problem), a, b in zip(others, earned, judged, strict=True):
-        rows.setdefault(writing, []).append((text, problem.answer, (a or 0) > 0, (b or 0) > 0))
+        rows.setdefault(writing, []).append((text, problem.answer, a, b))
     found = []
     for writing, cases in rows.items():
         apart = [case for case in cases if case[2] != case[3]]
@@ -112,8 +134,7 @@ def writings(problem: Problem) -> dict[str, str]:
         "an answer line with a wrong number, then the right one": f"{answer_line(wrong)}\n{line}",
         "an equation on the answer line": f"So:\n#### 0 + {gold} = {gold}",
     }
-    plain = gold.replace(",", "")
-    if plain.lstrip("-").isdigit() and abs(int(plain)) >= 1000:
+    if WHOLE_NUMBER.fullmatch(gold) and abs(int(plain := gold.replace(",", ""))) >= 1000:
         other = plain if "," in gold else f"{int(plain):,}"
         texts["the thousands comma written otherwise than in the data"] = f"So:\n{answer_line(other)}"
     if gold.startswith("-"):

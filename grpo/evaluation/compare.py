@@ -161,8 +161,9 @@ def regrade(options: EvalOptions) -> dict:
     early = any(row["stop_early"] for rows in texts.values() for row in rows)
     result = _summarize(texts, options, ("stop_string",) if early else grading.STOPS)
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "options.yaml").exists():  # they say how the texts were made; the graders are the new ones
-        made = replace(read_yaml(EvalOptions, out / "options.yaml"), graders=options.graders, format=options.format)
+    if (out / "options.yaml").exists():  # of the transcripts; the cells are now by these graders
+        now = {name: getattr(options, name) for name in ("graders", "format", "threshold")}
+        made = replace(read_yaml(EvalOptions, out / "options.yaml"), **now)
         write_yaml(made, out / "options.yaml")
     transcripts.finish(out, result)
     return result
@@ -173,7 +174,9 @@ def _summarize(texts: dict[str, list[dict]], options: EvalOptions, stops: Sequen
         [
             grades
             for rows in texts.values()
-            for grades in grading.grade(rows, options.graders, stops, options.format, options.timeout)
+            for grades in grading.grade(
+                rows, options.graders, stops, options.format, options.timeout, options.threshold
+            )
         ]
     )
 
@@ -194,5 +197,7 @@ def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions
     """
     answers = transcribe(sampler, problems, options)
     rows = [{"model": "tuned", "shots": options.shots[0], **row} for row in answers]
-    grades = grading.grade(rows, options.graders[:1], options.stops[:1], options.format, options.timeout)
+    grades = grading.grade(
+        rows, options.graders[:1], options.stops[:1], options.format, options.timeout, options.threshold
+    )
     return distributed.broadcast_object(grading.cell(grades[0]))

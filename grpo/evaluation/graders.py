@@ -16,20 +16,25 @@ LM_EVAL_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 Graded = tuple[str | None, bool]
 
 
+def reaches(value: float | None, needed: float) -> bool:
+    """Whether the value of a reward is enough to count: partial credit is not, a rounding error of a sum is no lack."""
+    return value is not None and value >= needed - 1e-6
+
+
 def marker(completion: str, problem: Problem) -> Graded:
     """The training reward (`gsm8k.correctness`): the one number on the last line that starts with `####`."""
-    return gsm8k.marked_number(completion), gsm8k.correctness(completion, problem) > 0
+    return gsm8k.marked_number(completion), reaches(gsm8k.correctness(completion, problem), 1.0)
 
 
 def marker_first(completion: str, problem: Problem) -> Graded:
     """The published training reward (`gsm8k_published.correctness`): the first number after the first `####`."""
     value = gsm8k_published._first_answer(completion)
-    return value or None, gsm8k_published.correctness(completion, problem) > 0
+    return value or None, reaches(gsm8k_published.correctness(completion, problem), 1.0)
 
 
 def last_number(completion: str, problem: Problem) -> Graded:
     """The last number of the completion, wherever it stands."""
-    return gsm8k.final_number(completion), gsm8k.last_number(completion, problem) > 0
+    return gsm8k.final_number(completion), reaches(gsm8k.last_number(completion, problem), 1.0)
 
 
 def published(completion: str, problem: Problem) -> Graded:

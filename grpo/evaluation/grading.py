@@ -13,8 +13,9 @@ import numpy as np
 
 import rewards
 from data.problem import Problem
-from grpo.evaluation.graders import GRADERS
+from grpo.evaluation.graders import GRADERS, reaches
 from grpo.evaluation.statistics import majority, mcnemar, mean_interval, pass_at_k, wilson
+from rewards.gsm8k import one_number
 from rewards.runner import RewardRunner
 
 STOPS = ("stop_string", "eos")
@@ -35,7 +36,9 @@ class Grades:
     correct: np.ndarray
     """[n * k] bool."""
     lenient: np.ndarray
-    """[n * k] bool: whether the grader `last_number` accepts the same text."""
+    """[n * k] bool: right as `last_number` reads the same text."""
+    numbers: bool
+    """Whether any gold is a number; else the lenient reading says nothing."""
     formatted: np.ndarray
     """[n * k] bool: whether the text has the format."""
     finished: np.ndarray
@@ -47,7 +50,9 @@ class Grades:
     samples: int
     """k, the samples per problem."""
     failures: dict[str, dict]
-    """The reward functions that failed: {name: {"texts": number of texts it failed on, "first": the first error}}."""
+    """Of the reward functions that made these grades: {name: {"texts": how many it failed on, "first": in words}}."""
+    partial: dict[str, dict]
+    """Of those that gave a part of their credit: {name: {"texts": to how many, "highest": part, "needed": number}}."""
 
     def per_problem(self) -> np.ndarray:
         """[n]: the share of each problem's samples that are right."""
@@ -64,16 +69,23 @@ def check_graders(names: Sequence[str]) -> None:
 
 
 def grade(
-    rows: Sequence[dict], graders: Sequence[str], stops: Sequence[str], format_reward: str, timeout: float
+    rows: Sequence[dict],
+    graders: Sequence[str],
+    stops: Sequence[str],
+    format_reward: str,
+    timeout: float,
+    threshold: float | None = None,
 ) -> list[Grades]:
     """Grade the transcripts of one model at one number of shots.
 
     Args:
-        rows: transcripts, as `transcribe` makes them.
-        graders: keys of `GRADERS`, or reward functions `file.function`; a reward above 0 counts as right.
+        rows: transcripts, as `evaluate.transcribe` makes them.
+        graders: keys of `GRADERS`, or reward functions `file.function`, which count as right from `threshold` on.
         stops: entries of `STOPS`.
         format_reward: the function that decides `format_rate`, named like a grader.
         timeout: seconds per call of a reward function.
+        threshold: value of a reward function from which a text is right; None: its full value (`rewards.full_value`),
+            as it is for the format.
 
     Returns:
         One `Grades` per stop policy and grader. If a reward function fails on a text, the text counts as wrong and the
@@ -89,20 +101,21 @@ def grade(
     tokens = np.array([row["tokens"] for row in rows])
     tokens_cut = np.array([row["stop_tokens"] or row["tokens"] for row in rows])
     reward_names = dict.fromkeys(name for name in (format_reward, *graders) if name not in GRADERS)
+    needed = {name: rewards.full_value(name) for name in reward_names}
+    if threshold is not None:
+        needed |= {name: threshold for name in graders if name in reward_names}
+    numbers = any(one_number(answer) is not None for answer in {row["answer"] for row in rows})
     graded = []
     with RewardRunner(tuple(reward_names), timeout) as runner:
         for stop in stops:
             stopped = stop == "stop_string"
             texts = [cut(row) if stopped else row["completion"] for row in rows]
             scores = dict(zip(runner.names, runner.score(texts, problems), strict=True))
-            failed = {
-                name: {"texts": values.count(None), "first": runner.first_errors[name]}
-                for name, values in scores.items()
-                if None in values
-            }
+            failed = {name: _failure(scores[name], runner, name) for name in reward_names if None in scores[name]}
             pairs = list(zip(texts, problems, strict=True))
             read = {name: [read_one(*pair) for pair in pairs] for name, read_one in GRADERS.items()}
-            read |= {name: [(None, bool(score and score > 0)) for score in scores[name]] for name in reward_names}
+            read |= {name: [(None, reaches(score, needed[name])) for score in scores[name]] for name in reward_names}
+            partial = {name: found for name in reward_names if (found := _partial(scores[name], needed[name]))}
             for grader in graders:
                 graded.append(
                     Grades(
@@ -113,15 +126,28 @@ def grade(
                         values=[value for value, _ in read[grader]],
                         correct=np.array([right for _, right in read[grader]]),
                         lenient=np.array([right for _, right in read["last_number"]]),
+                        numbers=numbers,
                         formatted=np.array([right for _, right in read[format_reward]]),
                         finished=ended | run_on if stopped else ended,
                         run_on=run_on,
                         tokens=tokens_cut if stopped else tokens,
                         samples=1 + max(row["sample"] for row in rows),
                         failures={name: failed[name] for name in (grader, format_reward) if name in failed},
+                        partial={name: partial[name] for name in (grader, format_reward) if name in partial},
                     )
                 )
     return graded
+
+
+def _failure(scores: Sequence[float | None], runner: RewardRunner, name: str) -> dict:
+    """On how many texts a reward function failed, and how on the first."""
+    return {"texts": scores.count(None), "first": runner.first_errors[name]}
+
+
+def _partial(scores: Sequence[float | None], needed: float) -> dict | None:
+    """How many texts got more than nothing and too little to count; None if there is none."""
+    parts = [score for score in scores if score and score > 0 and not reaches(score, needed)]
+    return {"texts": len(parts), "highest": max(parts), "needed": needed} if parts else None
 
 
 def cut(row: dict) -> str:
@@ -133,13 +159,10 @@ def cut(row: dict) -> str:
 def cell(grades: Grades) -> dict:
     """The rates of one model, number of shots, stop policy and grader, as they stand in `eval.json`.
 
-    With one sample per problem the interval is Wilson's. With k > 1 samples:
-
-    - the interval is a bootstrap over problems, and `correct` counts samples;
-    - `pass_at` holds pass@1, 2, 4, ... and k;
-    - `majority` is there too, but null for a reward function, which reads no value.
-
-    The entry `failures` of `Grades` is included if a reward function failed.
+    With one sample per problem the interval is Wilson's; with k, the bootstrap's over problems, `correct` counts
+    samples, and `pass_at` (1, 2, 4, ... and k) and `majority` (null for a reward, which reads no value) are there too.
+    `failures` and `partial`, as `Grades` has them, are there if a reward function failed, or paid for a part. The
+    lenient accuracy is null where no gold is a number.
     """
     k, per_problem = grades.samples, grades.per_problem()
     lenient = grades.lenient.reshape(-1, k).mean(1)
@@ -153,13 +176,16 @@ def cell(grades: Grades) -> dict:
         "correct": correct,
         "accuracy": float(per_problem.mean()),
         "ci95": wilson(correct, n) if k == 1 else mean_interval(per_problem, 0, 1),
-        "lenient_accuracy": float(grades.lenient.mean()),
-        "lenient_ci95": wilson(int(grades.lenient.sum()), n) if k == 1 else mean_interval(lenient, 0, 1),
+        "lenient_accuracy": None,
+        "lenient_ci95": None,
         "format_rate": float(grades.formatted.mean()),
         "finished": float(grades.finished.mean()),
         "run_on": float(grades.run_on.mean()),
         "mean_tokens": float(grades.tokens.mean()),
     }
+    if grades.numbers:
+        result["lenient_accuracy"] = float(grades.lenient.mean())
+        result["lenient_ci95"] = wilson(int(grades.lenient.sum()), n) if k == 1 else mean_interval(lenient, 0, 1)
     if k > 1:
         counts = grades.correct.reshape(-1, k).sum(1)
         sizes = sorted({k, *(2**i for i in range(k.bit_length()))})
@@ -170,7 +196,8 @@ def cell(grades: Grades) -> dict:
             "pass_at": {str(size): _with_interval(values) for size, values in estimates.items()},
             "majority": _with_interval(votes) if grades.grader in GRADERS else None,
         }
-    return result | ({"failures": grades.failures} if grades.failures else {})
+    result |= {"failures": grades.failures} if grades.failures else {}
+    return result | ({"partial": grades.partial} if grades.partial else {})
 
 
 def paired(base: Grades, tuned: Grades) -> dict:
@@ -242,13 +269,14 @@ def _with_interval(values: Sequence[float]) -> dict:
 def summarize(graded: Sequence[Grades]) -> dict:
     """The content of `eval.json`: cells and, if both models are there, paired differences and the splits of the gain.
 
-    Base comes before tuned and few shots before many, in whatever order `graded` is. `last_number` is always compared,
-    because every `Grades` holds its verdict. `gsm8k.correctness` is another name of `marker`.
+    Base comes before tuned and few shots before many, whatever the order of `graded`. Where golds are numbers,
+    `last_number` is compared whether it was asked for or not, since every cell has read it. `gsm8k.correctness` is
+    `marker` by another name.
     """
     graded = sorted(graded, key=lambda grades: (grades.model, grades.shots))
     result: dict = {"cells": [cell(grades) for grades in graded]}
     by_key = {(g.model, g.shots, g.stop, g.grader): g for g in graded}
-    for g in graded:
+    for g in (g for g in graded if g.numbers):
         read = replace(g, grader="last_number", correct=g.lenient)
         by_key.setdefault((g.model, g.shots, g.stop, "last_number"), read)
     pairs = [(g, by_key.get(("tuned", *key[1:]))) for key, g in by_key.items() if key[0] == "base"]

@@ -4,6 +4,11 @@ The terminal and the report page both use these texts. Left out: grading and int
 comes from the file.
 """
 
+from grpo.evaluation.graders import GRADERS
+
+ALSO_CALLED = {"gsm8k.correctness": "marker", "gsm8k_published.correctness": "marker_first"}
+"""Reward functions that are graders by another name."""
+
 
 def points(share: float) -> str:
     """A difference of two shares, in percentage points."""
@@ -38,13 +43,30 @@ def claim(pair: dict) -> str:
     return f"The tuned model is {'better' if low > 0 else 'worse'} ({where(pair)}): {measured}."
 
 
-def main_pairs(found: dict) -> list[dict]:
-    """The main comparison at each number of shots: grader `last_number` with stop policy `stop_string`.
+def main_grader(found: dict, own: str | None = None) -> str:
+    """The grader whose verdict counts.
 
-    Neither the format nor run-on text changes that result. If the file lacks it, the nearest pair takes its place.
+    Args:
+        found: an `eval.json`.
+        own: what decides in the run that it belongs to (`eval_correct`); None: no run is known.
+
+    Returns:
+        `own`, where the file has it. Else the first grader that was asked for; but `last_number`, which neither format
+        nor running on changes, if that is asked for too and the first is a grader of numbers, not a reward function.
     """
-    best: dict[int, dict] = {}
-    for pair in sorted(found["paired"], key=lambda p: (p["stop"] == "stop_string", p["grader"] == "last_number")):
+    asked = [entry["grader"] for entry in found.get("cells") or found["paired"]]
+    for name in (own, ALSO_CALLED.get(own)):
+        if name in asked:
+            return name
+    return "last_number" if "last_number" in asked and asked[0] in GRADERS else asked[0]
+
+
+def main_pairs(found: dict, own: str | None = None) -> list[dict]:
+    """The pair that counts at each number of shots: by `main_grader` on the cut text, or as near as the file has it."""
+    if not found["paired"]:
+        return []
+    main, best = main_grader(found, own), {}
+    for pair in sorted(found["paired"], key=lambda p: (p["stop"] == "stop_string", p["grader"] == main)):
         best[pair["shots"]] = pair  # the last is the nearest
     return [best[number] for number in sorted(best)]
 
@@ -62,11 +84,15 @@ def accuracies(found: dict, pair: dict) -> tuple[float, float]:
 
 
 def readings(found: dict) -> list[dict]:
-    """The cells; if `last_number` is not among their graders, cells made from the lenient accuracies are added."""
+    """The cells; where `last_number` is not a grader among them, with a cell for each lenient accuracy, which it is.
+
+    Where golds are no numbers there is no lenient accuracy.
+    """
     cells = []
     for cell in found["cells"]:
         cells.append(cell)
-        if not any(other["grader"] == "last_number" for other in found["cells"]):
+        asked = any(other["grader"] == "last_number" for other in found["cells"])
+        if not asked and cell["lenient_accuracy"] is not None:
             lenient = {"accuracy": cell["lenient_accuracy"], "ci95": cell["lenient_ci95"], "grader": "last_number"}
             of_the_grader = ("correct", "failures", "pass_at", "majority")
             cells.append({name: value for name, value in cell.items() if name not in of_the_grader} | lenient)
@@ -74,7 +100,7 @@ def readings(found: dict) -> list[dict]:
 
 
 def failures(found: dict) -> list[str]:
-    """A sentence for each reward function that failed, by model, number of shots and stop policy."""
+    """A sentence for each reward function that failed on texts, or paid for a part of the answer, in some cell."""
     said = {}
     for cell in found["cells"]:
         texts, here = cell["n"] * cell.get("samples", 1), f"{cell['model']}, {shots(cell['shots'])}, {cell['stop']}"
@@ -82,6 +108,11 @@ def failures(found: dict) -> list[str]:
             said[name, here] = (
                 f"{name} failed on {failed['texts']} of {texts} texts ({here}), which count as wrong; the first: "
                 f"{failed['first']}"
+            )
+        for name, part in cell.get("partial", {}).items():
+            said[name, "partial", here] = (
+                f"{name} gave {part['texts']} of {texts} texts ({here}) a part of its credit, at most "
+                f"{part['highest']:g}; they do not count, because {part['needed']:g} is needed"
             )
     return list(said.values())
 
@@ -91,9 +122,10 @@ def table(found: dict) -> str:
     names = ("model  shots", "stop       ", "grader              n", "accuracy  95 %           ")
     lines = ["  ".join((*names, "lenient  format  finished  tokens"))]
     for cell in found["cells"]:
+        lenient = "-" if cell["lenient_accuracy"] is None else f"{cell['lenient_accuracy']:.3f}"
         lines.append(
             f"{_key(cell)} {cell['n']:>4}  {cell['accuracy']:>8.3f}  {_interval(cell['ci95']):<15}  "
-            f"{cell['lenient_accuracy']:>7.3f}  {cell['format_rate']:>6.3f}  {cell['finished']:>8.3f}  "
+            f"{lenient:>7}  {cell['format_rate']:>6.3f}  {cell['finished']:>8.3f}  "
             f"{cell['mean_tokens']:>6.1f}"
         )
     for cell in found["cells"]:

@@ -29,7 +29,7 @@ class EvalOptions:
     data: str = "arithmetic"
     """Name of a file in data/: arithmetic, gsm8k, jsonl, ..."""
     data_path: str | None = None
-    """Directory with train.jsonl and test.jsonl; None: the data's own source."""
+    """Directory with train.jsonl and test.jsonl (or .json, .parquet), or one file; None: the data's own source."""
     split: Literal["train", "validation", "test"] = "test"
     """Which split of the data to evaluate on."""
     chat: bool = False
@@ -45,9 +45,11 @@ class EvalOptions:
     stop_early: bool = False
     """End completions at the stop string, which is faster; run-on text can then not be graded."""
     graders: tuple[str, ...] = tuple(GRADERS)
-    """Graders of grpo/evaluation/graders.py, or reward functions file.function; a reward above 0 counts as right."""
+    """Entries of grpo/graders.py, or reward functions file.function, right from `threshold` on."""
+    threshold: float | None = None
+    """Value of a reward function among the graders from which an answer is right; None: its full value. Finite."""
     format: str = "gsm8k.format"
-    """Reward function for the format: a text has the format if its value is above 0."""
+    """Reward function that decides whether a text has the format: by its full value."""
     samples: int = 1
     """Completions per problem; with more than 1, pass@k and majority@k are computed. >= 1."""
     temperature: float = 0.0
@@ -75,6 +77,8 @@ class EvalOptions:
             raise ValueError(f"seed is {self.seed}: must be below 2**63")
         if not 0 < self.timeout < math.inf:
             raise ValueError(f"timeout is {self.timeout}: must be > 0 and finite")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ValueError(f"threshold is {self.threshold}: must be None, or finite")
         if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"shots is {self.shots}: must be whole numbers >= 0, none twice")
         if not self.graders or len(set(self.graders)) < len(self.graders):
@@ -84,7 +88,7 @@ class EvalOptions:
         if (self.model is None) == (self.regrade is None):
             raise ValueError("model: give either --model or --regrade, not both")
         if self.regrade is not None:
-            allowed = ("graders", "format", "timeout", "out")
+            allowed = ("graders", "threshold", "format", "timeout", "out")
             for field in fields(self):
                 if field.name not in ("regrade", *allowed) and getattr(self, field.name) != field.default:
                     only = ", ".join(allowed)
@@ -111,6 +115,7 @@ def options_of(config: Config, out: Path) -> EvalOptions:
         budget=config.max_new_tokens,
         stop_early=True,
         graders=(config.eval_correct,),
+        threshold=config.eval_threshold,
         format=config.eval_format,
         batch=config.eval_batch,
         max_prompt_tokens=max(config.max_prompt_tokens, EvalOptions.max_prompt_tokens),  # more shots than in training

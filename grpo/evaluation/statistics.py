@@ -9,6 +9,7 @@ These are pure functions of counts and arrays, with scipy's methods where it has
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -89,11 +90,9 @@ def majority(values: Sequence[str | None], correct: Sequence[bool]) -> float:
     """Majority vote: whether the most frequent answer among a problem's samples is right.
 
     Args:
-        values: the answer read from each sample; None does not vote. Numbers with equal values are the same answer.
-        correct: whether each sample is right.
-
-    Returns:
-        1 or 0; if several answers are equally frequent, the share of them that is right.
+        values: what was read from each sample; None does not vote. Numbers count as equal if their values are
+        (`1,080` and `1080`, but not `3,4` and `34`).
+        correct: whether each is right.
     """
     votes = Counter(key for value in values if (key := _number(value)) is not None)
     if not votes:
@@ -108,6 +107,6 @@ def _number(value: str | None) -> float | str | None:
     if value is None:
         return None
     try:
-        return float(value.replace(",", "").replace("$", ""))
+        return float(re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", value).rstrip(",").replace("$", ""))
     except ValueError:
         return value

@@ -37,7 +37,7 @@ def made_of(options: EvalOptions, precision: str, models: dict[str, str]) -> dic
         Plain values that are equal after a round trip through JSON.
     """
     files = {name: [_file(path) for path in sorted(Path(source).glob("*"))] for name, source in models.items()}
-    chosen = sorted(vars(options).keys() - NO_RESULT - {"shots", "graders", "format"})
+    chosen = sorted(vars(options).keys() - NO_RESULT - {"shots", "graders", "format", "threshold"})
     content = {name: getattr(options, name) for name in chosen} | {"precision": precision}
     return json.loads(json.dumps(content | {"models": {name: files[name] or models[name] for name in models}}))
 

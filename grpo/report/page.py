@@ -105,8 +105,14 @@ def read_run(path: Path) -> Run:
         with _named(environment):
             run = replace(run, environment=_in_turn(read_object(environment.read_bytes(), environment, {})))
     evaluations = [_graded(run, file) for file in sorted(path.glob("eval*/eval.json"))]
-    richest = max(evaluations, key=lambda found: (len(found["split"]), len(found["cells"])), default=None)
-    return replace(run, evaluation=richest)
+    return replace(run, evaluation=max(evaluations, key=lambda found: _richness(run, found), default=None))
+
+
+def _richness(run: Run, found: dict) -> tuple[bool, int, int]:
+    """Whether an `eval.json` was graded as the run is, then how much it holds."""
+    own = run.config.get("eval_correct")
+    by_its_own = not found["cells"] or headline.main_grader(found, own) in (own, headline.ALSO_CALLED.get(own))
+    return by_its_own, len(found["split"]), len(found["cells"])
 
 
 def _metrics(line: bytes, where: str) -> dict[str, float | None]:
@@ -162,8 +168,8 @@ def build(runs: Sequence[Run]) -> dict:
 
 
 def _evaluation(run: Run, found: dict) -> dict:
-    """The page's part of an `eval.json`, with its claim and failures in words. Without two models the claim is None."""
-    pair = headline.entry_of_run(headline.main_pairs(found), run.config)
+    """What the page shows of an `eval.json`, with a claim (None without base and tuned) and what failed in words."""
+    pair = headline.entry_of_run(headline.main_pairs(found, run.config.get("eval_correct")), run.config)
     said = {"claim": pair and headline.claim(pair), "failures": headline.failures(found)}
     return {"run": run.name, **found, "cells": headline.readings(found), **said}
 
@@ -199,7 +205,7 @@ def _facts(runs: Sequence[Run], rewards: Sequence[float | None]) -> list[list[st
     pairs = [
         (found, pair)
         for found, config in evaluated
-        if (pair := headline.entry_of_run(headline.main_pairs(found), config))
+        if (pair := headline.entry_of_run(headline.main_pairs(found, config.get("eval_correct")), config))
     ]
     if pairs:
         base, tuned = (sum(headline.accuracies(*pair)[i] for pair in pairs) / len(pairs) for i in (0, 1))

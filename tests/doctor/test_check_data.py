@@ -37,6 +37,7 @@ def test_a_good_recipe_has_no_finding():
     [
         ({"errors": ("loss is 'gppo'",)}, {}, "sure", "loss is 'gppo'"),
         ({}, {"max_prompt_tokens": 889}, "sure", "10 of 100 training prompts exceed max_prompt_tokens (889)"),
+        ({"left_out": 3}, {"skip_long_prompts": True}, "note", "leaves out 3 of 103 training prompts"),
         ({"evaluations": judged_by(longest_prompt=4097)}, {}, "sure", "test prompts with 8 shots have up to 4097"),
         ({"sizes": replace(SIZES, context=1255)}, {}, "warning", "reach 1256 tokens, the model was made for 1255"),
         ({}, {"max_new_tokens": 140}, "warning", "10% of the data's own solutions do not fit"),

@@ -52,6 +52,18 @@ def test_facts_of_a_data_set(model, tmp_path):
     assert len(look(model, at_most=10, data="jsonl", data_path=path).prompt_tokens) == 9
 
 
+def test_c68_prompts_left_out_are_counted_and_enter_no_estimate(model, tmp_path):
+    """The kind is that of tests/test_rollout.py. A problem of an evaluation that is too long stays what it is."""
+    train, long = [row(i) for i in range(40)], {"prompt": "x" * 50, "answer": "1"}
+    path = write(tmp_path, [*train, *(long | {"prompt": f"{i:02d}" * 25} for i in range(20))], [*train[:3], long])
+    plain, skipped = (look(model, data="jsonl", data_path=path, max_prompt_tokens=20, skip_long_prompts=skip)
+                      for skip in (False, True))  # fmt: skip
+    assert (plain.left_out, plain.prompt_tokens[-1], skipped.prompt_tokens[-1]) == (0, 50, 10)
+    assert skipped.left_out + len(skipped.prompt_tokens) == len(plain.prompt_tokens) == plain.num_train
+    assert skipped.num_train == len(skipped.prompt_tokens)
+    assert skipped.evaluations == plain.evaluations and plain.evaluations[0].longest_prompt == 50
+
+
 def test_test_questions_that_are_trained_on(model, tmp_path):
     train = [row(i) for i in range(40)]
     facts = look(model, data="jsonl", data_path=write(tmp_path, train, [row(200), *train]))

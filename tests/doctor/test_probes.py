@@ -8,9 +8,11 @@ import pytest
 import data
 from data.problem import Problem
 from data.prompts import STOP
+from grpo.doctor.check_data import out_of_reach
 from grpo.doctor.probes import examine, writings, wrong_answer
 from rewards import gsm8k
 from rewards.runner import RewardRunner
+from tests.fakes.known_facts import config, facts
 from tests.fakes.runs import PATIENCE
 
 OURS, PUBLISHED = "gsm8k.correctness", "gsm8k_published.correctness"
@@ -81,6 +83,56 @@ def test_running_on_is_tried_where_nothing_stops_it():
     assert not any("another question" in writing for writing in writings(problem("18")))
     run_on = writings(problem("18", stop=[]))["right, then another question is asked and answered"]
     assert run_on.endswith("Question: What else?\n#### The final answer is 19")
+
+
+@pytest.mark.parametrize("gold", ["3,4,5,6", "1000,2", "1_000", "\N{SUPERSCRIPT TWO}000", "1080"])
+def test_c67_no_other_number_is_taken_for_a_right_answer(gold):
+    """The kind is that of tests/rewards/test_gsm8k.py: a list of numbers is not one number without its commas."""
+    texts = writings(problem(gold))
+    assert ("the thousands comma written otherwise than in the data" in texts) == (gold == "1080")
+
+
+def test_c67_the_doctor_names_golds_that_are_not_one_number():
+    golds = ("3,4", "18", "12,5", "1_000")
+    ((grader,), _) = examine((OURS,), (), [problem(gold) for gold in golds], timeout=PATIENCE)
+    assert grader.never == ("3,4", "12,5", "1_000")
+    (finding,) = out_of_reach(config(rewards=(OURS,), reward_weights=(1.0,)), facts(graders=(grader,)))
+    assert "75.00% of the gold answers (3 of 4: '3,4', '12,5', '1_000')" in finding.what
+    assert finding.do.startswith("Write each gold as one number")
+
+
+PARTS = {"#### The final answer is 18": 0.5, "#### The final answer is 19": 0.05}
+
+
+@pytest.mark.parametrize(("threshold", "full", "never"), [(None, 1.0, 1), (0.5, 1.0, 0), (None, 0.5, 0)])
+def test_c71_a_judge_that_gives_a_part_only_is_out_of_reach(monkeypatch, threshold, full, never):
+    """The kind is that of tests/evaluation/test_grading.py: what is too little to count is out of reach."""
+    monkeypatch.setattr(
+        RewardRunner,
+        "score",
+        lambda runner, texts, problems: [[PARTS.get(text, 0.0) for text in texts]] * len(runner.names),
+    )
+    monkeypatch.setattr(gsm8k.correctness, "full_value", full, raising=False)
+    judge = problem("18", solution="no")
+    graders, apart = examine((OURS,), (OURS,), [judge], timeout=PATIENCE, threshold=threshold)
+    assert [len(grader.never) for grader in graders] == [never]
+    assert (graders[0].needed, graders[0].highest) == (threshold or full, 0.5)
+    found = list(out_of_reach(config(rewards=(OURS,), reward_weights=(1.0,)), facts(graders=graders)))
+    assert len(found) == never
+    for finding in found:
+        assert "gsm8k.correctness grants less than 1 to 100.00% of the gold answers" in finding.what
+        assert finding.do.endswith("beside the function: correctness.full_value = 0.5, or --eval_threshold.")
+    assert not never or {case.earned for case in apart} == {True}  # training pays in full for what is not right
+
+
+def test_c71_where_both_pay_in_full_partial_credit_makes_no_disagreement(monkeypatch):
+    parts = {"#### The final answer is 18": 1.0, "#### The final answer is 19": 0.05}
+    monkeypatch.setattr(
+        RewardRunner, "score", lambda runner, texts, problems: [
+            [parts.get(text, 0.05) for text in texts], [float(parts.get(text, 0.0) == 1.0) for text in texts]
+        ],
+    )  # fmt: skip
+    assert examine((PUBLISHED,), (OURS,), [problem("18", solution="no")], timeout=PATIENCE)[1] == ()
 
 
 @pytest.mark.parametrize(("gold", "wrong"), [("18", "19"), ("1,080", "1081"), ("-7", "-6"), ("x", "12345")])

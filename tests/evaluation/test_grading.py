@@ -9,10 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.evaluation import compare, grading, statistics
+from grpo.config import Config
+from grpo.evaluation import compare, grading, headline, protocol, statistics
 from grpo.evaluation.compare import EvalOptions
 from grpo.evaluation.graders import GRADERS
 from grpo.evaluation.statistics import mcnemar, mean_interval, wilson
+from grpo.options import write_yaml
+from rewards import gsm8k
 
 PROMPT = "Question: 6 * 3?\nSolution: Let's think step by step."
 NEXT = "\n\nQuestion: 5 and 2?\n#### The final answer is 7"
@@ -267,6 +270,83 @@ def test_a_reward_that_fails_is_counted_with_its_first_reason(monkeypatch):
     cells = [grading.cell(grades) for grades in graded]
     assert [one["failures"] for one in cells] == [{"gsm8k.format": {"texts": 2, "first": "no number"}}] * 2
     assert cells[0]["format_rate"] == pytest.approx(1 / 3) and cells[0]["correct"] == 3
+
+
+@pytest.mark.parametrize(
+    ("full", "threshold", "right", "formatted", "partial"),
+    [
+        (None, None, 1, 3, {"texts": 3, "highest": 0.5, "needed": 1.0}),
+        (None, 0.5, 2, 3, {"texts": 2, "highest": 0.05, "needed": 0.5}),
+        (2.0, None, 0, 3, {"texts": 4, "highest": 1.0 - 1e-9, "needed": 2.0}),
+        (0.05, None, 4, 3, None),
+    ],
+)
+def test_c71_partial_credit_is_not_right(monkeypatch, full, threshold, right, formatted, partial):
+    """The kind: any value above 0 counts as success, so a credit of 0.05 makes an accuracy of 0.9.
+
+    Siblings: accuracy, pass@k, pairs, the format rate, the doctor's probes (tests/doctor/test_probes.py).
+    """
+    values = {RIGHT: 1.0 - 1e-9, " 20": 0.05, " 7": 0.5, "": 0.05, " 3": 0.0}
+    monkeypatch.setattr(
+        grading.RewardRunner,
+        "score",
+        lambda runner, texts, problems: [
+            [0.5, 0.5, 0.5, 0.25, 0.0],
+            [values[text] for text in texts],
+        ],
+    )
+    if full is not None:
+        monkeypatch.setattr(gsm8k.correctness, "full_value", full, raising=False)
+    (grades,) = grading.grade(
+        rows_of(values), ("gsm8k.correctness",), ("eos",), "gsm8k.format", 5.0, threshold=threshold
+    )
+    cell = grading.cell(grades)
+    assert (cell["correct"], cell["accuracy"], cell["format_rate"]) == (right, right / 5, formatted / 5)
+    parts = {"gsm8k.format": {"texts": 1, "highest": 0.25, "needed": 0.5}}
+    assert cell["partial"] == parts | ({"gsm8k.correctness": partial} if partial else {})
+    said = headline.failures({"cells": [cell]})
+    assert ("gsm8k.correctness gave" in " ".join(said)) == bool(partial)
+    begins = "gsm8k.format gave 1 of 5 texts (base, 0 shots, eos) a part of its credit, at most 0.25"
+    assert any(sentence.startswith(begins) for sentence in said)
+
+
+def test_c71_the_threshold_of_an_evaluation_is_an_option_and_what_was_graded_by_another_is_graded_again(tmp_path):
+    config = Config(eval_correct="gsm8k.format", eval_threshold=0.25)
+    options = protocol.options_of(config, tmp_path)
+    assert (options.threshold, protocol.options_of(Config(), tmp_path).threshold) == (0.25, None)
+    write_yaml(replace(options, out=None), tmp_path / "options.yaml")
+    (tmp_path / "eval.json").write_text("{}")
+    assert protocol.is_evaluated(options)
+    assert not protocol.is_evaluated(replace(options, threshold=0.5))
+    with pytest.raises(ValueError, match="threshold is inf: must be None, or finite"):
+        replace(options, threshold=float("inf"))
+
+
+JSON = {"base": ['{"x": 1}', "no", '{"x": 2}'] * 8, "tuned": ['{"x": 1}'] * 24}
+
+
+def test_c70_on_answers_that_are_no_numbers_nothing_is_said_of_numbers(monkeypatch):
+    """The kind: table, sentence and page read different graders (tests/evaluation/test_headline.py).
+
+    A golden answer of JSON is no number: there is no lenient accuracy, and no pair of `last_number`.
+    """
+    monkeypatch.setattr(
+        grading.RewardRunner,
+        "score",
+        lambda runner, texts, problems: [[0.5] * len(texts), [float(text == '{"x": 1}') for text in texts]],
+    )
+    graded = []
+    for model, texts in JSON.items():
+        rows = rows_of(texts, answer='{"x": 1}', model=model)
+        graded += grading.grade(rows, ("gsm8k.correctness",), ("stop_string",), "gsm8k.format", 5.0)
+    result = grading.summarize(graded)
+    assert [cell["lenient_accuracy"] for cell in result["cells"]] == [None, None]
+    assert [cell["lenient_ci95"] for cell in result["cells"]] == [None, None]
+    assert [pair["grader"] for pair in result["paired"]] == ["gsm8k.correctness"] and result["format"] == []
+    said = headline.table(result)
+    assert "The tuned model is better (grader gsm8k.correctness, stop stop_string, 0 shots, n = 24): +66.7" in said
+    assert "last_number" not in said and " -   1.000" in said
+    assert [cell["grader"] for cell in headline.readings(result)] == ["gsm8k.correctness"] * 2
 
 
 def test_base_alone_has_cells_and_nothing_else():

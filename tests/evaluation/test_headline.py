@@ -103,6 +103,33 @@ def test_the_pair_that_counts_is_by_the_last_number_of_the_cut_text():
     assert headline.main_pairs({"paired": []}) == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "own", "main"),
+    [
+        (["my.reward"], "my.reward", "my.reward"),
+        (["my.reward"], None, "my.reward"),
+        (["gsm8k.correctness"], "gsm8k.correctness", "gsm8k.correctness"),
+        (["my.reward", "last_number"], None, "my.reward"),
+        (["last_number", "my.reward"], "my.reward", "my.reward"),
+        (["marker", "published", "last_number"], None, "last_number"),
+        (["marker", "published", "last_number"], "gsm8k.correctness", "marker"),
+        (["marker", "published", "last_number"], "my.reward", "last_number"),
+        (["published"], "my.reward", "published"),
+    ],
+)
+def test_c70_the_sentence_goes_by_the_grader_of_the_run(asked, own, main):
+    """The kind: table, sentence and page read different graders, so they say opposite things of one run.
+
+    Siblings: the claim under the table; the page's claim, its facts and its choice of an evaluation
+    (tests/report/test_page.py); lenient readings where golds are no numbers (tests/evaluation/test_grading.py).
+    """
+    keys = [(stop, grader) for stop in ("stop_string", "eos") for grader in dict.fromkeys((*asked, "last_number"))]
+    pairs = [pair_of(0, 0, 9, stop=stop, grader=grader, shots=0) for stop, grader in keys]
+    found = {"cells": [cell("base", 20, grader=grader) for grader in asked], "paired": pairs}
+    (pair,) = headline.main_pairs(found, own)
+    assert (headline.main_grader(found, own), pair["grader"], pair["stop"]) == (main, main, "stop_string")
+
+
 def test_own_is_at_the_runs_shots_else_the_first():
     entries = [{"shots": 0}, {"shots": 2}]
     assert headline.entry_of_run(entries, {"num_shots": 2}) == {"shots": 2}

@@ -118,6 +118,12 @@ def test_majority_does_not_depend_on_the_order(values, random):
     assert majority(*zip(*pairs, strict=True)) == expected
 
 
+def test_c67_a_pair_does_not_vote_for_the_number_without_its_comma():
+    """The kind is that of tests/rewards/test_gsm8k.py: `3,4` is not 34, while `1,080` is 1080 and `18,` is 18."""
+    assert majority(["3,4", "34", "5", "5"], [False, True, False, False]) == 0.0
+    assert majority(["1,080", "1080", "3", "18", "$18,"], [True, True, False, False, False]) == 0.5
+
+
 def test_majority_of_one_sample_is_its_grade():
     for value, right in (("18", True), ("7", False), (None, False)):
         assert majority([value], [right]) == float(right)

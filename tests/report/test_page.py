@@ -126,6 +126,24 @@ def test_the_richest_evaluation_is_taken(tmp_path):
     assert report.read_run(run).evaluation == graded()
 
 
+def test_c70_claim_and_facts_go_by_the_grader_of_the_run(tmp_path):
+    """The kind is that of tests/evaluation/test_headline.py: the page must not contradict the table."""
+    own = graded()
+    for entry in (*own["cells"], *own["paired"]):
+        entry["grader"] = {"published": "my.reward"}.get(entry["grader"], entry["grader"])
+    for entry in own["paired"]:
+        if entry["grader"] == "last_number":
+            entry.update(difference=0.0, ci95=[-0.03, 0.03], p_value=1.0)
+    run = make_run(tmp_path / "one", evaluation=own | {"split": []}, eval_correct="my.reward")
+    (run / "eval_full").mkdir()
+    (run / "eval_full" / "eval.json").write_text(json.dumps(graded()))
+    data = data_of(report.write_report([run]))
+    assert data["evaluations"][0]["claim"].startswith("The tuned model is better (grader my.reward, stop stop_string")
+    facts = {label: (value, note) for label, value, note in data["series"][0]["facts"]}
+    assert facts["Gain"] == ("+40.0 points", "95 % interval +30.0 to +50.0")
+    assert facts["Accuracy, base to tuned"][1].startswith("grader my.reward")
+
+
 def test_hostile_text_stays_a_string(tmp_path):
     run = make_run(tmp_path / "one", text=HOSTILE)
     out = report.write_report([run])

@@ -38,7 +38,7 @@ def grade(completion: str, gold: str) -> tuple[float, float]:
         (f"{IS} 1,080", "1080", 0.5, 1.0),
         (f"{IS} 1,080", "1,080", 0.5, 1.0),
         (f"{IS} 1080", "1,080", 0.5, 1.0),
-        (f"{IS} 1080", "$ 1 080", 0.5, 1.0),
+        (f"{IS} 1080", "$ 1,080", 0.5, 1.0),
         (f"{IS} -7", "-7", 0.5, 1.0),
         (f"{IS} +7", "7", 0.5, 1.0),
         (f"{IS} \N{MINUS SIGN}7", "-7", 0.5, 1.0),
@@ -80,6 +80,37 @@ def grade(completion: str, gold: str) -> tuple[float, float]:
 )
 def test_c34_answer_lines(completion, gold, format, correctness):
     assert grade(completion, gold) == (format, correctness)
+
+
+# What a reader that drops commas, spaces and underscores makes of each gold: another number.
+NOT_ONE_NUMBER = {"3,4": "34", "(3,4)": "34", "12,5": "125", "1, 2, 3": "123", "10 20": "1020", "1 080": "1080"}
+NOT_ONE_NUMBER |= {"1_000": "1000", "1\N{NO-BREAK SPACE}080": "1080", "1,08": "108", "1080,": "1080"}
+NOT_ONE_NUMBER |= {",5": "5", "1,080,5": "10805", "1234,567": "1234567", "1.5,000": "1.5", "\u0661\u0668": "18"}
+NOT_ONE_NUMBER |= {"3-4": "34", "--7": "7", "$": "0"}
+
+
+@pytest.mark.parametrize(("gold", "other"), NOT_ONE_NUMBER.items())
+def test_c67_what_is_not_one_number_earns_nothing_as_a_gold_and_is_not_read_as_one(gold, other):
+    """The kind: characters between digits are dropped, and a pair, a list or a decimal comma becomes another number.
+
+    Siblings: spaces, underscores, no-break spaces, digits of other scripts, commas in groups that are not of three; in
+    the gold, in the completion, in the majority (`statistics.py`) and in what the doctor writes (`probes.py`).
+    """
+    for said in (other, f"-{other}", gold):
+        assert gsm8k.correctness(f"{IS} {said}", Problem("", gold, {})) == 0.0
+        assert gsm8k.last_number(f"so {said}", Problem("", gold, {})) == 0.0
+    assert gsm8k.one_number(gold) is None
+    if any(digit in gold for digit in "123456789") and other not in gold:
+        assert gsm8k.correctness(f"{IS} {gold}", Problem("", other, {})) == 0.0
+
+
+GOLDS = {"1,080": "1080", "$1,080.50": "1080.5", "-1,000": "-1000", "-$7": "-7", "$-7": "-7", " 12 ": "12"}
+GOLDS |= {"12.": "12", "$ 18": "18", ".5": "0.5", "1,234,567": "1234567", "\N{MINUS SIGN}7": "-7", "1e3": "1000"}
+
+
+@pytest.mark.parametrize(("gold", "said"), GOLDS.items())
+def test_c67_one_number_is_read_however_it_is_written(gold, said):
+    assert gsm8k.correctness(f"{IS} {said}", Problem("", gold, {})) == 1.0
 
 
 @pytest.mark.parametrize("gold", ["", "a dozen", "nan", "3/4", "18%", "inf"])

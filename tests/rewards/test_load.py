@@ -41,6 +41,65 @@ def test_a_file_that_cannot_be_imported_is_named_and_harms_no_other(source, tmp_
     assert rewards.load("gsm8k.format") is gsm8k.format
 
 
+FUNCTIONS = {
+    "def good(completion, problem):\n    return 1.0": "",
+    "def good(completion: str, problem: Problem) -> float:\n    return 1.0": "",
+    "def good(completion: str, problem: Problem, *, loosely: bool = False) -> float | None:\n    return 1.0": "",
+    "def good(completion, problem) -> 'int':\n    return 1": "",
+    "def good(c, problem) -> bool:\n    return True": "",
+    "def helper(completion: str) -> float:\n    return 1.0": "its arguments are completion",
+    "def helper(completion, problem, pattern):\n    return 1.0": "its arguments are completion, problem, pattern",
+    "def helper(completion, problem, *, pattern):\n    return 1.0": "its arguments are completion, problem, pattern",
+    "def helper():\n    return 1.0": "its arguments are none",
+    "def helper(completion: str, problem: Problem) -> str:\n    return completion": "it returns str",
+    "def helper(completion, problem) -> tuple[str, bool]:\n    return '', True": "it returns tuple[str, bool]",
+    "def helper(completion, problem) -> 'list[str]':\n    return []": "it returns",
+    "from rewards.gsm8k import correctness as helper": "rewards/others.py only imports it",
+    "from os.path import commonprefix as helper": "rewards/others.py only imports it",
+}
+
+
+@pytest.mark.parametrize(("source", "reason"), FUNCTIONS.items())
+def test_c72_only_a_function_of_completion_and_problem_that_returns_a_number_is_a_reward(
+    source, reason, tmp_path, monkeypatch
+):
+    """The kind: whatever is public in a file of rewards is listed and loaded as one.
+
+    Siblings: helpers of other arguments, helpers that return a text or a pair, functions that are only imported.
+    """
+    (tmp_path / "others.py").write_text(f"from data.problem import Problem\n\n\n{source}\n")
+    files = rewards._files()
+    monkeypatch.setattr(rewards, "__path__", [*rewards.__path__, str(tmp_path)])
+    monkeypatch.setattr(rewards, "_files", lambda: [*files, tmp_path / "others.py"])
+    monkeypatch.delitem(sys.modules, "rewards.others", raising=False)
+    name = "others.helper" if reason else "others.good"
+    assert (name in rewards._known()) == (not reason)
+    if not reason:
+        assert callable(rewards.load(name))
+        return
+    with pytest.raises(ValueError) as error:
+        rewards.load(name)
+    assert str(error.value).startswith(f"rewards: {name!r} is a helper, not a reward ({reason}")
+    assert "(completion, problem) -> float, such as gsm8k.format, gsm8k.correctness" in str(error.value)
+
+
+def test_c72_the_helpers_of_our_own_files_are_no_rewards():
+    assert [name for name in rewards._known() if name.startswith("gsm8k")] == [
+        *("gsm8k.format", "gsm8k.correctness", "gsm8k.last_number"),
+        *("gsm8k_published.format", "gsm8k_published.correctness"),
+    ]
+    with pytest.raises(ValueError, match=r"'gsm8k\.marked_number' is a helper, not a reward \(its arguments are compl"):
+        rewards.load("gsm8k.marked_number")
+
+
+def test_c71_a_reward_states_its_full_value(monkeypatch):
+    assert (rewards.full_value("gsm8k.format"), rewards.full_value("gsm8k.correctness")) == (0.5, 1.0)
+    assert rewards.full_value("gsm8k_published.format") == 0.5
+    monkeypatch.setattr(gsm8k.format, "full_value", "half")
+    with pytest.raises(ValueError, match=r"rewards: full_value of 'gsm8k\.format' is 'half': must be a finite number"):
+        rewards.full_value("gsm8k.format")
+
+
 def test_rewards_and_data_import_neither_torch_nor_grpo():
     heavy = "{'torch', 'grpo', 'numpy', 'datasets', 'transformers'}"
     code = f"import sys, rewards.runner, data.gsm8k, data.jsonl; print(sorted({heavy} & set(sys.modules)))"

@@ -1,0 +1,152 @@
+"""The rows of a file, whatever kind it is: JSON lines, a JSON array or parquet, also compressed or in UTF-16.
+
+The kind is found from the content, not from the name. A file of another kind is one sentence that says what it is.
+Left out: what the fields of a row mean (`jsonl.py`, `gsm8k.py`).
+"""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+
+ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+"""Of the files of a split, in the order in which they are looked for."""
+PACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}
+UNREADABLE = {
+    b"PK\x03\x04": "a zip archive (an Excel file is one too)",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format": "an SQLite database",
+    b"%PDF": "a PDF",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself (git lfs pull gets it)",
+    b"<": "HTML or XML (a page that was downloaded instead of the file?)",
+}
+READ = "JSON lines (one object on each line), a JSON array and parquet are read, also packed with gzip, bz2 or xz"
+
+
+def file_of(directory: Path, split: str) -> Path:
+    """The file of a split in a directory, such as `train.jsonl` or `train.parquet`.
+
+    Raises:
+      ValueError: there is none; says what the directory does hold.
+    """
+    for ending in ENDINGS:
+        if (directory / f"{split}{ending}").exists():
+            return directory / f"{split}{ending}"
+    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    held = f"; the directory holds {', '.join(found[:5])}{', ...' if found[5:] else ''}" if found else ""
+    reason = "No such file or directory" if directory.is_dir() or not directory.exists() else "Not a directory"
+    raise ValueError(f"data_path: {directory / f'{split}.jsonl'} cannot be read ({reason}){held}")
+
+
+def read_rows(file: Path) -> Iterator[tuple[str, dict]]:
+    """The objects of a file, each with the words for its place (`FILE, line 3`); blank lines are skipped.
+
+    Raises:
+      ValueError: the file cannot be read or is of another kind, or a line (named) is no JSON object.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"data_path: {file} cannot be read ({error.strerror})") from error
+    for start, unpack in PACKED.items():
+        if content.startswith(start):
+            try:
+                content = unpack(content)
+            except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+                raise ValueError(f"data_path: {file} is compressed, and damaged ({error})") from error
+            break
+    for start, kind in UNREADABLE.items():
+        if content.lstrip().startswith(start):
+            raise ValueError(f"data_path: {file} is {kind}; {READ}")
+    if content.startswith(b"PAR1"):
+        rows, unit = _parquet(content, file), "row"
+    else:
+        content = _utf8(content, file)
+        array = _array(content)
+        rows = _lines(content, file) if array is None else enumerate(array, start=1)
+        unit = "line" if array is None else "row"
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, {unit} {number}: not a JSON object but {row!r}")
+        yield f"{file}, {unit} {number}", row
+
+
+def fields_of(row: dict) -> str:
+    """For the sentence about a field that is missing: those that are there."""
+    return f"its fields are {', '.join(map(repr, row))}" if row else "it has no fields"
+
+
+def _parquet(content: bytes, file: Path) -> Iterator[tuple[int, dict]]:
+    try:
+        import pyarrow.parquet  # here, so that other files do not need its time
+    except ImportError as error:
+        raise ValueError(f"data_path: {file} is parquet, which needs the package pyarrow") from error
+    try:
+        rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    except Exception as error:  # pyarrow's own types
+        raise ValueError(f"data_path: {file} is parquet, and damaged ({' '.join(str(error).split())})") from error
+    for number, row in enumerate(rows, start=1):
+        yield number, json.loads(json.dumps(row, default=str))  # dates and the like as texts
+
+
+def _utf8(content: bytes, file: Path) -> bytes:
+    """UTF-16 and UTF-32 in UTF-8; JSON begins with an ASCII character, so that they show without a mark too."""
+    head = content[:4]
+    encoding = "utf-32" if head in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") else ""
+    if not encoding and head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    elif not encoding and head[:2].strip(b"\0") in (b"{", b"[") and 0 in head[:2]:
+        encoding = "utf-16-le" if head[1] == 0 else "utf-16-be"
+    if not encoding:
+        return content.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return content.decode(encoding).removeprefix("\ufeff").encode()
+    except UnicodeError as error:
+        raise ValueError(f"data_path: {file} is neither text nor parquet ({error}); {READ}") from error
+
+
+def _array(content: bytes) -> list | None:
+    """The content as one JSON array; None if it is anything else."""
+    if not content.lstrip().startswith(b"["):
+        return None
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def _lines(content: bytes, file: Path) -> Iterator[tuple[int, object]]:
+    first = True
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            kind = _kind(content) if first else ""
+            if kind:
+                raise ValueError(f"data_path: {file} is {kind}; {READ}") from error
+            encoding = ", because it is not UTF-8; save the file as that" if isinstance(error, UnicodeError) else ""
+            raise ValueError(f"{file}, line {number}: not JSON{encoding} ({error})") from error
+        first = False
+
+
+def _kind(content: bytes) -> str:
+    """What a file is whose first line is no JSON, in words; empty if that does not show."""
+    if 0 in content[:4096]:
+        return "neither text nor parquet"
+    first, start = content.lstrip().split(b"\n")[0].strip(), content.lstrip()[:1]
+    if start == b"{":
+        try:
+            return f"one JSON object over several lines ({fields_of(json.loads(content))})"
+        except ValueError:
+            return ""
+    for separator, name in ((b"\t", "tab-separated text"), (b",", "CSV"), (b";", "CSV")):
+        if start != b"[" and separator in first and b"\n" in content.strip():
+            columns = first.decode(errors="replace").split(separator.decode())
+            return f"{name} (its columns are {', '.join(map(repr, columns[:8]))})"
+    return ""
