@@ -303,7 +303,7 @@ def both(place) -> Path:
         ({"info": None}, "line 1: info is None"),
         ({"stop": "##"}, "line 1: stop is '##'"),
         ({"stop": [3]}, "stop must be a list of texts"),
-        ({"sample": 3}, "must hold 4 of every problem"),
+        ({"sample": 3}, "must hold 4 sample(s) of each problem"),
         ({"index": 99}, "must hold 1 sample(s) of each problem that the others hold"),
         (None, "must hold 1 sample(s) of each problem that the others hold"),
     ],
