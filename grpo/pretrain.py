@@ -22,6 +22,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 
 from data import arithmetic, prompts
 from data.prompts import answer_line
+from grpo.files import give_usual_mode
 
 # The corpus. The share of careful (worked) solutions differs from document to document: Beta(CAREFUL, HASTY), on
 # average 0.32; because of that a model that has seen some careful solutions in its context expects another one.
@@ -224,6 +225,7 @@ def main(out: Path, steps: int = 2600, tokens_per_batch: int = 2048, seed: int =
             progress.update(task, advance=1, loss=loss.item())
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    give_usual_mode(Path(out))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters written to {out}")
 
 

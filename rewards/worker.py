@@ -16,6 +16,9 @@ from multiprocessing.connection import Connection
 from data.problem import Problem
 from rewards import load
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask a run to stop, the same as in `grpo/run/signals.py`; schedulers send them to every process."""
+
 Reply = tuple[float | None, str, str]
 """(value, "", "") of a good call; (None, reason, message) of a failed one. The reasons are listed in the runner."""
 
@@ -24,7 +27,7 @@ def main() -> None:
     """Serves batches until the runner is gone."""
     # A run that is asked to stop finishes its step first, and needs its rewards for that. No-op handlers, because
     # programs that a reward starts would inherit SIG_IGN.
-    for stop in (signal.SIGINT, signal.SIGTERM):
+    for stop in STOPS:
         signal.signal(stop, lambda *_: None)
     connection = _take_standard_input()
     try:

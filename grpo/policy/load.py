@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from grpo.files import give_usual_mode
 from grpo.logprobs import linear_logprobs
 from grpo.policy.attention import TreeAttention
 from grpo.policy.float64 import keep_float64
@@ -105,6 +106,7 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Pa
         shutil.rmtree(temporary, ignore_errors=True)
         policy.model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        give_usual_mode(temporary)
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)
     except Exception as error:  # for a full disk safetensors raises its own, and tokenizers a bare Exception

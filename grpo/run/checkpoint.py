@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from grpo.files import give_usual_mode
+
 _NAME = re.compile(r"step_(\d{6,})(\.old)?")
 _FILES = ("model.safetensors", "optimizer.pt")
 
@@ -52,6 +54,7 @@ def save(
         torch.save(optimizer.state_dict(), new / "optimizer.pt")
         content = {"step": step, "state": state, "sizes": {name: (new / name).stat().st_size for name in _FILES}}
         (new / "state.json").write_text(json.dumps(content | {"crc32": _check_sums(new, content)}, indent=1))
+        give_usual_mode(new)
         for written in (*new.iterdir(), new):
             _flush(written)
         if _is_complete(path):

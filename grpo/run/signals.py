@@ -1,4 +1,6 @@
-"""Being asked to stop: Ctrl-C and SIGTERM end a run after its step, a second one at once. No state of the run here."""
+"""Being asked to stop: Ctrl-C, SIGTERM and the signals of schedulers end a run after its step, a second one at once.
+
+No state of the run here."""
 
 import os
 import signal
@@ -8,18 +10,25 @@ from contextlib import suppress
 
 from grpo import distributed
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask for a stop: a person's (Ctrl-C, a terminal that closes), Slurm's (TERM, USR1) and submitit's (USR2).
+
+`rewards/worker.py` lets the same ones pass."""
+
 SAME_SIGNAL_S = 2.0
 """Seconds in which a second signal is the echo of the first: torchrun passes on a Ctrl-C that all have got already."""
 
 
 class Signals:
-    """SIGINT and SIGTERM ask for an orderly stop; a second one stops at once."""
+    """Each of `STOPS` asks for an orderly stop; a second one stops at once. Under nohup, SIGHUP stays ignored."""
 
     def __init__(self):
         self.first: float | None = None
 
     def __enter__(self) -> "Signals":
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        taken = [number for number in STOPS if number != signal.SIGHUP or not nohup]
+        self._before = {number: signal.signal(number, self._handle) for number in taken}
         return self
 
     def __exit__(self, *exception: object) -> None:

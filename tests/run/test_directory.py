@@ -233,6 +233,17 @@ def test_the_clock_adds_up(monkeypatch):
     assert clock.seconds() == {"time/rollout": 1.5, "time/reward": 0.5, "time/step": 5.0}
 
 
+def test_c56_a_phase_that_is_entered_twice_adds_up(monkeypatch):
+    """Kind: a second measurement in a step replaces the first. A loop that samples again enters a phase twice."""
+    now = iter([10.0, 10.0, 11.5, 12.0, 12.5, 13.0, 15.0, 16.0])
+    monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
+    clock = Clock()
+    for phase in ("rollout", "reward", "rollout"):
+        with clock(phase):
+            pass
+    assert clock.seconds() == {"time/rollout": 3.5, "time/reward": 0.5, "time/step": 6.0}
+
+
 def test_settings_of_the_process():
     prepare(CPU, "fp32")
     assert torch.get_default_dtype() == torch.float32 and torch.are_deterministic_algorithms_enabled()

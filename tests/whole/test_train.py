@@ -163,6 +163,18 @@ def test_without_options_it_is_the_demo(place, capsys):
     assert set(rows[0]["rewards"]) == {"gsm8k.format", "gsm8k.correctness"}
 
 
+def test_c58_every_file_has_the_mode_that_umask_gives(finished):
+    """Kind: a library writes through a temporary file, which no other user may read.
+
+    Looked at: everything that a run leaves, weights of `final/` and of checkpoints too.
+    """
+    directory, _ = finished
+    umask = os.umask(0)
+    os.umask(umask)
+    modes = {str(path): path.stat().st_mode & 0o777 for path in directory.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o666 & ~umask}, modes
+
+
 def test_environment_is_recorded(finished):
     directory, _ = finished
     recorded = json.loads((directory / "environment.json").read_text())
@@ -385,6 +397,21 @@ def test_a_run_can_start_from_another_run_s_final(finished, place, capsys):
 
 def last_checkpoint(directory: Path) -> str:
     return kept(directory)[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
+def test_c59_a_signal_of_a_scheduler_finishes_the_step_and_saves(place, number):
+    """Kind: a signal that announces an end ends the process at once, and nothing is saved."""
+    name = f"announced_{int(number)}"
+    again = argv(place, name, num_steps=3, checkpoint_every=0)
+    process = runs.start(again, place / name, before=partial(_announced, number))
+    assert process.wait() == 0, process.stderr
+    assert kept(place / name) == ["step_000001"]
+
+
+def _announced(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)  # also where nohup has started the tests
+    at("grpo.update:Learner._step", 1, partial(send, number))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["sigint", "sigterm"])
