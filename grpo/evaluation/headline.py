@@ -4,6 +4,10 @@ One source for the terminal and the page. What is left out: grading and interval
 here that the file does not hold.
 """
 
+from pathlib import Path
+
+from grpo.files import check_kinds, read_object
+
 
 def points(share: float) -> str:
     """A difference of shares in points."""
@@ -81,6 +85,31 @@ def failures(found: dict) -> list[str]:
                 f"{failed['first']}"
             )
     return list(said.values())
+
+
+def table_of(file: Path) -> str:
+    """The table of an `eval.json`.
+
+    Raises:
+        ValueError: it was written by another version, or is damaged; names the file and the field.
+    """
+    found = read_result(file)
+    try:
+        return table(found)
+    except (LookupError, TypeError, AttributeError) as error:
+        what = f"{file} does not hold what this version writes ({type(error).__name__}: {error})"
+        raise ValueError(f"{what}; delete it, to evaluate again") from error
+
+
+def read_result(file: Path) -> dict:
+    """The content of an `eval.json`; ValueError names the file and the field that is not as it should be."""
+    found = read_object(file.read_bytes(), file, dict.fromkeys(("cells", "paired", "split", "format"), list))
+    kinds = {"model": str, "shots": int, "stop": str, "grader": str, "accuracy": float | int, "ci95": list}
+    for cell in found["cells"]:
+        if not isinstance(cell, dict):
+            raise ValueError(f"{file}: a cell is {cell!r:.60}: must be an object")
+        check_kinds(cell, file, kinds)
+    return found
 
 
 def table(found: dict) -> str:

@@ -1,7 +1,7 @@
 """The model: load it, run it over packed token trees, freeze a reference, save it. What others need is named here."""
 
 from grpo.policy.attention import head_sizes
-from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory, save_model
+from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory, prepare_saving, save_model
 from grpo.policy.model import Policy, eos_ids, frozen_copy, scatter, token_logprobs
 from grpo.policy.reference import Reference, remembers
 
@@ -15,6 +15,7 @@ __all__ = [
     "load_policy",
     "load_shapes",
     "model_directory",
+    "prepare_saving",
     "remembers",
     "save_model",
     "scatter",

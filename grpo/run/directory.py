@@ -1,8 +1,8 @@
 """The directory of a run: made or found again, claimed, used by one process at a time.
 
-`<out_dir>/<run_name>/` holds config.yaml, environment.json, metrics.jsonl, rollouts/, checkpoints/, final/ and eval/,
-and report.html. Rank 0 alone writes. A directory that exists is resumed, never overwritten. Left out: what a checkpoint
-holds (`state.py`).
+`<out_dir>/<run_name>/` holds config.yaml, environment.json, inputs.json, metrics.jsonl, rollouts/, checkpoints/,
+final/, eval/ and report.html. Rank 0 alone writes. A directory that exists is resumed, never overwritten. Left out:
+what a checkpoint holds (`state.py`).
 """
 
 import json
@@ -116,11 +116,13 @@ def take_evaluation(directory: Path) -> None:
 
 
 def is_trained(directory: Path, config: Config) -> bool:
-    """Whether all steps were taken and `final/` was written after the last."""
+    """Whether all steps were taken and `final/` was written after the last, in the dtype that is asked for."""
 
     def look() -> bool:
         newest = checkpoint.latest(directory / "checkpoints")
         if newest is None or not (directory / "final").exists():
+            return False
+        if from_yaml(directory / "config.yaml").final_dtype != config.final_dtype:
             return False
         return int(newest.stem.removeprefix("step_")) >= config.num_steps
 
