@@ -32,7 +32,7 @@ from grpo.run.directory import claim, is_trained, keep_smaller, open_directory, 
 from grpo.run.log import Clock, Log, say
 from grpo.run.machine import device_memory, peak_bytes, prepare, resolve
 from grpo.run.signals import Signals
-from grpo.run.state import State, Stopped, due, restore_state, save_state, why_stop
+from grpo.run.state import State, Stopped, due, restore_state, save_state, stop_before, why_stop
 from grpo.sampler import Sampler
 from grpo.update import Learner
 from rewards.runner import RewardRunner
@@ -65,8 +65,9 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
         collector = Collector(config, problems, sampler, rewards)
         if reference:
             reference.remember(collector.trunk_ids)  # exemplars, once for all steps
-        final_dtype = look_ahead(config, policy, tokenizer, device)
+        final_dtype = look_ahead(config, policy, tokenizer, device, signals)
         state, watch = restore_state(directory, learner), Watch(config)
+        stop_before(state, signals)
         commit = getattr(policy.model.config, "_commit_hash", None)
         made_of = inputs.look(config, weights, commit, problems, collector.prompt_ids)
         inputs.check(directory, config, state.step, made_of)
@@ -105,7 +106,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
     distributed.on_main(lambda: save_model(policy, tokenizer, directory / "final", final_dtype))
 
 
-def look_ahead(config: Config, policy: Policy, tokenizer, device: torch.device) -> torch.dtype:
+def look_ahead(config: Config, policy: Policy, tokenizer, device: torch.device, signals: Signals) -> torch.dtype:
     """Let show what would go wrong later: in evaluations, in writing `final/`, in what the doctor knows.
 
     Returns:
@@ -118,7 +119,7 @@ def look_ahead(config: Config, policy: Policy, tokenizer, device: torch.device) 
     dtype = distributed.on_main(
         lambda: prepare_saving(policy, tokenizer, config.model, config.revision, dtype=config.final_dtype)
     )
-    distributed.on_main(lambda: diagnose.warn(config, policy.model, tokenizer, device))
+    distributed.on_main(lambda: diagnose.warn(config, policy.model, tokenizer, device, signals.asked))
     return dtype
 
 

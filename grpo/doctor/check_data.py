@@ -100,6 +100,7 @@ def out_of_reach(c: Config, facts: Facts) -> Iterator[Finding]:
         if not training:
             means = f"No model can be measured above {1 - share:.1%}."
         if share == 1:
+            level = level if grader.reads_answers else "note"
             means = "It reads answers of another form than `#### The final answer is 18`, or it is a penalty."
         yield Finding(
             level,

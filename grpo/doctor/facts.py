@@ -6,7 +6,7 @@ that needs a completion.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,7 +22,7 @@ from grpo.advantages import ADVANTAGES
 from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.dataloader import encode_prompts, stop_strings
-from grpo.doctor.probes import Disagreement, RewardProbe, examine
+from grpo.doctor.probes import LOOK_S, Disagreement, RewardProbe, examine
 from grpo.evaluation import protocol
 from grpo.evaluation.compare import problems_of
 from grpo.kl import KL
@@ -113,7 +113,14 @@ class Finding:
     """How to mend it."""
 
 
-def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at_most: int = 0) -> Facts:
+def gather(
+    config: Config,
+    model: nn.Module,
+    tokenizer,
+    device: torch.device,
+    at_most: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Facts:
     """Look at everything a run will use.
 
     Args:
@@ -122,6 +129,7 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
         tokenizer: its tokenizer.
         device: where the run will compute.
         at_most: problems of each set to look at, spread evenly; 0: all.
+        should_stop: ends the look at the rewards, which may be slow.
 
     Raises:
         ValueError: without training problems or their prompts there is nothing to look at.
@@ -133,7 +141,12 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
     evaluations = _evaluations(config, train, tokenizer, at_most, errors)
     errors += _unknown_names(config)
     judges = (config.eval_correct, config.eval_format) if evaluations and "." in config.eval_correct else ()
-    graders, disagreements = ((), ()) if errors else examine(config.rewards, judges, seen, config.reward_timeout)
+    graders, disagreements = (), ()
+    if not errors:
+        seconds = min(LOOK_S, config.ddp_timeout / 4)  # the other ranks wait
+        graders, disagreements = examine(
+            config.rewards, judges, seen, config.reward_timeout, seconds=seconds, should_stop=should_stop
+        )
     errors += [sentence] if (sentence := taken(config)) else []
     return replace(
         outline(config, train, model, tokenizer, device, at_most),

@@ -4,15 +4,26 @@ So it shows before a run which gold answers a reward can never grant, and where 
 evaluations part. The functions run in the process of `rewards/runner.py`. Left out: answers of a model.
 """
 
-from collections.abc import Sequence
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from data.problem import Problem
 from data.prompts import answer_line, worked_answer
 from rewards.runner import RewardRunner
+from rewards.worker import Reply
 
+LOOK_S = 15.0
+"""Seconds that may go by in calls of rewards: a reward may be slow, and a run is waiting."""
 PROBED = 200
 """Problems on which graders are compared."""
+
+
+NO_NUMBER = "12345"
+"""The wrong answer where the gold is no number."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class RewardProbe:
     graded: int
     """Problems looked at."""
     never: tuple[str, ...]
-    """Gold answers for which neither the worked solution nor the answer line alone earned more than 0."""
+    """Gold answers for which no form of `FORMS` earned more than 0."""
     reads_answers: bool
     """Whether a right answer line earns more than a wrong one, on most problems."""
     fails: str = ""
@@ -46,44 +57,125 @@ class Disagreement:
     """Whether the reward paid for it; the evaluation says the opposite."""
 
 
+class _Bounded(RewardRunner):
+    """Gives up, with TimeoutError, before a call that would begin when `late()` is True."""
+
+    late: Callable[[], bool] = staticmethod(lambda: False)
+
+    def _reply(self) -> Reply:
+        if self.late():
+            raise TimeoutError
+        return super()._reply()
+
+
 def examine(
-    rewards: Sequence[str], judges: Sequence[str], problems: Sequence[Problem], timeout: float
+    rewards: Sequence[str],
+    judges: Sequence[str],
+    problems: Sequence[Problem],
+    timeout: float,
+    *,
+    seconds: float = LOOK_S,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[tuple[RewardProbe, ...], tuple[Disagreement, ...]]:
-    """Grade answers whose value is known.
+    """Grade answers whose value is known, as far as time allows: problems come in random order.
 
     Args:
         rewards: reward functions of training.
         judges: reward functions of evaluations, the one that decides what is right first; may be none.
         problems: all on which a gold answer may be out of reach; graders are compared on `PROBED` of them.
         timeout: seconds per call.
+        seconds: for all calls together; where they are too few, a line on stderr says how far it came.
+        should_stop: asked before every call; ends the look too.
 
     Returns:
         what each function makes of them, and where a reward that reads answers and the judge part.
     """
     names = list(dict.fromkeys([*rewards, *judges]))
-    probed = problems[:: max(1, -(-len(problems) // PROBED))]
-    texts = [list(writings(problem).values())[:2] for problem in problems]
-    with RewardRunner(names, timeout) as runner:
-        lines = runner.score([pair[0] for pair in texts], problems)
-        solutions = runner.score([pair[1] for pair in texts], problems)
-        right = runner.score([answer_line(p.answer) for p in probed], probed)
-        wrong = runner.score([answer_line(wrong_answer(p.answer)) for p in probed], probed)
-        others = [(writing, text, problem) for problem in probed for writing, text in writings(problem).items()]
-        verdicts = runner.score([text for _, text, _ in others], [problem for *_, problem in others])
-    graders = []
+    order = random.Random(0).sample(range(len(problems)), len(problems))
+    texts = {i: _texts(problems[i], place < PROBED) for place, i in enumerate(order)}
+    asked = [(i, text) for i in order for text in dict.fromkeys(texts[i].values())]
+    with _Bounded(names, min(timeout, seconds)) as runner:
+        values = _score(runner, asked, problems, seconds, should_stop, capped=seconds < timeout)
+        errors = runner.first_errors
+    seen = [i for i in sorted(order) if all((i, text) in values for text in texts[i].values())]
+    if len(seen) < len(order) and not should_stop():
+        print(f"rewards: calls are slow: the doctor looked at {len(seen)} of {len(order)} problems", file=sys.stderr)
+    if not seen:
+        return (), ()
+    graders, disagreements = [], []
     for k, name in enumerate(names):
-        best = [max(a or 0.0, b or 0.0) for a, b in zip(lines[k], solutions[k], strict=True)]
-        never = tuple(problem.answer for problem, value in zip(problems, best, strict=True) if value <= 0)
-        better = sum((a or 0.0) > (b or 0.0) for a, b in zip(right[k], wrong[k], strict=True))
-        failed = all(value is None for value in (*lines[k], *solutions[k]))
-        fails = runner.first_errors[name] if failed else ""
-        graders.append(RewardProbe(name, len(problems), never, 2 * better > len(probed), fails))
-    disagreements = []
-    for grader in graders:
-        if judges and grader.reads_answers and grader.name in rewards:
-            earned, judged = verdicts[names.index(grader.name)], verdicts[names.index(judges[0])]
-            disagreements += _disagreements(grader.name, others, earned, judged)
+        earned = {i: {what: values[i, text][k] for what, text in texts[i].items()} for i in seen}
+        graders.append(_probe(name, earned, problems, errors.get(name, "")))
+        if judges and name in rewards and _reads(earned, "line"):
+            judge = names.index(judges[0])
+            judged = {i: {what: values[i, text][judge] for what, text in texts[i].items()} for i in seen}
+            if _reacts(judged):
+                others = [(i, what) for i in seen if "wrong line" in texts[i] for what in writings(problems[i])]
+                rows = [(what, texts[i][what], problems[i]) for i, what in others]
+                both = [[verdicts[i][what] for i, what in others] for verdicts in (earned, judged)]
+                disagreements += _disagreements(name, rows, *both)
     return tuple(graders), tuple(disagreements)
+
+
+FORMS = ("line", "worked", "bare", "solution")
+"""Right answers in the forms that are known here: the answer line, behind the solution, and both as they stand."""
+
+
+def _texts(problem: Problem, probed: bool) -> dict[str, str]:
+    """What graders are tried on, by what it is: right answers and, if `probed`, wrong ones and other writings."""
+    line, worked = list(writings(problem).values())[:2]
+    texts = {"line": line, "worked": worked, "bare": problem.answer}
+    if isinstance(problem.info.get("solution"), str):
+        texts["solution"] = problem.info["solution"]
+    if probed:
+        wrong = wrong_answer(problem.answer)
+        texts |= {"wrong line": answer_line(wrong), "wrong bare": wrong, **writings(problem)}
+    return texts
+
+
+def _score(
+    runner: _Bounded, asked: list[tuple[int, str]], problems, seconds: float, should_stop, capped: bool
+) -> dict[tuple[int, str], list[float | None]]:
+    """The K values of each (problem, text), of as many as there was time for, in pieces of about half a second.
+
+    Args:
+        capped: whether a call may have been cut by `seconds` and not by its own limit; the piece then says nothing.
+    """
+    begin = time.monotonic()
+    runner.late = lambda: should_stop() or time.monotonic() - begin > seconds
+    values: dict[tuple[int, str], list[float | None]] = {}
+    size = 1
+    with suppress(TimeoutError):
+        while (part := asked[len(values) : len(values) + size]) and not runner.late():
+            start = time.monotonic()
+            scored = runner.score([text for _, text in part], [problems[i] for i, _ in part])
+            if capped and runner.late():
+                break
+            values |= dict(zip(part, map(list, zip(*scored, strict=True)), strict=True))
+            size = max(1, min(4 * size, int(size * 0.5 / (time.monotonic() - start + 1e-6))))
+    return values
+
+
+def _probe(name: str, earned: dict[int, dict], problems: Sequence[Problem], error: str) -> RewardProbe:
+    """What a function makes of the problems, from what it gave for each text."""
+    forms = {i: [given.get(form) for form in FORMS] for i, given in earned.items()}
+    never = tuple(problems[i].answer for i, given in forms.items() if max(value or 0.0 for value in given) <= 0)
+    failed = all(value is None for given in forms.values() for value in given)
+    reads = _reads(earned, "line") or _reads(earned, "bare")
+    return RewardProbe(name, len(earned), never, reads, error if failed else "")
+
+
+def _reads(earned: dict[int, dict], form: str) -> bool:
+    """Whether a right answer in this form earns more than a wrong one, on most problems."""
+    pairs = [(given[form] or 0.0, given[f"wrong {form}"] or 0.0) for given in earned.values() if "wrong line" in given]
+    return 2 * sum(right > wrong for right, wrong in pairs) > len(pairs)
+
+
+def _reacts(judged: dict[int, dict]) -> bool:
+    """Whether a judge gives texts of our form different values; else it reads answers of another form."""
+    others = ("bare", "solution", "wrong bare")
+    given = [value for values in judged.values() for what, value in values.items() if what not in others]
+    return len({(value or 0) > 0 for value in given}) > 1
 
 
 def _disagreements(name: str, others, earned, judged) -> list[Disagreement]:
@@ -110,8 +202,9 @@ def writings(problem: Problem) -> dict[str, str]:
         "the worked solution": worked_answer({**problem.info, "answer": gold}) if "solution" in problem.info else line,
         "no #### before the answer": f"The final answer is {gold}.",
         "an answer line with a wrong number, then the right one": f"{answer_line(wrong)}\n{line}",
-        "an equation on the answer line": f"So:\n#### 0 + {gold} = {gold}",
     }
+    if wrong != NO_NUMBER:
+        texts["an equation on the answer line"] = f"So:\n#### 0 + {gold} = {gold}"
     plain = gold.replace(",", "")
     if plain.lstrip("-").isdigit() and abs(int(plain)) >= 1000:
         other = plain if "," in gold else f"{int(plain):,}"
@@ -129,4 +222,4 @@ def wrong_answer(gold: str) -> str:
     try:
         return f"{float(gold.replace(',', '')) + 1:.15g}"
     except ValueError:
-        return "12345"
+        return NO_NUMBER

@@ -72,6 +72,12 @@ def why_stop(state: State, signals: Signals) -> tuple[str, int] | None:
     return None
 
 
+def stop_before(state: State, signals: Signals) -> None:
+    """Raise `Stopped` on every rank if a stop was asked for before the next step; nothing is written then."""
+    if distributed.any_true(signals.asked()):
+        raise Stopped(f"asked to stop before step {state.step + 1}; go on with --resume auto", 0)
+
+
 def save_state(directory: Path, learner: Learned, state: State, keep: int) -> None:
     """Write a checkpoint of this moment, and drop old ones."""
     content = {**asdict(state), "scaler": learner.scaler.state_dict()}
