@@ -8,6 +8,9 @@ Left out: everything but reading the options and printing the table; `grpo/evalu
 
 import sys
 
+import grpo  # noqa: F401  before torch, which reads settings when it is loaded
+
+# isort: split
 import torch
 
 from grpo import distributed, options

@@ -12,6 +12,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import grpo  # noqa: F401  before torch, which reads settings when it is loaded
+
+# isort: split
 import torch
 
 import data

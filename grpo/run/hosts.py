@@ -57,21 +57,29 @@ def _receive(source: Path, files: dict[str, tuple[int, int]], copy: Path | None)
     for name, (size, _) in files.items():
         if distributed.is_main():
             file = open(source / name, "rb")  # noqa: SIM115
+        if copy is not None and not trouble:
+            trouble = _append(copy / name, b"")  # a file may be empty
         for start in range(0, size, PIECE):
             piece = torch.empty(min(PIECE, size - start), dtype=torch.uint8)
             if distributed.is_main():
                 piece = torch.frombuffer(bytearray(file.read(len(piece))), dtype=torch.uint8)
             distributed.broadcast_tensor(piece)
-            try:
-                if copy is not None and not trouble:
-                    copy.mkdir(exist_ok=True)
-                    with open(copy / name, "ab") as written:
-                        written.write(piece.numpy().tobytes())
-            except OSError as error:
-                trouble = f"{copy / name} can not be written ({error.strerror})"
+            if copy is not None and not trouble:
+                trouble = _append(copy / name, piece.numpy().tobytes())
         if distributed.is_main():
             file.close()
     return trouble
+
+
+def _append(file: Path, content: bytes) -> str:
+    """Returns what went wrong, in words."""
+    try:
+        file.parent.mkdir(exist_ok=True)
+        with open(file, "ab") as written:
+            written.write(content)
+    except OSError as error:
+        return f"{file} can not be written ({error.strerror})"
+    return ""
 
 
 def _refuse_failed(trouble: str) -> None:

@@ -86,7 +86,7 @@ def finished(place) -> tuple[Path, str]:
 def test_a_run_leaves_its_files(finished):
     directory, _ = finished
     names = sorted(path.name for path in directory.iterdir())
-    files = ["config.yaml", "environment.json", "metrics.jsonl", "report.html"]
+    files = ["config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "report.html"]
     assert names == sorted([*files, "checkpoints", "curves", "eval", "final", "rollouts"])
     assert sorted(transcripts(directory)) == [f"step_{step:06d}.jsonl" for step in range(1, 7)]
     assert all(len(lines) == 16 for lines in transcripts(directory).values())
