@@ -429,6 +429,36 @@ def test_a_signal_finishes_the_step_saves_and_ends_well(finished, place, number)
     runs.assert_same_run(directory, place / name)
 
 
+def test_c65_a_stop_in_the_doctors_look_comes_before_the_first_step(place):
+    """Kind: work before the first step that has no bound: a stop signal waited for all of it, and for a step."""
+    again = argv(place, "looked", resume="auto")
+    process = runs.start(again, place / "looked", before=asked_to_stop("grpo.doctor.facts:examine", 1))
+    assert process.wait() == 0, process.stderr
+    assert "asked to stop before step 1; go on with --resume auto" in process.stderr
+    assert not list((place / "looked").iterdir())
+    runs.run(argv(place, "looked", num_steps=1), place / "looked")
+
+
+@pytest.mark.parametrize("changed", ["data", "model", "nothing"])
+def test_c63_what_changes_between_a_stop_and_a_resume_is_said_or_refused(tmp_path, changed, capsys):
+    """Kind: `config.yaml` names something that it does not hold; that changes, and the run goes on without a word."""
+    model, problems = runs.save_digits(tmp_path / "model"), runs.write_problems(tmp_path / "data")
+    capsys.readouterr()  # saving shows a bar
+    begun = flags(model, problems, tmp_path, "x", num_steps=1)
+    assert train.main(begun) == 0
+    if changed == "data":
+        runs.write_problems(tmp_path / "data", answer="1")
+    if changed == "model":
+        runs.save_digits(tmp_path / "model", seed=1)
+    capsys.readouterr()
+    code = train.main(flags(model, problems, tmp_path, "x", num_steps=2, resume="auto"))
+    said = capsys.readouterr().err
+    assert code == (2 if changed == "model" else 0)
+    assert ("train.py: error: model: the weights in" in said) == (changed == "model")
+    assert ("warning: data: the training problems of 'jsonl' have changed after step 1" in said) == (changed == "data")
+    assert len(metrics(tmp_path / "x")) == (1 if changed == "model" else 2)
+
+
 def test_what_learns_is_gone_before_the_group_it_sums_over(place, monkeypatch):
     """Gradients are summed by an object of the group; one that outlives it may wait for ever."""
     learners, alive = [], []
