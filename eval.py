@@ -8,6 +8,9 @@ This file reads the options and prints the table. `grpo/evaluation/compare.py` d
 
 import sys
 
+import grpo  # noqa: F401  before torch, which reads settings when it is loaded
+
+# isort: split
 import torch
 
 from grpo import distributed, options

@@ -8,11 +8,13 @@
 buffers and asynchronous rollouts.
 """
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import grpo  # noqa: F401  before torch, which reads settings when it is loaded
+
+# isort: split
 import torch
 
 import data
@@ -25,14 +27,15 @@ from grpo.evaluation.compare import check_planned, compare_models, evaluate, pro
 from grpo.evaluation.transcribe import Interrupted
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
-from grpo.policy import Reference, load_policy, load_shapes, model_directory, save_model
+from grpo.policy import Policy, Reference, load_policy, load_shapes, model_directory, prepare_saving, save_model
 from grpo.report import write_report
 from grpo.rollout import Collector, measure, write_transcripts
+from grpo.run import inputs
 from grpo.run.directory import claim, is_trained, keep_smaller, open_directory, sole_user, take_evaluation
 from grpo.run.log import Clock, Log, say
 from grpo.run.machine import device_memory, peak_bytes, prepare, resolve
 from grpo.run.signals import Signals
-from grpo.run.state import State, Stopped, due, restore_state, save_state, why_stop
+from grpo.run.state import State, Stopped, due, restore_state, save_state, stop_before, why_stop
 from grpo.sampler import Sampler
 from grpo.update import Learner
 from rewards.runner import RewardRunner
@@ -55,6 +58,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
         precision=config.precision,
         activation_checkpointing=config.activation_checkpointing,
     )
+    weights = inputs.of_weights(policy)
     reference = Reference(policy) if config.kl_coef > 0 else None
     if config.compile:
         compile_layers(policy, reference and reference.policy)
@@ -64,9 +68,12 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
         collector = Collector(config, problems, sampler, rewards)
         if reference:
             reference.remember(collector.trunk_ids)  # the exemplars are computed once for all steps
-        check_planned(config, tokenizer)
-        distributed.on_main(lambda: diagnose.warn(config, policy.model, tokenizer, device))
+        final_dtype = look_ahead(config, policy, tokenizer, device, signals)
         state, watch = restore_state(directory, learner), Watch(config)
+        stop_before(state, signals)
+        commit = getattr(policy.model.config, "_commit_hash", None)
+        made_of = inputs.look(config, weights, commit, problems, collector.prompt_ids)
+        inputs.check(directory, config, state.step, made_of)
         claim(directory, config, device)
         with Log(directory, config, state.step) as log:
             while state.step < config.num_steps:
@@ -99,7 +106,24 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
                     save_state(directory, learner, state, config.keep_checkpoints)
                 if stop:
                     raise Stopped(*stop)
-    distributed.on_main(lambda: save_model(policy, tokenizer, directory / "final"))
+    distributed.on_main(lambda: save_model(policy, tokenizer, directory / "final", final_dtype))
+
+
+def look_ahead(config: Config, policy: Policy, tokenizer, device: torch.device, signals: Signals) -> torch.dtype:
+    """Let show what would go wrong later: in evaluations, in writing `final/`, in what the doctor knows.
+
+    Returns:
+        the dtype for `final/`.
+
+    Raises:
+        ValueError: the run could not come to its end.
+    """
+    check_planned(config, tokenizer)
+    dtype = distributed.on_main(
+        lambda: prepare_saving(policy, tokenizer, config.model, config.revision, dtype=config.final_dtype)
+    )
+    distributed.on_main(lambda: diagnose.warn(config, policy.model, tokenizer, device, signals.asked))
+    return dtype
 
 
 def validate(config: Config, sampler: Sampler, state: State) -> tuple[State, dict[str, float]]:
@@ -122,7 +146,7 @@ def compare(config: Config, directory: Path, device: torch.device, signals: Sign
         compare_models(beside, device, config.precision, signals.asked, instead=True, kernels=bool(config.compile))
         take_evaluation(directory)
     if distributed.is_main():
-        print(headline.table(json.loads(result.read_text())))
+        print(headline.table_of(result))
         print(f"transcripts: {result.parent}")
 
 

@@ -1,8 +1,13 @@
 """GRPO with verifiable rewards, from scratch in raw PyTorch. Start reading at `train.py`, then `grpo/advantages.py`."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
+
+# Threads that wait for work sleep instead of spinning: where other processes compute, spinning threads take the cores
+# from those that work. It is read when torch is loaded, so commands import this package first.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
 BESIDE = ("data", "rewards")

@@ -136,6 +136,9 @@ class Config:
     """Steps between checkpoints; 0: only at the end and when interrupted. >= 0."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep; the best on validation is kept too. >= 1."""
+    final_dtype: Literal["base", "float32"] = "base"
+    """Dtype of the weights in final/. base: that of the base model's files (bfloat16 halves the size and rounds what was
+    learned); float32: as it was learned."""
     eval_every: int = 0
     """Steps between evaluations on validation; 0: never. >= 0."""
     eval_limit: int = 200
@@ -172,7 +175,7 @@ _WHOLE = {
 }
 _POSITIVE = ("ddp_timeout", "temperature", "reward_timeout")
 _NOT_NEGATIVE = ("kl_coef", "learning_rate", "weight_decay", "max_grad_norm")
-_CHOICES = ("device", "precision", "resume", "combine", "schedule")
+_CHOICES = ("device", "precision", "resume", "combine", "schedule", "final_dtype")
 
 
 def _rules(c: Config) -> list[tuple[str, str, bool]]:
@@ -253,7 +256,7 @@ _MAY_CHANGE = frozenset(
     ("run_name", "out_dir", "data_path", "device", "resume", "check", "ddp_timeout", "num_steps", "tensorboard")
     + ("max_tokens_per_microbatch", "activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints")
     + ("eval_every", "eval_limit", "eval_batch", "eval_shots", "final_eval", "final_eval_limit")
-    + ("eval_correct", "eval_threshold", "eval_format")
+    + ("eval_correct", "eval_threshold", "eval_format", "final_dtype")
 )
 
 

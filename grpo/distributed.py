@@ -107,6 +107,17 @@ def broadcast_object(item: T) -> T:
     return items[0]
 
 
+def broadcast_tensor(tensor: Tensor) -> None:
+    """Overwrite a tensor, in place, with that of rank 0, which has the same shape and dtype."""
+    if not dist.is_initialized():
+        return
+    sent = tensor.detach().to(_carrier()).contiguous()
+    dist.broadcast(sent.reshape(-1).view(torch.uint8), src=0)  # as bytes: not every dtype can be sent
+    if not is_main():
+        with torch.no_grad():
+            tensor.copy_(sent)
+
+
 def on_main(action: Callable[[], T]) -> T:
     """Call `action` on rank 0. Every rank returns its result, or raises its ValueError or OSError."""
     outcome: Any = None
@@ -125,9 +136,12 @@ def _gather(tensor: Tensor) -> Tensor:
     """[...] on each rank -> [world size, ...] on every rank, without gradient, on the tensor's own device."""
     if not dist.is_initialized():
         return tensor.detach().clone()[None]
-    # NCCL needs contiguous tensors on its own GPU, gloo needs them on the CPU.
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    sent = tensor.detach().to(device).contiguous()
+    sent = tensor.detach().to(_carrier()).contiguous()
     received = [torch.empty_like(sent) for _ in range(world_size())]
     dist.all_gather(received, sent)
     return torch.stack(received).to(tensor.device)
+
+
+def _carrier() -> torch.device:
+    """Where contiguous tensors must lie to be sent: NCCL moves those of its own device only, gloo those of the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -29,6 +29,18 @@ def write_whole(path: Path, text: str) -> None:
         raise OSError(f"cannot write {path} ({error.strerror})") from error
 
 
+def give_usual_mode(directory: Path) -> None:
+    """Give every file of a directory the mode that umask gives to a new file.
+
+    Libraries that write through a temporary file, as safetensors does, leave files that no other user can read.
+    """
+    umask = os.umask(0o077)  # the only way to read it is to set it
+    os.umask(umask)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
+
+
 def write_lines(path: Path, rows: Iterable[dict]) -> None:
     """Write JSON objects, one per line, with `write_whole`."""
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

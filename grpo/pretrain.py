@@ -28,6 +28,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 
 from data import arithmetic, prompts
 from data.prompts import answer_line
+from grpo.files import give_usual_mode
 
 # The share of careful (worked) solutions is drawn for each document from Beta(CAREFUL, HASTY); its mean is 0.32. So a
 # model that has seen careful solutions in its context expects another one.
@@ -236,6 +237,7 @@ def main(out: Path, steps: int = 2600, tokens_per_batch: int = 2048, seed: int =
             progress.update(task, advance=1, loss=loss.item())
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    give_usual_mode(Path(out))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters written to {out}")
 
 

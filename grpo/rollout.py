@@ -171,7 +171,8 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
 def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
     """Write every completion of the step on all ranks, one JSON line each, ordered by prompt and sample.
 
-    A failed reward is null. Rank 0 writes, and the file appears whole or not at all. A collective call.
+    A failed reward is null; `prompt` is what the model was given, special tokens included.
+    Rank 0 writes; the file appears whole or not at all.
     """
     G = rollout.rewards.shape[1]
     completions = rollout.drawn.completions
@@ -180,6 +181,7 @@ def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str],
     ids, logprobs = completions.completion_ids.tolist(), completions.sampling_logprobs.tolist()
     used = sorted({token for row, length in zip(ids, lengths, strict=True) for token in row[:length]})
     words = {token: tokenizer.decode([token]) for token in used}
+    prompts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in rollout.drawn.prompt_ids]
     rows = []
     for row, text in enumerate(completions.texts):
         i, j = divmod(row, G)
@@ -189,6 +191,7 @@ def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str],
                 "prompt_index": rollout.drawn.index[i],
                 "sample": j,
                 "question": rollout.drawn.problems[i].info.get("question", rollout.drawn.problems[i].prompt),
+                "prompt": prompts[i],
                 "answer": rollout.drawn.problems[i].answer,
                 "completion": text,
                 "rewards": dict(zip(reward_names, terms, strict=True)),

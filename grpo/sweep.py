@@ -29,9 +29,11 @@ from scipy import stats
 
 from grpo import options
 from grpo.config import Config, check_resumable, from_yaml, parse_args
+from grpo.evaluation.headline import read_result
 from grpo.evaluation.protocol import is_evaluated, options_of
 from grpo.files import write_whole
 from grpo.report import heat_map
+from grpo.run.signals import STOPS
 
 OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
 """Options of a run that the sweep sets itself."""
@@ -164,7 +166,7 @@ def finished_cells(cell: Cell) -> dict | None:
         return None
     wanted = cell.config.eval_shots or (cell.config.num_shots,)
     found: dict[str, dict[int, dict]] = {"base": {}, "tuned": {}}
-    for row in json.loads(result.read_text())["cells"]:
+    for row in read_result(result)["cells"]:
         if row["shots"] in wanted and row["grader"] == cell.config.eval_correct:
             found[row["model"]][row["shots"]] = row
     return found
@@ -300,5 +302,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in STOPS:  # the run that is going on gets it too, and saves its state
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

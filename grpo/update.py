@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -234,14 +235,20 @@ class Learner:
     def _minibatches(self, batch: Batch, step: int, epoch: int) -> list[Tensor]:
         """This rank's rows for each update of an epoch: whole groups, in an order drawn from (seed, step, epoch)."""
         config = self.config
-        N = int(distributed.all_sum(torch.tensor(len(batch.prompt_ids))))
-        per_update = config.minibatch_size // config.group_size or N
+        mine = batch.prompt_index or list(range(len(batch.prompt_ids)))
+        # The numbers of the groups that all ranks have: filtering may leave gaps in them.
+        numbers = sorted(set(chain.from_iterable(distributed.gather_objects(mine))))
+        N = len(numbers)
+        per_update = config.minibatch_size // config.group_size or max(1, N)
         order = np.random.default_rng([config.seed, step, epoch]).permutation(N) if per_update < N else np.arange(N)
-        place = {prompt: i for i, prompt in enumerate(batch.prompt_index or range(len(batch.prompt_ids)))}
+        place: dict[int, list[int]] = {}
+        for i, number in enumerate(mine):
+            place.setdefault(number, []).append(i)
         minibatches = []
         for start in range(0, N, per_update):
-            mine = [place[prompt] for prompt in order[start : start + per_update].tolist() if prompt in place]
-            groups = torch.tensor(mine, dtype=torch.long)[:, None]
+            chosen = [numbers[i] for i in order[start : start + per_update]]
+            places = [i for number in chosen for i in place.get(number, ())]
+            groups = torch.tensor(places, dtype=torch.long)[:, None]
             minibatches.append((groups * config.group_size + torch.arange(config.group_size)).flatten())
         return minibatches
 

@@ -20,6 +20,9 @@ from multiprocessing.connection import Connection
 from data.problem import Problem
 from rewards import load
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask a run to stop, the same as in `grpo/run/signals.py`; schedulers send them to every process."""
+
 Reply = tuple[float | None, str, str]
 """(value, "", "") for a good call, (None, reason, message) for a failed one. `RewardRunner` lists the reasons."""
 
@@ -28,7 +31,7 @@ def main() -> None:
     """Serve batches until the runner ends."""
     # After a signal the run still finishes its step, and needs its rewards for that. The handlers do nothing; SIG_IGN
     # would be inherited by programs that a reward starts.
-    for stop in (signal.SIGINT, signal.SIGTERM):
+    for stop in STOPS:
         signal.signal(stop, lambda *_: None)
     connection = _take_standard_input()
     try:

@@ -4,7 +4,22 @@ import os
 
 import pytest
 
+from grpo import files
 from grpo.files import lock_directory, read_object, write_whole
+
+
+def test_c58_files_get_the_mode_that_umask_gives(tmp_path):
+    """Kind: a library writes through a temporary file, which no other user may read."""
+    (tmp_path / "deep").mkdir()
+    for path in (tmp_path / "a", tmp_path / "deep" / "b"):
+        path.touch(mode=0o600)
+    before = os.umask(0o027)
+    try:
+        files.give_usual_mode(tmp_path)
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "a", tmp_path / "deep" / "b")] == [0o640] * 2
 
 
 def test_a_file_is_written_and_replaced(tmp_path):

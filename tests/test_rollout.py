@@ -360,6 +360,16 @@ def test_transcripts_hold_every_completion_with_its_rewards(tmp_path):
     ]
 
 
+def test_c60_each_line_has_the_prompt_that_was_really_asked(tmp_path):
+    """Kind: a run does not leave what was expected of it: nobody could see what the model was given."""
+    made = collector(Runner(A, B))
+    drawn = made.sample(1)
+    write_transcripts(tmp_path / "rollouts" / "1.jsonl", made.reward(drawn), ("a", "b"), runs.digit_tokenizer())
+    lines = [json.loads(line) for line in (tmp_path / "rollouts" / "1.jsonl").read_text().splitlines()]
+    asked = [runs.digit_tokenizer().decode(ids) for ids in drawn.prompt_ids]
+    assert [line["prompt"] for line in lines] == [prompt for prompt in asked for _ in range(4)]
+
+
 def test_real_rewards_grade_the_sampled_texts():
     with RewardRunner(("gsm8k.last_number", "gsm8k.format"), 5.0) as runner:
         made = collector(runner, rewards=("gsm8k.last_number", "gsm8k.format"))

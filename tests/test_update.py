@@ -66,6 +66,25 @@ def learn(policy, batch: Batch, reference=None, step: int = 1, **changes) -> tup
     return sums.reduce(), moved, finite
 
 
+@pytest.mark.parametrize("changes", [{}, {"minibatch_size": 4, "learning_rate": 0.1}], ids=["one", "minibatches"])
+def test_c55_gaps_in_the_numbers_of_groups_change_nothing(changes):
+    """Kind: learning assumes groups 0 to N - 1. The rows of groups 0, 1, 5 and 14 all count, as those of 0 to 3 do."""
+    whole, gaps = experience(), replace(experience(), prompt_index=[0, 1, 5, 14])
+    (expected, gradient, _), (metrics, moved, _) = [
+        learn(tiny_policy(precision="fp64"), batch, **changes) for batch in (whole, gaps)
+    ]
+    assert metrics == pytest.approx(expected, rel=1e-9)
+    assert_same(gradient, moved)
+
+
+@pytest.mark.parametrize("index", [[3, 3, 7, 9], [9, 0, 4, 2]], ids=["one number twice", "any order"])
+def test_c55_each_row_is_in_one_update_whatever_the_numbers_are(index):
+    """Kind: as above. No row is left out of the updates of an epoch, and none is in two."""
+    made = learner(tiny_policy(precision="fp64"), minibatch_size=2)
+    rows = torch.cat(made._minibatches(replace(experience(), prompt_index=index), 1, 0))
+    assert sorted(rows.tolist()) == list(range(8))
+
+
 def updates(made: Learner) -> int:
     """Of the optimiser, the same for every weight."""
     (number,) = {int(state["step"]) for state in made.optimizer.state.values()}

@@ -109,6 +109,7 @@ def out_of_reach(c: Config, facts: Facts) -> Iterator[Finding]:
         if not training:
             means = f"No model can reach more than {1 - share:.1%}."
         if share == 1:
+            level = level if grader.reads_answers else "note"
             means = "It reads answers of another form than `#### The final answer is 18`, or it is a penalty."
         grants, value = "grants nothing", f"{grader.needed:g}"
         mend = "Use another reward (rewards/gsm8k.py reads commas, signs, units), or mend this one."

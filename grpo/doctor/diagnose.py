@@ -12,7 +12,7 @@ during a run (`watch.py`).
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -88,9 +88,15 @@ def settle(config: Config, facts: Facts) -> Config:
     return replace(config, max_tokens_per_microbatch=memory.budget(config, facts))
 
 
-def warn(config: Config, model: torch.nn.Module, tokenizer, device: torch.device) -> None:
+def warn(
+    config: Config,
+    model: torch.nn.Module,
+    tokenizer,
+    device: torch.device,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Print the findings of level `sure` and `warning` on stderr, one per line, when a run is about to start."""
-    for finding in diagnose(config, gather(config, model, tokenizer, device, AT_START)):
+    for finding in diagnose(config, gather(config, model, tokenizer, device, AT_START, should_stop)):
         if finding.level != "note":
             print(f"{finding.level}: {finding.what}. {finding.means} -> {finding.do}", file=sys.stderr, flush=True)
 

@@ -23,7 +23,7 @@ from grpo.advantages import ADVANTAGES
 from grpo.config import Config, constants, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.dataloader import encode_all, encode_prompts, skip_long, stop_strings
-from grpo.doctor.probes import Disagreement, RewardProbe, examine
+from grpo.doctor.probes import LOOK_S, Disagreement, RewardProbe, examine
 from grpo.evaluation import protocol
 from grpo.evaluation.compare import problems_of
 from grpo.kl import KL
@@ -117,7 +117,14 @@ class Finding:
     """What to do about it."""
 
 
-def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at_most: int = 0) -> Facts:
+def gather(
+    config: Config,
+    model: nn.Module,
+    tokenizer,
+    device: torch.device,
+    at_most: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Facts:
     """Collect the facts about everything that a run will use.
 
     Args:
@@ -126,6 +133,7 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
         tokenizer: its tokenizer.
         device: where the run will compute.
         at_most: check this many problems of each set, evenly spread; 0: all.
+        should_stop: ends the test of the rewards, which may be slow.
 
     Raises:
         ValueError: the training problems cannot be loaded.
@@ -137,9 +145,18 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
     evaluations = _evaluations(config, train, tokenizer, at_most, errors)
     errors += wrong_algorithm(config) + _unknown_rewards(config)
     judges = (config.eval_correct, config.eval_format) if evaluations and "." in config.eval_correct else ()
-    graders, disagreements = (
-        ((), ()) if errors else examine(config.rewards, judges, seen, config.reward_timeout, config.eval_threshold)
-    )
+    graders, disagreements = (), ()
+    if not errors:
+        seconds = min(LOOK_S, config.ddp_timeout / 4)  # the other ranks wait
+        graders, disagreements = examine(
+            config.rewards,
+            judges,
+            seen,
+            config.reward_timeout,
+            config.eval_threshold,
+            seconds=seconds,
+            should_stop=should_stop,
+        )
     errors += [sentence] if (sentence := taken(config)) else []
     return replace(
         outline(config, train, model, tokenizer, device, at_most),

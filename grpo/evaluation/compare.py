@@ -24,6 +24,7 @@ from grpo.evaluation.transcribe import Interrupted, say_progress, transcribe
 from grpo.files import write_lines
 from grpo.options import read_yaml, write_yaml
 from grpo.policy import load_policy, load_shapes, model_directory
+from grpo.run.hosts import at_hand
 from grpo.sampler import Sampler
 
 T = TypeVar("T")
@@ -94,6 +95,19 @@ def compare_models(
         ValueError: a model, the data or a grader cannot be used, or `out` holds another evaluation.
         Interrupted: `should_stop()` was True on some rank.
     """
+    with at_hand(options.tuned) as tuned:
+        return _compare_models(replace(options, tuned=tuned), device, precision, should_stop, instead, kernels)
+
+
+def _compare_models(
+    options: EvalOptions,
+    device: torch.device,
+    precision: str,
+    should_stop: Callable[[], bool],
+    instead: bool,
+    kernels: bool,
+) -> dict:
+    """As `compare_models`, where every rank has the tuned model at hand."""
     out = Path(options.out or "eval")
     models = {"base": (options.model, options.revision), "tuned": (options.tuned, None)}
     models = {name: where for name, where in models.items() if where[0] is not None}

@@ -4,7 +4,10 @@ The terminal and the report page both use these texts. Left out: grading and int
 comes from the file.
 """
 
+from pathlib import Path
+
 from grpo.evaluation.graders import GRADERS
+from grpo.files import check_kinds, read_object
 
 ALSO_CALLED = {"gsm8k.correctness": "marker", "gsm8k_published.correctness": "marker_first"}
 """Reward functions that are graders by another name."""
@@ -115,6 +118,31 @@ def failures(found: dict) -> list[str]:
                 f"{part['highest']:g}; they do not count, because {part['needed']:g} is needed"
             )
     return list(said.values())
+
+
+def table_of(file: Path) -> str:
+    """The table of an `eval.json`.
+
+    Raises:
+        ValueError: it was written by another version, or is damaged; names the file and the field.
+    """
+    found = read_result(file)
+    try:
+        return table(found)
+    except (LookupError, TypeError, AttributeError) as error:
+        what = f"{file} does not hold what this version writes ({type(error).__name__}: {error})"
+        raise ValueError(f"{what}; delete it, to evaluate again") from error
+
+
+def read_result(file: Path) -> dict:
+    """The content of an `eval.json`; ValueError names the file and the field that is not as it should be."""
+    found = read_object(file.read_bytes(), file, dict.fromkeys(("cells", "paired", "split", "format"), list))
+    kinds = {"model": str, "shots": int, "stop": str, "grader": str, "accuracy": float | int, "ci95": list}
+    for cell in found["cells"]:
+        if not isinstance(cell, dict):
+            raise ValueError(f"{file}: a cell is {cell!r:.60}: must be an object")
+        check_kinds(cell, file, kinds)
+    return found
 
 
 def table(found: dict) -> str:

@@ -66,9 +66,11 @@ def left(out: Path, ingredients: dict, instead: bool = False) -> dict[str, list[
     if _goes_on(out, ingredients):
         return {path.stem: read(path, "out") for path in out.glob("*_*shots.jsonl")}
     if not instead and (out / UNFINISHED).exists():
+        before = _unfinished(out)
+        names = sorted(name for name in before | ingredients if before.get(name) != ingredients.get(name))
         raise ValueError(
-            f"out: {out} holds an unfinished evaluation with other options or weights; choose another directory, or "
-            "delete this one"
+            f"out: {out} holds an unfinished evaluation with other options or weights ({', '.join(names)}); choose "
+            "another directory, or delete this one"
         )
     return {}
 
@@ -89,8 +91,11 @@ def begin(out: Path, ingredients: dict, instead: bool = False) -> None:
 
 
 def _goes_on(out: Path, ingredients: dict) -> bool:
-    marker = out / UNFINISHED
-    return marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == ingredients
+    return (out / UNFINISHED).exists() and _unfinished(out) == ingredients
+
+
+def _unfinished(out: Path) -> dict:
+    return read_object((out / UNFINISHED).read_bytes(), out / UNFINISHED, {})
 
 
 def finish(out: Path, result: dict) -> None:

@@ -4,7 +4,7 @@ Most other code needs only the names listed here. Left out: drawing completions 
 """
 
 from grpo.policy.attention import head_sizes
-from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory, save_model
+from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory, prepare_saving, save_model
 from grpo.policy.model import Policy, eos_ids, frozen_copy, scatter, token_logprobs
 from grpo.policy.reference import Reference, remembers
 
@@ -18,6 +18,7 @@ __all__ = [
     "load_policy",
     "load_shapes",
     "model_directory",
+    "prepare_saving",
     "remembers",
     "save_model",
     "scatter",

@@ -4,15 +4,25 @@ A loaded policy is compared on a small tree with the model's own forward, and re
 adapters, quantization, sharded weights.
 """
 
+import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
+from grpo.files import give_usual_mode, write_whole
 from grpo.logprobs import linear_logprobs
 from grpo.policy.attention import TreeAttention
 from grpo.policy.float64 import keep_float64
@@ -21,6 +31,11 @@ from grpo.tree import pack
 
 EMBEDDED = Path(__file__).parent.parent / "base_model"
 """Directory of the model named `embedded`: about a million parameters, made by `python -m grpo.pretrain`."""
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Numbers of a generation config that make it invalid where `do_sample` is not set."""
+KEPT = frozenset(("eos_token_id", "bos_token_id", "pad_token_id", "_from_model_config", "transformers_version"))
+"""What is left of a generation config that can not be saved otherwise."""
 
 
 def load_policy(
@@ -84,13 +99,13 @@ def load_shapes(path: str, revision: str | None = None) -> tuple[PreTrainedModel
 
 
 @contextmanager
-def _one_sentence(path: str) -> Iterator[None]:
-    """Turn any error of transformers while it reads a model into one sentence that names the option."""
+def _one_sentence(path: str, what: str = "can not be loaded, as a directory or from the hub") -> Iterator[None]:
+    """Turn what transformers raises when it reads or writes a model into one sentence that names the option."""
     try:
         yield
     except Exception as error:  # inconsistent files raise errors of many types
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"model: {path!r} can not be loaded, as a directory or from the hub: {reason}") from None
+        raise ValueError(f"model: {path!r} {what}: {reason}") from None
 
 
 def model_directory(path: str) -> str:
@@ -98,24 +113,85 @@ def model_directory(path: str) -> str:
     return str(EMBEDDED) if path == "embedded" else path
 
 
-def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a Hugging Face directory (safetensors, configs, tokenizer), and replace an older one.
+def prepare_saving(
+    policy: Policy, tokenizer: PreTrainedTokenizerBase, path: str, revision: str | None = None, *, dtype: str = "base"
+) -> torch.dtype:
+    """Save everything but the weights on trial, so that what can not be saved shows before a run and not at its end.
 
-    The directory is written under another name and then renamed, so it is never incomplete.
+    A generation config that can not be saved loses its sampling numbers; nothing here samples with them.
+
+    Args:
+        policy, tokenizer: as `load_policy` gave them.
+        path, revision: where they come from.
+        dtype: `float32`, or `base`: what the base's config says.
+
+    Returns:
+        the dtype for `save_model`.
+
+    Raises:
+        ValueError: config or tokenizer can not be saved.
+    """
+    model = policy.model
+    with _one_sentence(path, "can not be saved, so that training it would be lost"):
+        with tempfile.TemporaryDirectory() as place:
+            _keep_savable(model, place)
+            model.save_pretrained(place, state_dict={})
+            tokenizer.save_pretrained(place)
+        config = AutoConfig.from_pretrained(model_directory(path), revision=revision)
+        base = config.dtype or config.get_text_config().dtype
+    return base if dtype == "base" and base in (torch.bfloat16, torch.float16, torch.float64) else torch.float32
+
+
+def _keep_savable(model: PreTrainedModel, place: str) -> None:
+    """Take out of the generation config what transformers refuses to write, such as a temperature without sampling."""
+    plain = GenerationConfig()
+    for names in ((), SAMPLING, vars(plain).keys() - KEPT):
+        for name in names:
+            setattr(model.generation_config, name, getattr(plain, name, None))
+        try:
+            return model.generation_config.save_pretrained(place)
+        except ValueError:
+            continue
+
+
+def save_model(
+    policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write a Hugging Face directory (safetensors, configs, tokenizer), whole or not at all; replaces an older one.
+
+    Args:
+        dtype: of the weights in the files; None: as they are.
 
     Raises:
         OSError: the disk is full or not writable; the message is one sentence.
     """
+    dtype = dtype or policy.model.dtype
     temporary = directory.with_name(directory.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        policy.model.save_pretrained(temporary)
+        policy.model.save_pretrained(temporary, state_dict=_in_dtype(policy.model, dtype))
+        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        write_whole(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         tokenizer.save_pretrained(temporary)
+        give_usual_mode(temporary)
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)
     except Exception as error:  # on a full disk safetensors and tokenizers raise types of their own
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise OSError(f"cannot write {directory} ({reason})") from error
+
+
+def _in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The model's state; weights that are tied stay one tensor, which is written once."""
+    made: dict[tuple, torch.Tensor] = {}
+    state = {}
+    for name, weight in model.state_dict().items():
+        key = (weight.data_ptr(), weight.shape, weight.stride())
+        if key not in made or weight.numel() == 0:
+            made[key] = weight.to(dtype) if weight.is_floating_point() else weight
+        state[name] = made[key]
+    return state
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 A checkpoint is written under a temporary name (`step_000010.tmp`), flushed to the disk and then renamed. So a crash at
 any moment leaves the last good one intact. Left out: what a run keeps in `state` (`state.py`), and which rank calls
-(rank 0 saves, every rank loads).
+(rank 0 saves and loads).
 
     step_000010/model.safetensors   parameters and buffers; shared (tied) tensors are stored once
                 optimizer.pt        `optimizer.state_dict()`
@@ -23,7 +23,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from grpo import distributed
+from grpo.files import check_kinds, give_usual_mode
+
 _NAME = re.compile(r"step_(\d{6,})(\.old)?")
+_MISFITS = (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+"""What torch and safetensors raise for files of another model or version."""
 _FILES = ("model.safetensors", "optimizer.pt")
 
 
@@ -54,6 +59,7 @@ def save(
         torch.save(optimizer.state_dict(), new / "optimizer.pt")
         content = {"step": step, "state": state, "sizes": {name: (new / name).stat().st_size for name in _FILES}}
         (new / "state.json").write_text(json.dumps(content | {"crc32": _check_sums(new, content)}, indent=1))
+        give_usual_mode(new)
         for written in (*new.iterdir(), new):
             _flush(written)
         if _is_complete(path):
@@ -93,10 +99,28 @@ def load(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     try:
         safetensors.torch.load_model(model, path / "model.safetensors")
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
-    except (RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except _MISFITS as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} does not fit this model and optimizer: {reason}") from error
+    check_kinds(content, path / "state.json", {"state": dict, "step": int})
     return content["state"] | {"step": content["step"]}
+
+
+def share(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give every rank the weights and the optimiser state that rank 0 has loaded. A collective call.
+
+    Args:
+        model: the same on all ranks but for its numbers.
+        optimizer: of its parameters, with the same names in its state.
+    """
+    for tensor in model.state_dict().values():
+        distributed.broadcast_tensor(tensor)
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    for group, theirs in zip(optimizer.param_groups, distributed.broadcast_object(groups), strict=True):
+        group.update(theirs)
+        for parameter in group["params"]:
+            for _, tensor in sorted(optimizer.state[parameter].items()):
+                distributed.broadcast_tensor(tensor)
 
 
 def prune(directory: str | Path, keep: int, best_step: int | None = None) -> None:

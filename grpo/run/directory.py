@@ -1,8 +1,8 @@
-"""The directory of a run: create it or find it again, claim it, and lock it for one process at a time.
+"""The directory of a run: make it or find it again, claim it, and let one process at a time use it.
 
-`<out_dir>/<run_name>/` holds config.yaml, environment.json, metrics.jsonl, report.html, rollouts/, checkpoints/, final/
-and eval/. Only rank 0 writes. A run that exists is resumed, never overwritten. Left out: what a checkpoint holds
-(`state.py`).
+`<out_dir>/<run_name>/` holds config.yaml, environment.json, inputs.json, metrics.jsonl, report.html, rollouts/,
+checkpoints/, final/ and eval/. Only rank 0 writes. A run that exists is resumed, never overwritten. Left out: what a
+checkpoint holds (`state.py`).
 """
 
 import json
@@ -133,11 +133,13 @@ def take_evaluation(directory: Path) -> None:
 
 
 def is_trained(directory: Path, config: Config) -> bool:
-    """Whether all steps are done and `final/` was written after the last one."""
+    """Whether all steps were taken and `final/` was written after the last, in the dtype that is asked for."""
 
     def look() -> bool:
         newest = checkpoint.latest(directory / "checkpoints")
         if newest is None or not (directory / "final").exists():
+            return False
+        if from_yaml(directory / "config.yaml").final_dtype != config.final_dtype:
             return False
         return int(newest.stem.removeprefix("step_")) >= config.num_steps
 

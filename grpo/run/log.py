@@ -42,7 +42,8 @@ class Clock:
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.phases[f"time/{phase}"] = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.phases[f"time/{phase}"] = self.phases.get(f"time/{phase}", 0.0) + seconds
 
     def seconds(self) -> dict[str, float]:
         """Seconds of every phase, and `time/step` since the clock was made; each is that of the slowest rank."""

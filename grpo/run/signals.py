@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after its present step; a second signal ends it at once.
+"""Ctrl-C, SIGTERM and the signals of schedulers end a run after its present step; a second one ends it at once.
 
 Left out: saving the run's state (`state.py`).
 """
@@ -11,18 +11,25 @@ from contextlib import suppress
 
 from grpo import distributed
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask for a stop: a person's (Ctrl-C, a terminal that closes), Slurm's (TERM, USR1) and submitit's (USR2).
+
+`rewards/worker.py` lets the same ones pass."""
+
 SAME_SIGNAL_S = 2.0
 """A second signal within this many seconds is ignored: torchrun repeats a Ctrl-C that all processes have received."""
 
 
 class Signals:
-    """Handles SIGINT and SIGTERM inside a `with` block: the first asks for an orderly stop, a second stops at once."""
+    """Each of `STOPS` asks for an orderly stop; a second one stops at once. Under nohup, SIGHUP stays ignored."""
 
     def __init__(self):
         self.first: float | None = None
 
     def __enter__(self) -> "Signals":
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        taken = [number for number in STOPS if number != signal.SIGHUP or not nohup]
+        self._before = {number: signal.signal(number, self._handle) for number in taken}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from grpo import distributed
+from grpo.files import check_kinds
 from grpo.run import checkpoint
 from grpo.run.signals import Signals
 
@@ -72,6 +73,12 @@ def why_stop(state: State, signals: Signals) -> tuple[str, int] | None:
     return None
 
 
+def stop_before(state: State, signals: Signals) -> None:
+    """Raise `Stopped` on every rank if a stop was asked for before the next step; nothing is written then."""
+    if distributed.any_true(signals.asked()):
+        raise Stopped(f"asked to stop before step {state.step + 1}; go on with --resume auto", 0)
+
+
 def save_state(directory: Path, learner: Learned, state: State, keep: int) -> None:
     """Write a checkpoint of the present state, and remove old ones except the `keep` newest and the best."""
     content = {**asdict(state), "scaler": learner.scaler.state_dict()}
@@ -101,9 +108,31 @@ def restore_state(directory: Path, learner: Learned) -> State:
             raise ValueError(f"resume: none of the checkpoints {', '.join(found)} in {folder} is complete")
         return path
 
-    path = distributed.on_main(newest)
-    if path is None:
+    def read() -> dict | None:
+        if (path := newest()) is None:
+            return None
+        content = checkpoint.load(path, learner.policy, learner.optimizer)
+        _check(content, path / "state.json")
+        return content | {"path": path}
+
+    content = distributed.on_main(read)  # hosts need not share a disk: rank 0 reads, and the others receive
+    if content is None:
         return State()
-    content = checkpoint.load(path, learner.policy, learner.optimizer)
-    learner.scaler.load_state_dict(content.pop("scaler"))
+    checkpoint.share(learner.policy, learner.optimizer)
+    path = content.pop("path")
+    try:
+        learner.scaler.load_state_dict(content.pop("scaler"))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"resume: {path / 'state.json'}: scaler does not fit ({error})") from error
     return State(**content)
+
+
+def _check(content: dict, file: Path) -> None:
+    """Raise ValueError, which names the field, if another version has written this state."""
+    kinds = {"step": int, "skipped": int, "best_step": int, "best_accuracy": float | int, "scaler": dict}
+    if unknown := sorted(content.keys() - kinds.keys()):
+        raise ValueError(
+            f"resume: {file} holds {unknown[0]!r}, which this version does not know; go on with the version that wrote "
+            "it (see environment.json), or give the run another run_name"
+        )
+    check_kinds(content, f"resume: {file}", kinds)

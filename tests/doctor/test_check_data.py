@@ -53,7 +53,7 @@ def test_a_good_recipe_has_no_finding():
         ),
         ({"graders": graders("1,080")}, {}, "warning", "nothing to 1.00% of the gold answers (1 of 100: '1,080')"),
         ({"graders": graders(*["1,080"] * 30)}, {}, "sure", "30.00%"),
-        ({"graders": graders(*["7"] * 100, reads=False, name="length.penalty")}, {}, "warning", "100.00%"),
+        ({"graders": graders(*["7"] * 100, reads=False, name="length.penalty")}, {}, "note", "100.00%"),
         ({"disagreements": (APART,)}, {}, "warning", "does not pay for what gsm8k.correctness counts as right: two"),
         ({"disagreements": (replace(APART, earned=True),)}, {}, "warning", "pays for what gsm8k.correctness counts"),
         ({"evaluations": judged_by(also_trained=("Why?",))}, {}, "warning", "1 of 1319 test questions are training"),
@@ -70,6 +70,12 @@ def test_one_change_one_finding(known, changes, level, said):
     findings = found(facts(**known), **changes)
     assert len(findings) == 1, findings
     assert findings[0][0] == level and said in findings[0][1]
+
+
+def test_c66_a_reward_whose_form_is_unknown_is_no_warning_at_the_start():
+    """Kind: a check takes one form of answer for the only one."""
+    unknown = facts(graders=graders(*["7"] * 100, reads=False, name="json_task.correct"))
+    assert [level for level, _ in found(unknown)] == ["note"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What graders make of known answers: golds out of reach, and where two of them part."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import data
 from data.problem import Problem
 from data.prompts import STOP
+from grpo.doctor import probes
 from grpo.doctor.check_data import out_of_reach
 from grpo.doctor.probes import examine, writings, wrong_answer
 from rewards import gsm8k
@@ -45,7 +47,7 @@ def test_where_training_and_evaluation_part():
 
 
 def test_a_sign_that_is_not_read_shows():
-    _, apart = examine((OURS,), (PUBLISHED,), [problem("-7")], timeout=PATIENCE)
+    _, apart = examine((OURS,), (PUBLISHED,), [problem("-7"), problem("18")], timeout=PATIENCE)
     assert ("the worked solution", True) in [(case.writing, case.earned) for case in apart]
 
 
@@ -138,6 +140,115 @@ def test_c71_where_both_pay_in_full_partial_credit_makes_no_disagreement(monkeyp
 @pytest.mark.parametrize(("gold", "wrong"), [("18", "19"), ("1,080", "1081"), ("-7", "-6"), ("x", "12345")])
 def test_a_wrong_answer_is_another_number(gold, wrong):
     assert wrong_answer(gold) == wrong
+
+
+def grade_by(monkeypatch, **rewards) -> list[str]:
+    """Let these functions grade, in this process; returns the texts that they are called with."""
+    called = []
+
+    def score(runner, completions, problems):
+        for text in completions:
+            if runner.late():
+                raise TimeoutError
+            called.append(text)
+        return [[rewards[n](t, p) for t, p in zip(completions, problems, strict=True)] for n in runner.names]
+
+    monkeypatch.setattr(RewardRunner, "score", score)
+    monkeypatch.setattr(RewardRunner, "__init__", lambda runner, names, timeout: vars(runner).update(
+        names=names, timeout=timeout, first_errors={}, _process=None))  # fmt: skip
+    return called
+
+
+MANY = [problem(str(i)) for i in range(500)]
+
+
+def test_c65_a_slow_reward_is_looked_at_as_long_as_time_allows_and_that_is_said(monkeypatch, capsys):
+    """Kind: work before the first step that has no bound. Each call takes a second of a clock that tests can turn."""
+    now = [0.0]
+
+    def slow(text, problem):
+        now[0] += 1
+        return 1.0
+
+    monkeypatch.setattr(probes.time, "monotonic", lambda: now[0])
+    called = grade_by(monkeypatch, slow=slow)
+    graders, _ = examine(("slow",), (), MANY, 60.0, seconds=40.0)
+    assert 40 <= len(called) <= 42 and 2 <= graders[0].graded <= 8
+    assert capsys.readouterr().err == (
+        f"rewards: calls are slow: the doctor looked at {graders[0].graded} of 500 problems\n"
+    )
+    now[0], called[:] = 0.0, []
+    assert examine(("slow",), (), MANY, 60.0, seconds=3.0) == ((), ()) and len(called) <= 5
+
+
+def test_c65_a_stop_that_is_asked_for_ends_the_look(monkeypatch, capsys):
+    """Kind: as above; a signal waited for all of it."""
+    called = grade_by(monkeypatch, quick=lambda text, problem: 1.0)
+    assert examine(("quick",), (), MANY, 5.0, should_stop=lambda: len(called) >= 100) != ((), ())
+    assert len(called) == 100 and capsys.readouterr().err == ""
+
+
+def test_c65_a_quick_reward_is_looked_at_in_full_and_asked_no_text_twice(monkeypatch, capsys):
+    """Kind: as above."""
+    called = grade_by(monkeypatch, quick=lambda text, problem: 1.0)
+    graders, _ = examine(("quick",), (), MANY, 5.0)
+    assert graders[0].graded == 500 and capsys.readouterr().err == ""
+    assert len(called) < 500 * 4 + probes.PROBED * 8
+
+
+def test_c65_a_call_that_the_look_has_no_time_for_is_no_failure(monkeypatch):
+    """Kind: as above. The reward may take a minute a call; what was cut by the look's own limit says nothing of it."""
+    now = [0.0]
+
+    def cut(text, problem):
+        now[0] += 20.0
+
+    monkeypatch.setattr(probes.time, "monotonic", lambda: now[0])
+    grade_by(monkeypatch, cut=cut)
+    assert examine(("cut",), (), MANY, 60.0, seconds=15.0) == ((), ())
+
+
+def test_c65_a_real_worker_is_left_before_its_next_call():
+    """Kind: as above."""
+    runner = probes._Bounded([OURS], PATIENCE)
+    replies = iter([False, False, True])
+    runner.late = lambda: next(replies)
+    with pytest.raises(TimeoutError):
+        runner.score(["18"] * 9, [problem("18")] * 9)
+    assert runner._process is None
+
+
+def as_json(text: str, problem: Problem) -> float:
+    try:
+        return float(json.loads(text)["answer"] == json.loads(problem.answer)["answer"])
+    except (ValueError, TypeError, KeyError):
+        return 0.0
+
+
+def test_c66_a_task_of_another_form_is_not_probed_in_ours(monkeypatch):
+    """Kind: a check takes one form of answer for the only one.
+
+    The answers of this task are JSON. Its rewards are found to read them as they stand, and none is said to disagree.
+    """
+    contains = {"json": as_json, "part": lambda text, problem: 0.05 if problem.answer in text else 0.0}
+    grade_by(monkeypatch, **contains)
+    problems = [Problem("Q", json.dumps({"answer": i}), {"stop": []}) for i in range(9)]
+    graders, apart = examine(("part", "json"), ("json",), problems, 5.0)
+    assert apart == () and all(grader.never == () and grader.reads_answers for grader in graders)
+
+
+def test_c66_the_solution_of_the_data_shows_the_form(monkeypatch):
+    """Kind: as above. What earns a reward only as the data's own solutions are written is within reach."""
+    grade_by(monkeypatch, boxed=lambda text, problem: float(text.endswith(f"\\boxed{{{problem.answer}}}")))
+    problems = [problem(str(i), solution=f"so \\boxed{{{i}}}") for i in range(9)]
+    ((grader,), _) = examine(("boxed",), (), problems, 5.0)
+    assert grader.never == () and not grader.reads_answers
+
+
+def test_c66_an_equation_is_no_way_to_write_a_text():
+    """Kind: as above."""
+    assert "an equation on the answer line" in writings(problem("18"))
+    assert "an equation on the answer line" not in writings(problem("Paris"))
 
 
 @pytest.mark.skipif("GRPO_TEST_DATA" not in os.environ, reason="needs GRPO_TEST_DATA, a directory with gsm8k/")

@@ -1,5 +1,7 @@
 """What is said of an evaluation: which pair counts, what may be claimed, what the table holds, and what failed."""
 
+import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -25,6 +27,23 @@ def pair_of(only_base: int, only_tuned: int, n: int, **fields) -> dict:
 
 
 WHERE = "(grader last_number, stop stop_string, 8 shots, n = "
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"cells": []}, "lacks 'paired'"),
+        ({"cells": [{"model": "base"}], "paired": [], "split": [], "format": []}, "lacks 'shots'"),
+        ({"cells": {}, "paired": [], "split": [], "format": []}, "cells is {}: must be of type list"),
+        ({"cells": [], "paired": [{"shots": 0}], "split": [], "format": []}, "KeyError: 'stop'"),
+        ([], "must be a JSON object"),
+    ],
+)
+def test_c62_a_result_of_another_version_is_a_sentence_that_names_file_and_field(tmp_path, content, said):
+    """Kind: a file that is read back is taken to be of this version, and another one ends in a traceback."""
+    (tmp_path / "eval.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"eval.json.*{re.escape(said)}"):
+        headline.table_of(tmp_path / "eval.json")
 
 
 def test_points_have_no_negative_zero():

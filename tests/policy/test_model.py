@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import constants as hub_constants
 from safetensors.torch import load_file, save_file
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from grpo.batch import Batch
 from grpo.logprobs import linear_logprobs
@@ -21,6 +21,7 @@ from grpo.policy import (
     frozen_copy,
     load_policy,
     model_directory,
+    prepare_saving,
     save_model,
     token_logprobs,
 )
@@ -387,6 +388,53 @@ def test_saving_round_trips_through_transformers(tied, tmp_path):
     torch.testing.assert_close(token_logprobs(policy, make_batch(), 1.0), theirs, rtol=1e-4, atol=1e-4)
     assert AutoTokenizer.from_pretrained(tmp_path / "final").get_vocab() == tokenizer.get_vocab()
     assert again.generation_config.eos_token_id == policy.model.generation_config.eos_token_id
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("asked", "dtype"), [("base", torch.bfloat16), ("float32", torch.float32)])
+def test_c60_final_has_the_dtype_of_the_base_or_the_one_that_is_asked_for(tied, asked, dtype, tmp_path):
+    """Kind: a run does not leave what was expected of it: `final/` had twice the size of its base."""
+    path = save_tiny(tmp_path / "base", tie_word_embeddings=tied)
+    half = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    half.save_pretrained(path)
+    policy, tokenizer = load_policy(path)
+    save_model(policy, tokenizer, tmp_path / "final", prepare_saving(policy, tokenizer, path, dtype=asked))
+    ours, theirs = (load_file(directory / "model.safetensors") for directory in (tmp_path / "final", tmp_path / "base"))
+    assert ours.keys() == theirs.keys() and {weight.dtype for weight in ours.values()} == {dtype}
+    assert all(torch.equal(weight.to(dtype), ours[name]) for name, weight in theirs.items())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype="auto").dtype == dtype
+    assert policy.model.dtype == torch.float32
+
+
+def refuse_sampling(config, directory, **options):
+    """As transformers 5.0 does."""
+    if not config.do_sample and config.temperature not in (None, 1.0):
+        raise ValueError("GenerationConfig is invalid")
+
+
+def test_c61_a_generation_config_that_can_not_be_saved_loses_its_sampling_numbers(tmp_path, monkeypatch):
+    """Kind: what can not be written shows when `final/` is written, after the last step."""
+    policy, tokenizer = load_policy(save_tiny(tmp_path / "base"))
+    policy.model.generation_config.update(do_sample=False, temperature=0.6, eos_token_id=[3, 4])
+    monkeypatch.setattr(GenerationConfig, "save_pretrained", refuse_sampling)
+    prepare_saving(policy, tokenizer, str(tmp_path / "base"))
+    save_model(policy, tokenizer, tmp_path / "final")
+    assert policy.model.generation_config.temperature in (None, 1.0)
+    assert policy.model.generation_config.eos_token_id == [3, 4]
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "config", "generation_config"])
+def test_c61_what_can_not_be_saved_at_all_shows_before_the_first_step(part, tmp_path, monkeypatch):
+    """Kind: as above. Looked at: tokenizer, config, generation config."""
+    policy, tokenizer = load_policy(save_tiny(tmp_path / "base"))
+    owner = {"tokenizer": tokenizer, "config": policy.model.config, "generation_config": policy.model.generation_config}
+
+    def refuse(*arguments, **options):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(type(owner[part]), "save_pretrained", refuse)
+    with pytest.raises(ValueError, match="^model: .*base' can not be saved, .*: no such thing"):
+        prepare_saving(policy, tokenizer, str(tmp_path / "base"))
 
 
 def test_c15_every_eos_of_tokenizer_config_and_generation_config_counts():

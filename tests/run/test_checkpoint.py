@@ -111,6 +111,18 @@ def test_another_model_or_optimizer_is_a_clear_error(tmp_path):
         checkpoint.load(tmp_path / "nowhere", model, optimizer)
 
 
+@pytest.mark.parametrize("left", [{}, {"state": {}}, [1]], ids=["nothing", "one", "a list"])
+def test_c62_an_optimizer_file_of_another_version_is_one_sentence(tmp_path, left):
+    """Kind: a file that is read back is taken to be of this version, and another one ends in a traceback."""
+    path = checkpoint.save(tmp_path, 1, *made(), {})
+    torch.save(left, path / "optimizer.pt")
+    content = json.loads((path / "state.json").read_text())
+    content["sizes"]["optimizer.pt"] = (path / "optimizer.pt").stat().st_size
+    (path / "state.json").write_text(json.dumps(content | {"crc32": checkpoint._check_sums(path, content)}))
+    with pytest.raises(ValueError, match="step_000001 does not fit this model and optimizer"):
+        checkpoint.load(path, *made())
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
 def test_a_byte_that_changed_since_is_noticed_before_anything_is_loaded(tmp_path, file):
     path = checkpoint.save(tmp_path, 1, *made(), {"best_step": 4})

@@ -16,8 +16,8 @@ from rich.console import Console
 from grpo import distributed
 from grpo.config import Config, from_yaml, to_yaml
 from grpo.policy import Policy
+from grpo.run import checkpoint, log, machine
 from grpo.run import directory as directory_module
-from grpo.run import log, machine
 from grpo.run.directory import claim, is_trained, keep_smaller, open_directory
 from grpo.run.log import Clock, Display, say
 from grpo.run.machine import environment, precision_on, prepare, resolve
@@ -178,6 +178,34 @@ def test_everything_in_the_state_survives(tmp_path):
     assert restore_state(tmp_path, learner(tmp_path)) == State(**values)
 
 
+def rewritten(path: Path, change) -> None:
+    """Change what a checkpoint says of itself, as another version might have written it."""
+    file = path / "state.json"
+    content = json.loads(file.read_text())
+    change(content["state"])
+    file.write_text(json.dumps(content | {"crc32": checkpoint._check_sums(path, content)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state.update(best_reward=1.0), "holds 'best_reward', which this version does not know"),
+        (lambda state: state.pop("best_step"), "lacks 'best_step'"),
+        (lambda state: state.update(skipped="2"), "skipped is '2': must be of type int"),
+        (lambda state: state.pop("scaler"), "lacks 'scaler'"),
+        (lambda state: state.update(scaler={"scale": 1.0}), "scaler does not fit"),
+    ],
+    ids=["newer", "older", "another type", "no scaler", "another scaler"],
+)
+def test_c62_a_checkpoint_of_another_version_is_a_sentence_that_names_the_field(tmp_path, change, said):
+    """Kind: a file that is read back is taken to be of this version, and another one ends in a traceback."""
+    one = learner(tmp_path, precision="fp16")
+    save_state(tmp_path, one, State(step=2), keep=2)
+    rewritten(tmp_path / "checkpoints" / "step_000002", change)
+    with pytest.raises(ValueError, match=f"^resume: .*state.json.*{said}"):
+        restore_state(tmp_path, one)
+
+
 def test_a_run_is_done_when_its_last_step_and_its_model_are_there(tmp_path):
     wanted, directory = opened(config(tmp_path))
     assert not is_trained(directory, wanted)
@@ -231,6 +259,17 @@ def test_the_clock_adds_up(monkeypatch):
         with clock(phase):
             assert shown[-1] == phase
     assert clock.seconds() == {"time/rollout": 1.5, "time/reward": 0.5, "time/step": 5.0}
+
+
+def test_c56_a_phase_that_is_entered_twice_adds_up(monkeypatch):
+    """Kind: a second measurement in a step replaces the first. A loop that samples again enters a phase twice."""
+    now = iter([10.0, 10.0, 11.5, 12.0, 12.5, 13.0, 15.0, 16.0])
+    monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
+    clock = Clock()
+    for phase in ("rollout", "reward", "rollout"):
+        with clock(phase):
+            pass
+    assert clock.seconds() == {"time/rollout": 3.5, "time/reward": 0.5, "time/step": 6.0}
 
 
 def test_settings_of_the_process():

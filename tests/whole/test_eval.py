@@ -188,6 +188,21 @@ def test_what_was_answered_is_for_the_same_evaluation_only(place, capsys, tmp_pa
     assert files(place / "part") == before
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"budget": 7, "brand_new": 1}', "other options or weights (brand_new, budget"),
+        ("{", "unfinished.json: not JSON"),
+    ],
+)
+def test_c62_a_part_of_another_version_is_a_sentence_that_names_what_differs(place, capsys, tmp_path, content, said):
+    """Kind: a file that is read back is taken to be of this version, and another one ends in a traceback."""
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "unfinished.json").write_text(content)
+    assert command.main(argv(place, tmp_path / "part")) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_problem_that_has_changed_is_asked_again(place, tmp_path, monkeypatch):
     data = Path(runs.write_problems(tmp_path / "data", num_test=9))
     cut_short(place, "changed", data_path=data)

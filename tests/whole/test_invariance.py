@@ -34,6 +34,8 @@ CASES = {
     "two prompts": {"max_tokens_per_microbatch": 1},  # fewer than ranks
     "one rank masked": {"max_tokens_per_microbatch": 1},
     "all masked": {},
+    "gaps": {"max_tokens_per_microbatch": 14},
+    "gaps, several updates": {"minibatch_size": 4, "num_epochs": 2, "max_tokens_per_microbatch": 14},
 }
 CUTS = list(CASES)[:3]
 
@@ -58,6 +60,8 @@ def experience(case: str) -> Batch:
         old_logprobs=torch.where(mask, -5 + draw(B, T), 0),
         prompt_index=list(range(B // 2)),
     )
+    if case.startswith("gaps"):
+        batch.prompt_index = [0, 5, 6, 8, 14]  # what filtering leaves of a larger step
     return batch.select([0, 1]) if case == "two prompts" else batch
 
 
@@ -65,7 +69,7 @@ def learned(case: str, loss: str, weighting: str, policy) -> dict:
     """Metrics and gradient of this rank's share (plain descent at rate 1: weights move by the gradient)."""
     batch = experience(case)
     mine = batch.select(list(range(distributed.rank(), len(batch.prompt_ids), distributed.world_size())))
-    options = {"max_tokens_per_microbatch": 4096, "learning_rate": 0.1 if case == "several updates" else 1.0}
+    options = {"max_tokens_per_microbatch": 4096, "learning_rate": 0.1 if "several updates" in case else 1.0}
     config = Config(
         **{"precision": "fp64", "group_size": 2, "max_new_tokens": 7, "kl_coef": 0.3, "max_grad_norm": 0.0}
         | {"loss": loss, "weighting": weighting, "clip_low": 0.5, "clip_high": 0.5}
@@ -139,6 +143,17 @@ def test_c01_c03_c04_any_world_size_gives_the_same_loss_and_gradient(alone, toge
         assert len(ranks) == len(COMBINATIONS) + len(CASES) - 1
         for case in ranks:
             assert_same(alone[case], ranks[case])
+
+
+@pytest.mark.parametrize("case", ["some cuts", "several updates"])
+def test_c55_groups_whose_numbers_have_gaps_are_all_learned_from(alone, together, case):
+    """Kind: what comes after the rewards assumes that a step has groups 0 to N - 1. Filtering leaves gaps.
+
+    Every group counts in gradient and denominator, on one rank and on several.
+    """
+    gaps = ("gaps, several updates" if case == "several updates" else "gaps", *FIRST[0])
+    for results in (alone, *together):
+        assert_same(alone[case, *FIRST[0]], results[gaps])
 
 
 def test_c01_gradients_are_equal_to_the_bit_on_all_ranks(together):

@@ -86,7 +86,7 @@ def finished(place) -> tuple[Path, str]:
 def test_a_run_leaves_its_files(finished):
     directory, _ = finished
     names = sorted(path.name for path in directory.iterdir())
-    files = ["config.yaml", "environment.json", "metrics.jsonl", "report.html"]
+    files = ["config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "report.html"]
     assert names == sorted([*files, "checkpoints", "curves", "eval", "final", "rollouts"])
     assert sorted(transcripts(directory)) == [f"step_{step:06d}.jsonl" for step in range(1, 7)]
     assert all(len(lines) == 16 for lines in transcripts(directory).values())
@@ -161,6 +161,18 @@ def test_without_options_it_is_the_demo(place, capsys):
     (rows,) = transcripts(place / "demo").values()
     assert len(rows) == 4 and all(row["completion"].startswith(("\n", " ")) for row in rows)
     assert set(rows[0]["rewards"]) == {"gsm8k.format", "gsm8k.correctness"}
+
+
+def test_c58_every_file_has_the_mode_that_umask_gives(finished):
+    """Kind: a library writes through a temporary file, which no other user may read.
+
+    Looked at: everything that a run leaves, weights of `final/` and of checkpoints too.
+    """
+    directory, _ = finished
+    umask = os.umask(0)
+    os.umask(umask)
+    modes = {str(path): path.stat().st_mode & 0o777 for path in directory.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o666 & ~umask}, modes
 
 
 def test_environment_is_recorded(finished):
@@ -387,6 +399,21 @@ def last_checkpoint(directory: Path) -> str:
     return kept(directory)[-1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
+def test_c59_a_signal_of_a_scheduler_finishes_the_step_and_saves(place, number):
+    """Kind: a signal that announces an end ends the process at once, and nothing is saved."""
+    name = f"announced_{int(number)}"
+    again = argv(place, name, num_steps=3, checkpoint_every=0)
+    process = runs.start(again, place / name, before=partial(_announced, number))
+    assert process.wait() == 0, process.stderr
+    assert kept(place / name) == ["step_000001"]
+
+
+def _announced(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)  # also where nohup has started the tests
+    at("grpo.update:Learner._step", 1, partial(send, number))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["sigint", "sigterm"])
 def test_a_signal_finishes_the_step_saves_and_ends_well(finished, place, number):
     directory, _ = finished
@@ -400,6 +427,36 @@ def test_a_signal_finishes_the_step_saves_and_ends_well(finished, place, number)
     assert not (place / name / "final").exists()
     runs.run(again, place / name)
     runs.assert_same_run(directory, place / name)
+
+
+def test_c65_a_stop_in_the_doctors_look_comes_before_the_first_step(place):
+    """Kind: work before the first step that has no bound: a stop signal waited for all of it, and for a step."""
+    again = argv(place, "looked", resume="auto")
+    process = runs.start(again, place / "looked", before=asked_to_stop("grpo.doctor.facts:examine", 1))
+    assert process.wait() == 0, process.stderr
+    assert "asked to stop before step 1; go on with --resume auto" in process.stderr
+    assert not list((place / "looked").iterdir())
+    runs.run(argv(place, "looked", num_steps=1), place / "looked")
+
+
+@pytest.mark.parametrize("changed", ["data", "model", "nothing"])
+def test_c63_what_changes_between_a_stop_and_a_resume_is_said_or_refused(tmp_path, changed, capsys):
+    """Kind: `config.yaml` names something that it does not hold; that changes, and the run goes on without a word."""
+    model, problems = runs.save_digits(tmp_path / "model"), runs.write_problems(tmp_path / "data")
+    capsys.readouterr()  # saving shows a bar
+    begun = flags(model, problems, tmp_path, "x", num_steps=1)
+    assert train.main(begun) == 0
+    if changed == "data":
+        runs.write_problems(tmp_path / "data", answer="1")
+    if changed == "model":
+        runs.save_digits(tmp_path / "model", seed=1)
+    capsys.readouterr()
+    code = train.main(flags(model, problems, tmp_path, "x", num_steps=2, resume="auto"))
+    said = capsys.readouterr().err
+    assert code == (2 if changed == "model" else 0)
+    assert ("train.py: error: model: the weights in" in said) == (changed == "model")
+    assert ("warning: data: the training problems of 'jsonl' have changed after step 1" in said) == (changed == "data")
+    assert len(metrics(tmp_path / "x")) == (1 if changed == "model" else 2)
 
 
 def test_what_learns_is_gone_before_the_group_it_sums_over(place, monkeypatch):
