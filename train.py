@@ -64,7 +64,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
         collector = Collector(config, problems, sampler, rewards)
         if reference:
             reference.remember(collector.trunk_ids)  # exemplars, once for all steps
-        check_planned(config, tokenizer)
+        check_planned(config, tokenizer, sampler.positions)
         distributed.on_main(lambda: diagnose.warn(config, policy.model, tokenizer, device))
         state, watch = restore_state(directory, learner), Watch(config)
         claim(directory, config, device)

@@ -5,8 +5,8 @@ test split. A tenth of the training lines (at most 500) is validation. Both are 
 one side. There is no prompt format here, hence no exemplars: write them into the prompts.
 
 Optional fields of a line: `stop`, a list of strings that end a completion (default none, so only EOS does), the same in
-all lines, and `question`, what a chat template is given (default the prompt). Every other field is found in
-`Problem.info`.
+all lines; `question`, what a chat template is given (default the prompt); `system`, the system turn that it is given
+(default none). Every other field is found in `Problem.info`.
 """
 
 import json

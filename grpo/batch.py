@@ -28,7 +28,7 @@ class Completions:
     sampling_logprobs: Tensor
     """[B,T]: log-probability of each sampled token, as the sampler saw it."""
     texts: list[str]
-    """B texts, cut before the stop string; special tokens removed."""
+    """B texts, cut before the stop string; without EOS and padding, other special tokens stay."""
 
 
 @dataclass

@@ -182,6 +182,7 @@ def _rules(c: Config) -> list[tuple[str, str, bool]]:
         ("seed", "below 2**63", c.seed < 2**63),
         ("ddp_timeout", "at most 1e9", c.ddp_timeout <= 1e9),  # in 64 bits, torch counts 9.2e9 s of nanoseconds
         ("run_name", "a plain name (letters, digits, _.+=,-)", bool(re.fullmatch(r"\w[\w.+=,-]*", c.run_name))),
+        ("rewards", "a tuple of names, not one text", not isinstance(c.rewards, str)),
         ("rewards", "one or more names, none twice", 0 < len(c.rewards) == len(set(c.rewards))),
         ("reward_weights", f"one number for each of {c.rewards}", len(c.reward_weights) == len(c.rewards)),
         ("reward_weights", "finite", all(map(math.isfinite, c.reward_weights))),

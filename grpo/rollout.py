@@ -21,6 +21,7 @@ from grpo.config import Config, lookup
 from grpo.dataloader import draw_prompts, encode_prompts, refuse_unequal, stop_strings
 from grpo.files import write_lines
 from grpo.metrics import Sums
+from grpo.policy import refuse_beyond_positions
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 from rewards.runner import RewardRunner
@@ -75,6 +76,7 @@ class Collector:
         self.prompt_ids = encode_prompts(
             problems, sampler.tokenizer, chat=config.chat, max_prompt_tokens=config.max_prompt_tokens
         )
+        refuse_beyond_positions(sampler.positions, self.prompt_ids, config.max_new_tokens, "max_new_tokens")
         self.trunk_ids = self.prompt_ids[0][: trunk_length(self.prompt_ids)]
         """What all prompts of the run begin with."""
 
@@ -144,11 +146,12 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     sums.add("completion/truncated", (~rollout.drawn.completions.finished).sum(), len(mask))
 
 
-def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
+def write_transcripts(path: str | Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
     """Write every completion of the step, over all ranks, as one JSON line in the order of prompts and samples.
 
     A failed reward is null. Rank 0 writes; the file appears whole or not at all.
     """
+    path = Path(path)
     G = rollout.rewards.shape[1]
     completions = rollout.drawn.completions
     finished = completions.finished.tolist()

@@ -76,8 +76,12 @@ class Learner:
             reference: frozen, called as a policy is (`reference.py`); None without KL.
 
         Raises:
-            ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown.
+            ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown, or an `auto` is not resolved.
         """
+        if config.max_tokens_per_microbatch == "auto":
+            raise ValueError(
+                "max_tokens_per_microbatch is 'auto': a Learner needs a number; `grpo.run.machine.resolve` gives one"
+            )
         self.config, self.reference = config, reference
         loss = lookup(LOSSES, config.loss, "loss")
         constants = [p.name for p in signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -117,9 +121,12 @@ class Learner:
             False if an update was left out because its gradient was not finite; a back-off of fp16's scaler is none.
 
         Raises:
-            ValueError: a single sequence needs more memory than there is.
+            ValueError: a single sequence needs more memory than there is, or the batch lacks what is learned from.
         """
         config = self.config
+        for name in ("advantages", "sampling_logprobs"):
+            if getattr(batch, name) is None:
+                raise ValueError(f"{name}: the batch has none, and a step can not be learned without them")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         sums.add("optim/lr", learning_rate(config, step), 1)

@@ -2,8 +2,16 @@
 
 from grpo.policy.attention import head_sizes
 from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory, save_model
-from grpo.policy.model import Policy, eos_ids, frozen_copy, scatter, token_logprobs
+from grpo.policy.model import (
+    Policy,
+    frozen_copy,
+    learned_positions,
+    refuse_beyond_positions,
+    scatter,
+    token_logprobs,
+)
 from grpo.policy.reference import Reference, remembers
+from grpo.policy.tokens import eos_ids, num_ids
 
 __all__ = [
     "EMBEDDED",
@@ -12,9 +20,12 @@ __all__ = [
     "eos_ids",
     "frozen_copy",
     "head_sizes",
+    "learned_positions",
     "load_policy",
     "load_shapes",
     "model_directory",
+    "num_ids",
+    "refuse_beyond_positions",
     "remembers",
     "save_model",
     "scatter",

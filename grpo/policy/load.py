@@ -6,17 +6,26 @@ sharded weights.
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from grpo.logprobs import linear_logprobs
 from grpo.policy.attention import TreeAttention
+from grpo.policy.directory import refuse_empty_tokenizer, refuse_no_model, refuse_quantized
 from grpo.policy.float64 import keep_float64
-from grpo.policy.model import Policy, refuse_unsupported
+from grpo.policy.model import Policy, refuse_precision, refuse_unsupported
 from grpo.tree import pack
 
 EMBEDDED = Path(__file__).parent.parent / "base_model"
@@ -47,18 +56,27 @@ def load_policy(
         ValueError: it can not be found or read, or it needs what is not supported.
     """
     transformers_logging.disable_progress_bar()
+    refuse_precision(precision)
     source, options = model_directory(path), {"revision": revision}
     dtype = torch.float64 if precision == "fp64" else torch.float32
+    refuse_no_model(path, source)
     with _one_sentence(path):
+        config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    refuse_quantized(path, config)
+    refuse_empty_tokenizer(path, tokenizer)
+    with _one_sentence(path):
         model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):  # transformers has drawn these at random
         kind = type(model).__name__
         raise ValueError(f"model: {path!r} lacks {len(missing)} weights of a {kind}, such as {missing[0]}")
+    refuse_quantized(path, config, report["unexpected_keys"])
+    refuse_unsupported(model, tokenizer)
+    own = own_logprobs(model)
     if precision == "fp64":
         keep_float64(model)
     policy = Policy(model, tokenizer, precision).train()
-    refuse_if_different(policy)
+    refuse_if_different(policy, own)
     if activation_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -72,9 +90,16 @@ def load_shapes(path: str, revision: str | None = None) -> tuple[PreTrainedModel
         ValueError: it can not be found or read, or it needs what is not supported.
     """
     source = model_directory(path)
+    refuse_no_model(path, source)
     with _one_sentence(path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, revision=revision))
+    refuse_quantized(path, config)
+    refuse_empty_tokenizer(path, tokenizer)
+    with _one_sentence(path), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        with suppress(OSError):  # not every model has one; what it names as EOS counts
+            model.generation_config = GenerationConfig.from_pretrained(source, revision=revision)
     refuse_unsupported(model, tokenizer)
     return model, tokenizer
 
@@ -85,7 +110,8 @@ def _one_sentence(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # files that do not fit together raise whatever their reader runs into
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = " ".join(str(error).split()) if first.endswith(":") else first
         raise ValueError(f"model: {path!r} can not be loaded, as a directory or from the hub: {reason}") from None
 
 
@@ -94,12 +120,13 @@ def model_directory(path: str) -> str:
     return str(EMBEDDED) if path == "embedded" else path
 
 
-def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
     """Write a Hugging Face directory (safetensors, configs, tokenizer), whole or not at all; replaces an older one.
 
     Raises:
         OSError: one sentence, when the disk is full or not writable.
     """
+    directory = Path(directory)
     temporary = directory.with_name(directory.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -112,22 +139,51 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Pa
         raise OSError(f"cannot write {directory} ({reason})") from error
 
 
+def _probe(vocabulary: int) -> tuple[list[int], list[list[int]]]:
+    """The small tree that forwards are compared on: a prompt and two completions of it."""
+    tokens = torch.randint(vocabulary, (9,), generator=torch.Generator().manual_seed(0)).tolist()
+    return tokens[:4], [tokens[4:7], tokens[7:]]
+
+
 @torch.no_grad()
-def refuse_if_different(policy: Policy) -> None:
-    """Compare tree attention and head with the model's own forward on a small tree; ValueError if they differ."""
-    tokens = torch.randint(policy.vocab_size, (9,), generator=torch.Generator().manual_seed(0)).tolist()
-    prompt, completions = tokens[:4], [tokens[4:7], tokens[7:]]
-    tree = pack([prompt], [completions])
-    with torch.autocast("cpu", enabled=False):
-        attention = TreeAttention(tree.position_ids, tree.subtree_end, policy.heads.per_key)
-        hidden = policy.hidden_states(tree.input_ids, tree.position_ids, attention)
-        ours, _ = linear_logprobs(hidden[tree.source], policy.model.get_output_embeddings().weight, tree.target)
-        plain = []
-        for completion in completions:
-            ids = torch.tensor([prompt + completion])
-            logprobs = torch.log_softmax(policy.model(input_ids=ids, use_cache=False).logits[0].to(ours.dtype), -1)
-            plain.append(logprobs[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0])
-    gap = float((ours - torch.cat(plain)).abs().max())
+def own_logprobs(model: PreTrainedModel) -> Tensor:
+    """[5] log-probabilities of `_probe` by the model's own forward in eval mode, before any part of it is replaced."""
+    prompt, completions = _probe(len(model.get_output_embeddings().weight))
+    training = model.training
+    model.eval()
+    plain = []
+    for completion in completions:
+        ids = torch.tensor([prompt + completion])
+        logits = model(input_ids=ids, use_cache=False).logits[0]
+        logprobs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+        plain.append(logprobs[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0])
+    model.train(training)
+    return torch.cat(plain)
+
+
+@torch.no_grad()
+def refuse_if_different(policy: Policy, own: Tensor) -> None:
+    """Compare tree attention, head and replaced parts with the model's own forward on a small tree.
+
+    Args:
+        policy: compared in train mode and in eval mode.
+        own: `own_logprobs` of its model, from before anything was replaced.
+
+    Raises:
+        ValueError: they differ.
+    """
+    head = policy.model.get_output_embeddings().weight
+    prompt, completions = _probe(len(head))
+    tree, training, gaps = pack([prompt], [completions]), policy.training, []
+    for mode in (True, False):
+        policy.train(mode)
+        with torch.autocast("cpu", enabled=False):
+            attention = TreeAttention(tree.position_ids, tree.subtree_end, policy.heads.per_key)
+            hidden = policy.hidden_states(tree.input_ids, tree.position_ids, attention)
+            ours, _ = linear_logprobs(hidden[tree.source], head, tree.target)
+        gaps.append((ours - own).abs().max())
+    policy.train(training)
+    gap = float(torch.stack(gaps).max())
     if not gap < 1e-3:
         raise ValueError(
             f"model: {type(policy.model).__name__} computes something that tree attention does not support: "

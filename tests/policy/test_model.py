@@ -26,7 +26,7 @@ from grpo.policy import (
 )
 from grpo.policy import model as policy_module
 from grpo.policy.float64 import keep_float64
-from grpo.policy.load import refuse_if_different
+from grpo.policy.load import own_logprobs, refuse_if_different
 from grpo.tree import pack
 from tests.fakes.models import (
     FAMILIES,
@@ -288,14 +288,16 @@ def test_an_unused_sliding_window_is_no_reason_to_refuse():
 @pytest.mark.parametrize(("family", "scale"), [("granite", "logits_scaling"), ("cohere", "logit_scale")])
 def test_a_model_that_computes_something_else_is_refused(family, scale):
     policy = tiny_policy(family, **{scale: 3.0})
+    own = own_logprobs(policy.model)
     with pytest.raises(ValueError, match="computes something that tree attention does not support"):
-        refuse_if_different(policy)
+        refuse_if_different(policy, own)
 
 
 @pytest.mark.parametrize("fault", ["blind to ancestors", "sees siblings", "NaN"])
 def test_attention_that_differs_is_noticed(fault, monkeypatch):
     policy = tiny_policy()
-    refuse_if_different(policy)
+    own = own_logprobs(policy.model)
+    refuse_if_different(policy, own)
     attend = attention.TreeAttention.attend
 
     def wrong(self, layer, query, key, value, scaling):
@@ -308,7 +310,7 @@ def test_attention_that_differs_is_noticed(fault, monkeypatch):
 
     monkeypatch.setattr(attention.TreeAttention, "attend", wrong)
     with pytest.raises(ValueError, match="computes something"):
-        refuse_if_different(policy)
+        refuse_if_different(policy, own)
 
 
 def test_loading_compares_with_the_plain_forward(tmp_path):
