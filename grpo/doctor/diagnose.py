@@ -17,13 +17,14 @@ from grpo.config import Config
 from grpo.doctor import memory, speed
 from grpo.doctor.check_algorithm import ALGORITHM_CHECKS
 from grpo.doctor.check_data import DATA_CHECKS
+from grpo.doctor.check_tokens import TOKEN_CHECKS
 from grpo.doctor.facts import Facts, Finding, gather, outline
 from grpo.policy import load_shapes
 
 AT_START = 500
 """Problems of each set that a run looks at when it begins; --check looks at all."""
 
-CHECKS = DATA_CHECKS + ALGORITHM_CHECKS
+CHECKS = DATA_CHECKS + TOKEN_CHECKS + ALGORITHM_CHECKS
 
 
 def diagnose(config: Config, facts: Facts) -> list[Finding]:

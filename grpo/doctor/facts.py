@@ -23,11 +23,12 @@ from grpo.config import Config, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.dataloader import encode_prompts, stop_strings
 from grpo.doctor.probes import Disagreement, RewardProbe, examine
+from grpo.doctor.tokens import TokenFacts, look_at_tokens
 from grpo.evaluation import protocol
 from grpo.evaluation.compare import problems_of
 from grpo.kl import KL
 from grpo.losses import LOSSES
-from grpo.policy import head_sizes
+from grpo.policy import head_sizes, learned_positions
 from grpo.run.machine import device_memory
 from grpo.tree import shared_prefix
 from grpo.weighting import WEIGHTINGS
@@ -52,6 +53,8 @@ class Sizes:
     vocabulary: int
     context: int | None
     """Most positions that it was made for; None: not said."""
+    learned_positions: bool = False
+    """They are a table: beyond its end nothing can be computed."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Facts:
     evaluations: tuple[Evaluation, ...] = ()
     graders: tuple[RewardProbe, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
+    tokens: TokenFacts = TokenFacts()
     errors: tuple[str, ...] = ()
     """Sentences that a run would end with before its first step."""
     world_size: int = 1
@@ -138,7 +142,6 @@ def gather(config: Config, model: nn.Module, tokenizer, device: torch.device, at
     return replace(
         outline(config, train, model, tokenizer, device, at_most),
         solution_tokens=tuple(sorted(map(len, tokenizer(worked).input_ids))) if worked else (),
-        stop=tuple(stop_strings(train)),
         also_shown=shown_and_asked(train),
         has_chat_template=bool(tokenizer.chat_template),
         evaluations=evaluations,
@@ -154,12 +157,15 @@ def outline(
     """The facts that decide whether a step fits: sizes of the model, prompts and memory; arguments as in `gather`."""
     seen = spread(train, at_most)
     encoded = encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)
+    stop = tuple(stop_strings(train))
     processes, (free, total) = distributed.world_size(), device_memory(device)
     return Facts(
         sizes=sizes(model),
         num_train=len(train),
         prompt_tokens=tuple(sorted(map(len, encoded))),
         shared_tokens=shared_prefix(encoded),
+        stop=stop,
+        tokens=look_at_tokens(model, tokenizer, config.chat, seen, encoded, stop),
         world_size=processes,
         sharing=1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
         device=device.type,
@@ -188,6 +194,7 @@ def sizes(model: nn.Module) -> Sizes:
         key_width=heads.width * heads.key_heads,
         vocabulary=len(head.weight),
         context=getattr(config, "max_position_embeddings", None),
+        learned_positions=learned_positions(model) is not None,
     )
 
 
