@@ -10,6 +10,7 @@ import pytest
 
 from grpo import config as module
 from grpo.config import Config, check_resumable, from_yaml, lookup, parse_args, to_yaml
+from grpo.evaluation.protocol import EvalOptions
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -166,3 +167,11 @@ def test_lookup_names_what_is_known():
     assert lookup(table, "rloo", "advantage") == 3
     with pytest.raises(ValueError, match="^advantage is 'rlo': must be one of grpo, dr_grpo, rloo; did you mean rloo"):
         lookup(table, "rlo", "advantage")
+
+
+def test_c54_one_text_is_not_a_list_of_names():
+    """The kind: a text where a list of texts is meant, taken letter by letter."""
+    with pytest.raises(ValueError, match="rewards is 'gsm8k.format': must be a tuple of names, not one text"):
+        Config(rewards="gsm8k.format", reward_weights=(1.0,))
+    with pytest.raises(ValueError, match="graders is 'marker': must be a tuple of names, not one text"):
+        EvalOptions(model="embedded", graders="marker")

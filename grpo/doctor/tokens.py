@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from data.problem import Problem
 from grpo.dataloader import fill_template, reads_clock, written_behind
-from grpo.policy import eos_ids
+from grpo.policy import eos_ids, special_tokens
 
 ANSWER = "The answer of an assistant"
 TAG = re.compile(r"[<\[]\|?/?(\w+)\|?[>\]]")
@@ -79,7 +79,7 @@ def _turn_end(tokenizer, ends: Sequence[int], stop: tuple[str, ...]) -> tuple[st
     ids = tokenizer(written, add_special_tokens=False).input_ids if written else []
     if not ids or set(ids) & set(ends) or any(string in written for string in stop):
         return "", ()
-    special = [i for i in ids if i in tokenizer.all_special_ids]
+    special = [i for i in ids if i in special_tokens(tokenizer).values()]
     return (tokenizer.convert_ids_to_tokens(special[0]), (special[0],)) if special else (written, ())
 
 
@@ -92,7 +92,8 @@ def _is_written(string: str, tokenizer) -> bool:
 def _tags(tokenizer) -> tuple[str, ...]:
     """Special tokens that look like tags, but for those that have a role, such as EOS: pairs <x> and </x>, or words."""
     roles = {str(x) for x in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)}
-    special = [token for token in tokenizer.all_special_tokens if token not in roles and TAG.fullmatch(token)]
+    by_id = sorted(special_tokens(tokenizer).items(), key=lambda item: item[1])
+    special = [token for token, _ in by_id if token not in roles and TAG.fullmatch(token)]
     closed = {token.replace("/", "") for token in special if "/" in token}
     worded = re.compile(r"think|reason|answer|solution|tool", re.IGNORECASE)
     return tuple(token for token in special if token.replace("/", "") in closed or worded.search(token))

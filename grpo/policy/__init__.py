@@ -11,7 +11,7 @@ from grpo.policy.model import (
     token_logprobs,
 )
 from grpo.policy.reference import Reference, remembers
-from grpo.policy.tokens import eos_ids, num_ids
+from grpo.policy.tokens import eos_ids, num_ids, special_tokens
 
 __all__ = [
     "EMBEDDED",
@@ -29,5 +29,6 @@ __all__ = [
     "remembers",
     "save_model",
     "scatter",
+    "special_tokens",
     "token_logprobs",
 ]

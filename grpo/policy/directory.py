@@ -9,6 +9,8 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from grpo.policy.tokens import special_tokens
+
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json", "*.bpe")
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 QUANTIZED = (".weight_scale", ".weight_scale_inv", ".qweight", ".qzeros", ".SCB", ".absmax", ".weight_packed")
@@ -87,6 +89,5 @@ def refuse_quantized(path: str, config: PretrainedConfig, unknown: Iterable[str]
 
 def refuse_empty_tokenizer(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError if a tokenizer has special tokens and no others: what is made where its files are missing."""
-    special = set(tokenizer.all_special_tokens)
-    if not set(tokenizer.get_vocab()) - special:
+    if not tokenizer.get_vocab().keys() - special_tokens(tokenizer).keys():
         raise ValueError(f"model: {path!r} has an empty tokenizer: its files (tokenizer.json) are missing or empty")

@@ -57,6 +57,8 @@ def load_policy(
     """
     transformers_logging.disable_progress_bar()
     refuse_precision(precision)
+    if device == "auto":
+        raise ValueError("device is 'auto': must be cpu or cuda where a model is loaded")
     source, options = model_directory(path), {"revision": revision}
     dtype = torch.float64 if precision == "fp64" else torch.float32
     refuse_no_model(path, source)

@@ -24,6 +24,12 @@ def absent_ids(tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
     return absent
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Every special token and its id: those with a role, such as EOS, and those that are only marked as special."""
+    marked = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return marked | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a completion: the tokenizer's, the model's and the generation config's."""
     ids: set[int] = set()
