@@ -68,7 +68,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
         collector = Collector(config, problems, sampler, rewards)
         if reference:
             reference.remember(collector.trunk_ids)  # the exemplars are computed once for all steps
-        final_dtype = look_ahead(config, policy, tokenizer, device, signals)
+        final_dtype = look_ahead(config, policy, tokenizer, sampler.positions, device, signals)
         state, watch = restore_state(directory, learner), Watch(config)
         stop_before(state, signals)
         commit = getattr(policy.model.config, "_commit_hash", None)
@@ -109,8 +109,10 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
     distributed.on_main(lambda: save_model(policy, tokenizer, directory / "final", final_dtype))
 
 
-def look_ahead(config: Config, policy: Policy, tokenizer, device: torch.device, signals: Signals) -> torch.dtype:
-    """Let show what would go wrong later: in evaluations, in writing `final/`, in what the doctor knows.
+def look_ahead(
+    config: Config, policy: Policy, tokenizer, positions: int | None, device: torch.device, signals: Signals
+) -> torch.dtype:
+    """Find what would go wrong later, before the first step: in evaluations, in writing `final/`, and by the doctor.
 
     Returns:
         the dtype for `final/`.
@@ -118,7 +120,7 @@ def look_ahead(config: Config, policy: Policy, tokenizer, device: torch.device, 
     Raises:
         ValueError: the run could not come to its end.
     """
-    check_planned(config, tokenizer)
+    check_planned(config, tokenizer, positions)
     dtype = distributed.on_main(
         lambda: prepare_saving(policy, tokenizer, config.model, config.revision, dtype=config.final_dtype)
     )

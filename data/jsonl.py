@@ -9,6 +9,7 @@ A line may have more fields:
 
 - `stop`: a list of strings that end a completion, the same in all lines. By default only EOS ends it.
 - `question`: the text for a chat template. By default this is the prompt.
+- `system`: the system turn for a chat template. By default there is none.
 - Every other field is passed on in `Problem.info`.
 """
 

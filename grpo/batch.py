@@ -28,7 +28,7 @@ class Completions:
     sampling_logprobs: Tensor
     """[B,T]: log-probability of each sampled token, as the sampler computed it."""
     texts: list[str]
-    """B texts, cut before the stop string, without special tokens."""
+    """B texts, cut before the stop string, without EOS and padding. Other special tokens stay."""
 
 
 @dataclass

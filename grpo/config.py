@@ -137,8 +137,8 @@ class Config:
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep; the best on validation is kept too. >= 1."""
     final_dtype: Literal["base", "float32"] = "base"
-    """Dtype of the weights in final/. base: that of the base model's files (bfloat16 halves the size and rounds what was
-    learned); float32: as it was learned."""
+    """Dtype of the weights in final/. base: that of the base model's files (bfloat16 halves the size, and rounds
+    what was learned); float32: as it was learned."""
     eval_every: int = 0
     """Steps between evaluations on validation; 0: never. >= 0."""
     eval_limit: int = 200
@@ -190,6 +190,7 @@ def _rules(c: Config) -> list[tuple[str, str, bool]]:
         ("seed", "below 2**63", c.seed < 2**63),
         ("ddp_timeout", "at most 1e9", c.ddp_timeout <= 1e9),  # torch counts nanoseconds in 64 bits: 9.2e9 s at most
         ("run_name", "a plain name (letters, digits, _.+=,-)", bool(re.fullmatch(r"\w[\w.+=,-]*", c.run_name))),
+        ("rewards", "a tuple of names, not one text", not isinstance(c.rewards, str)),
         ("rewards", "one or more names, none twice", 0 < len(c.rewards) == len(set(c.rewards))),
         ("reward_weights", f"one number for each of {c.rewards}", len(c.reward_weights) == len(c.rewards)),
         ("reward_weights", "finite", all(map(math.isfinite, c.reward_weights))),

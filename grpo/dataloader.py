@@ -4,14 +4,23 @@ A step's problems are a function of (seed, step), so a resumed run continues the
 out: where problems come from (`data/`).
 """
 
+import re
 import zlib
 from collections.abc import Sequence
+from datetime import datetime
 
 import numpy as np
 
 from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed
+
+DAY = datetime(2024, 7, 26)
+"""What a chat template that asks for the date (Llama 3.2, Granite) is told, on every day: the same seed has to give the
+same prompts, also to a run that is resumed and to all evaluations. It is the day that Llama 3.2 takes without a clock.
+"""
+DRAWS = re.compile(r"\|\s*random\b|\blipsum\b")
+"""What in a chat template draws at random."""
 
 
 def draw_prompts(num_problems: int, prompts_per_step: int, seed: int, step: int) -> list[int]:
@@ -35,17 +44,80 @@ def draw_prompts(num_problems: int, prompts_per_step: int, seed: int, step: int)
 
 
 def render(problem: Problem, tokenizer, chat: bool) -> str:
-    """The text that the policy completes: `problem.prompt`, or under `chat` its chat template, exemplars as turns."""
+    """The text that the policy completes: `problem.prompt`, or under `chat` its chat template, exemplars as turns.
+
+    A system prompt in `problem.info["system"]` is the first turn; without `chat` it is no part of the prompt.
+
+    Raises:
+        ValueError: the template can not render it, or leaves the system prompt out.
+    """
     if not chat:
         return problem.prompt
-    turns = []
+    turns, system = [], problem.info.get("system")
+    if system is not None:
+        if not isinstance(system, str):
+            raise ValueError(f"data: 'system' is {system!r}: must be a text, the system prompt, where chat is True")
+        turns.append({"role": "system", "content": system})
     for shot in problem.info.get("shots", []):
         turns += [
             {"role": "user", "content": shot["question"]},
             {"role": "assistant", "content": worked_answer(shot)},
         ]
     turns.append({"role": "user", "content": problem.info.get("question", problem.prompt)})
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = fill_template(tokenizer, turns, add_generation_prompt=True)
+    if system and system.strip() not in text:
+        raise ValueError(f"chat: the template of this tokenizer leaves the system prompt out ({system[:60]!r})")
+    return text
+
+
+def fill_template(tokenizer, turns: list[dict], *, add_generation_prompt: bool) -> str:
+    """What the tokenizer's chat template makes of these turns, on the day `DAY`; ValueError with its own words."""
+    asked: dict = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    try:
+        if reads_clock(tokenizer):
+            asked["chat_template"] = _clock_at(DAY) + tokenizer.get_chat_template()
+        return tokenizer.apply_chat_template(turns, **asked)
+    except Exception as error:  # whatever a template raises or runs into
+        reason = " ".join(str(error).split()) or type(error).__name__
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise ValueError(f"chat: the tokenizer's template can not render turns of {roles}: {reason}") from error
+
+
+def reads_clock(tokenizer) -> bool:
+    """Whether the tokenizer's chat template asks for the date."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+def _clock_at(moment: datetime) -> str:
+    """The beginning of a chat template whose `strftime_now` is a macro that always says this moment."""
+    letters = "aAbBcdDeFGHhIjklmMpPrRSTuUVwWxXyYZ"
+    codes = {f"%{flag}{letter}": moment.strftime(f"%{flag}{letter}") for letter in letters for flag in ("-", "")}
+    replaced = "".join(f" | replace({code!r}, {text!r})" for code, text in codes.items())
+    macro = "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}"
+    return macro + "{{ '' }}"  # or Jinja would take a line break away with which the template begins
+
+
+def tokenize(texts: Sequence[str], tokenizer, *, special: bool = True) -> list[list[int]]:
+    """Token ids of texts that are to be completed: nothing that a tokenizer writes behind a text (EOS) is in them.
+
+    Args:
+        texts: any number.
+        tokenizer: adds its own special tokens in front.
+        special: False: it adds none.
+    """
+    behind = len(written_behind(tokenizer)) if special else 0
+    ids = tokenizer(list(texts), add_special_tokens=special).input_ids
+    return [row[: len(row) - behind] for row in ids]
+
+
+def written_behind(tokenizer) -> list[int]:
+    """The special tokens that a tokenizer adds behind every text, such as EOS (`add_eos_token`); mostly none."""
+    for text in ("1", "a"):
+        plain, whole = (tokenizer([text], add_special_tokens=added).input_ids[0] for added in (False, True))
+        for start in range(len(whole) - len(plain) + 1 if plain else 0):
+            if whole[start : start + len(plain)] == plain:
+                return whole[start + len(plain) :]
+    return []
 
 
 def encode_prompts(
@@ -64,7 +136,8 @@ def encode_prompts(
         One int32 array per problem.
 
     Raises:
-        ValueError: a prompt is too long or has no token, or `chat` is True and the tokenizer has no template.
+        ValueError: a prompt is too long or has no token, or `chat` needs a template that is not there, raises or draws
+            at random.
     """
     encoded = encode_all(problems, tokenizer, chat)
     lengths = [len(row) for row in encoded]
@@ -85,14 +158,16 @@ def encode_all(problems: Sequence[Problem], tokenizer, chat: bool) -> list[np.nd
     """Tokenize prompts of any length.
 
     Raises:
-        ValueError: `chat` needs a template that is not there.
+        ValueError: `chat` needs a template that is not there, raises or draws at random.
     """
     if chat and not tokenizer.chat_template:
         raise ValueError("chat: True needs a tokenizer with a chat template, and this model's has none")
+    if chat and DRAWS.search(str(tokenizer.chat_template)):
+        raise ValueError("chat: the tokenizer's template draws at random, so no seed would give the same prompts again")
     texts = [render(problem, tokenizer, chat) for problem in problems]
     encoded: list[np.ndarray] = []
     for start in range(0, len(texts), 1024):
-        ids = tokenizer(texts[start : start + 1024], add_special_tokens=not chat).input_ids
+        ids = tokenize(texts[start : start + 1024], tokenizer, special=not chat)
         encoded += [np.asarray(row, dtype=np.int32) for row in ids]
     return encoded
 
@@ -120,7 +195,8 @@ def stop_strings(problems: Sequence[Problem]) -> list[str]:
     Raises:
         ValueError: problems have different stop strings. The sampler cuts all completions by the same ones.
     """
-    found = {tuple(sorted(set(problem.info.get("stop", [])))) for problem in problems}
+    given = [problem.info.get("stop", []) for problem in problems]
+    found = {tuple(sorted({stop} if isinstance(stop, str) else set(stop))) for stop in given}
     if len(found) > 1:
         several = " and ".join(str(list(stop)) for stop in sorted(found)[:2])
         raise ValueError(f"data: problems have different stop strings ({several}); all of a set must have the same")

@@ -35,6 +35,7 @@ def linear_logprobs(
     temperature: float = 1.0,
     chunk: int | None = None,
     compiled: bool = False,
+    absent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets, and the entropy, under `softmax(hidden @ weight.T / temperature)`.
 
@@ -46,6 +47,7 @@ def linear_logprobs(
         chunk: logits held at one time, in units of V. None chooses it by device and V. It changes memory and speed, and
             results only by rounding.
         compiled: compile the work on a tile's logits.
+        absent: [V] bool, ids outside of the softmax, whose probability is 0; None: all are inside.
 
     Returns:
         logprobs [M] and entropy [M] in nats, float32 (float64 for float64 inputs), both differentiable with respect to
@@ -58,7 +60,7 @@ def linear_logprobs(
         raise ValueError(f"temperature: {temperature} must be greater than 0 for log-probabilities")
     product_dtype = _product_dtype(hidden, weight)
     chunk = chunk or vocabularies_per_chunk(len(weight), hidden.device)
-    return _LinearLogprobs.apply(hidden, weight, targets, temperature, chunk, product_dtype, compiled)
+    return _LinearLogprobs.apply(hidden, weight, targets, temperature, chunk, product_dtype, compiled, absent)
 
 
 def vocabularies_per_chunk(V: int, device: torch.device) -> int:
@@ -77,8 +79,8 @@ class _LinearLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, chunk, product_dtype, compiled):
-        ctx.constants = temperature, chunk, product_dtype, compiled
+    def forward(ctx, hidden, weight, targets, temperature, chunk, product_dtype, compiled, absent):
+        ctx.constants = temperature, chunk, product_dtype, compiled, absent
         add = any_size(_add_tile) if compiled else _add_tile
         head, dtype = head_for(weight, product_dtype), torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropy, lse = (hidden.new_empty(len(hidden), dtype=dtype) for _ in range(3))
@@ -90,7 +92,7 @@ class _LinearLogprobs(torch.autograd.Function):
             for words in columns:
                 place, inside = _target_in(words, targets[rows], len(head))
                 z, mass = (_of_size(x, inputs, head[words]) for x in (logits, spare))
-                z = _tile_logits(inputs, head, words, len(weight), z)
+                z = _tile_logits(inputs, head, words, len(weight), z, absent)
                 sums = add(z, mass, place, inside, temperature, *sums)
             highest, total, weighted, score = sums
             lse[rows], entropy[rows] = highest + total.log(), total.log() - weighted / total
@@ -101,7 +103,7 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_logprobs: Tensor, d_entropy: Tensor):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
-        temperature, chunk, product_dtype, compiled = ctx.constants
+        temperature, chunk, product_dtype, compiled, absent = ctx.constants
         gradient = any_size(_tile_gradient) if compiled else _tile_gradient
         head = head_for(weight, product_dtype)
         d_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
@@ -113,11 +115,11 @@ class _LinearLogprobs(torch.autograd.Function):
             for words in columns:
                 place, inside = _target_in(words, targets[rows], len(head))
                 z, p = (_of_size(x, inputs, head[words]) for x in (logits, spare))
-                z = _tile_logits(inputs, head, words, len(weight), z)
+                z = _tile_logits(inputs, head, words, len(weight), z, absent)
                 d_logits = gradient(z, p, place, inside, temperature, *of_rows, product_dtype)
                 d_hidden[rows] += product(d_logits, head[words])
                 _accumulate(d_head[words], d_logits.t(), inputs)
-        return d_hidden.to(hidden.dtype), d_head[: len(weight)].to(weight.dtype), None, None, None, None, None
+        return d_hidden.to(hidden.dtype), d_head[: len(weight)].to(weight.dtype), *[None] * 6
 
 
 def _add_tile(
@@ -195,11 +197,15 @@ def _pads(weight: Tensor, dtype: torch.dtype) -> bool:
     return weight.is_cuda and dtype in (torch.bfloat16, torch.float16)
 
 
-def _tile_logits(inputs: Tensor, head: Tensor, words: slice, V: int, out: Tensor | None) -> Tensor:
-    """[m,D], [W,D] -> the logits [m,v] of a tile; `NO_WORD` for the rows that `head_for` added behind word V."""
+def _tile_logits(
+    inputs: Tensor, head: Tensor, words: slice, V: int, out: Tensor | None, absent: Tensor | None
+) -> Tensor:
+    """[m,D], [W,D] -> the logits [m,v] of a tile; `NO_WORD` where `absent`, and for rows that `head_for` added."""
     logits = product(inputs, head[words].t(), out)
     if words.stop > V:
         logits[:, max(0, V - words.start) :] = NO_WORD
+    if absent is not None:
+        logits[:, : V - words.start].masked_fill_(absent[words], NO_WORD)
     return logits
 
 

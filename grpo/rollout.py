@@ -27,6 +27,7 @@ from grpo.config import Config, lookup
 from grpo.dataloader import draw_prompts, encode_all, encode_prompts, refuse_unequal, skip_long, stop_strings
 from grpo.files import write_lines
 from grpo.metrics import Sums
+from grpo.policy import refuse_beyond_positions
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 from rewards.runner import RewardRunner
@@ -80,6 +81,7 @@ class Collector:
         self.advantage = lookup(ADVANTAGES, config.advantage, "advantage")
         self.stop = stop_strings(problems)
         self.problems, self.prompt_ids = encode_training(problems, sampler.tokenizer, config)
+        refuse_beyond_positions(sampler.positions, self.prompt_ids, config.max_new_tokens, "max_new_tokens")
         self.trunk_ids = self.prompt_ids[0][: trunk_length(self.prompt_ids)]
         """The trunk: the token prefix that all prompts of the run share, such as few-shot exemplars."""
 
@@ -168,12 +170,13 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     sums.add("completion/truncated", (~rollout.drawn.completions.finished).sum(), len(mask))
 
 
-def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
+def write_transcripts(path: str | Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
     """Write every completion of the step on all ranks, one JSON line each, ordered by prompt and sample.
 
     A failed reward is null; `prompt` is what the model was given, special tokens included.
     Rank 0 writes; the file appears whole or not at all.
     """
+    path = Path(path)
     G = rollout.rewards.shape[1]
     completions = rollout.drawn.completions
     finished = completions.finished.tolist()

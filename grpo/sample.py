@@ -10,6 +10,7 @@ from typing import Literal
 
 from data.prompts import STOP, completion_prompt
 from grpo import distributed, options
+from grpo.dataloader import tokenize
 from grpo.policy import load_policy
 from grpo.run.log import say
 from grpo.run.machine import precision_on, prepare
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
             text, stop = chosen.prompt if chosen.prompt is not None else sys.stdin.read(), chosen.stop
         policy, tokenizer = load_policy(chosen.model, device=device, precision=precision)
         completions = Sampler(policy, tokenizer).generate(
-            [tokenizer(text).input_ids],
+            tokenize([text], tokenizer),
             group_size=chosen.num,
             max_new_tokens=chosen.max_new_tokens,
             temperature=chosen.temperature,

@@ -83,8 +83,13 @@ class Learner:
 
         Raises:
             ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown, or a constant of the
-                loss has no option.
+                loss has no option, or an `auto`
+                is not resolved.
         """
+        if config.max_tokens_per_microbatch == "auto":
+            raise ValueError(
+                "max_tokens_per_microbatch is 'auto': a Learner needs a number; `grpo.run.machine.resolve` gives one"
+            )
         self.config, self.reference = config, reference
         loss = lookup(LOSSES, config.loss, "loss")
         correction = lookup(CORRECTIONS, config.sampler_correction, "sampler_correction")
@@ -124,9 +129,12 @@ class Learner:
             instead, this does not count as skipped.
 
         Raises:
-            ValueError: a single sequence needs more memory than there is.
+            ValueError: a single sequence needs more memory than there is, or the batch lacks what is learned from.
         """
         config = self.config
+        for name in ("advantages", "sampling_logprobs"):
+            if getattr(batch, name) is None:
+                raise ValueError(f"{name}: the batch has none, and a step can not be learned without them")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         sums.add("optim/lr", learning_rate(config, step), 1)

@@ -10,6 +10,7 @@ import pytest
 
 from grpo import config as module
 from grpo.config import Config, check_resumable, constants, from_yaml, lookup, parse_args, to_yaml
+from grpo.evaluation.protocol import EvalOptions
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -187,3 +188,11 @@ def test_a_constant_without_an_option_names_loss_constant_and_what_to_do():
         "loss sapo has the constant clip_hi, but no option has that name: "
         "add the field clip_hi to Config in grpo/config.py; did you mean clip_high?"
     )
+
+
+def test_c54_one_text_is_not_a_list_of_names():
+    """The kind: a text where a list of texts is meant, taken letter by letter."""
+    with pytest.raises(ValueError, match="rewards is 'gsm8k.format': must be a tuple of names, not one text"):
+        Config(rewards="gsm8k.format", reward_weights=(1.0,))
+    with pytest.raises(ValueError, match="graders is 'marker': must be a tuple of names, not one text"):
+        EvalOptions(model="embedded", graders="marker")

@@ -534,3 +534,13 @@ def test_moments_are_made_before_the_first_update_and_are_those_of_torch():
     assert all(map(torch.equal, *(one.parameters() for one in policies)))
     for mine, theirs in zip(*(made.optimizer.state.values() for made in (ours, torchs)), strict=True):
         assert mine.keys() == theirs.keys() and all(map(torch.equal, mine.values(), theirs.values()))
+
+
+def test_c54_what_a_step_can_not_be_learned_without_is_said():
+    """The kind: a value that a run would have settled or made, given to the library as it is."""
+    policy = tiny_policy(precision="fp64")
+    with pytest.raises(ValueError, match="max_tokens_per_microbatch is 'auto': a Learner needs a number"):
+        Learner(Config(), policy, None)
+    for name in ("advantages", "sampling_logprobs"):
+        with pytest.raises(ValueError, match=f"{name}: the batch has none"):
+            learner(policy).learn(replace(experience(), **{name: None}), 1, Sums())

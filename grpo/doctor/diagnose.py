@@ -22,13 +22,14 @@ from grpo.config import Config
 from grpo.doctor import memory, speed
 from grpo.doctor.check_algorithm import ALGORITHM_CHECKS
 from grpo.doctor.check_data import DATA_CHECKS
+from grpo.doctor.check_tokens import TOKEN_CHECKS
 from grpo.doctor.facts import Facts, Finding, gather, outline, wrong_algorithm
 from grpo.policy import load_shapes
 
 AT_START = 500
 """The number of problems in each set that a run checks when it begins. --check checks all."""
 
-CHECKS = DATA_CHECKS + ALGORITHM_CHECKS
+CHECKS = DATA_CHECKS + TOKEN_CHECKS + ALGORITHM_CHECKS
 
 
 def diagnose(config: Config, facts: Facts) -> list[Finding]:

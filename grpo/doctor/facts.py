@@ -24,11 +24,12 @@ from grpo.config import Config, constants, lookup, taken
 from grpo.corrections import CORRECTIONS
 from grpo.dataloader import encode_all, encode_prompts, skip_long, stop_strings
 from grpo.doctor.probes import LOOK_S, Disagreement, RewardProbe, examine
+from grpo.doctor.tokens import TokenFacts, look_at_tokens
 from grpo.evaluation import protocol
 from grpo.evaluation.compare import problems_of
 from grpo.kl import KL
 from grpo.losses import LOSSES
-from grpo.policy import head_sizes
+from grpo.policy import head_sizes, learned_positions
 from grpo.run.machine import device_memory
 from grpo.tree import shared_prefix
 from grpo.weighting import WEIGHTINGS
@@ -53,6 +54,8 @@ class Sizes:
     vocabulary: int
     context: int | None
     """The largest number of positions that the model was made for; None: unknown."""
+    learned_positions: bool = False
+    """They are a table: beyond its end nothing can be computed."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Facts:
     evaluations: tuple[Evaluation, ...] = ()
     graders: tuple[RewardProbe, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
+    tokens: TokenFacts = TokenFacts()
     errors: tuple[str, ...] = ()
     """Error messages that would end a run before its first step."""
     world_size: int = 1
@@ -161,7 +165,6 @@ def gather(
     return replace(
         outline(config, train, model, tokenizer, device, at_most),
         solution_tokens=tuple(sorted(map(len, tokenizer(worked).input_ids))) if worked else (),
-        stop=tuple(stop_strings(train)),
         also_shown=shown_and_asked(train),
         has_chat_template=bool(tokenizer.chat_template),
         evaluations=evaluations,
@@ -180,6 +183,7 @@ def outline(
         _, encoded = skip_long(seen, encode_all(seen, tokenizer, config.chat), config.max_prompt_tokens)
     else:
         encoded = encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)
+    stop = tuple(stop_strings(train))
     processes, (free, total) = distributed.world_size(), device_memory(device)
     return Facts(
         sizes=sizes(model),
@@ -187,6 +191,8 @@ def outline(
         left_out=len(seen) - len(encoded),
         prompt_tokens=tuple(sorted(map(len, encoded))),
         shared_tokens=shared_prefix(encoded),
+        stop=stop,
+        tokens=look_at_tokens(model, tokenizer, config.chat, seen, encoded, stop),
         world_size=processes,
         sharing=1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
         device=device.type,
@@ -215,6 +221,7 @@ def sizes(model: nn.Module) -> Sizes:
         key_width=heads.width * heads.key_heads,
         vocabulary=len(head.weight),
         context=getattr(config, "max_position_embeddings", None),
+        learned_positions=learned_positions(model) is not None,
     )
 
 

@@ -23,7 +23,7 @@ from grpo.evaluation.protocol import EvalOptions, planned
 from grpo.evaluation.transcribe import Interrupted, say_progress, transcribe
 from grpo.files import write_lines
 from grpo.options import read_yaml, write_yaml
-from grpo.policy import load_policy, load_shapes, model_directory
+from grpo.policy import learned_positions, load_policy, load_shapes, model_directory, refuse_beyond_positions
 from grpo.run.hosts import at_hand
 from grpo.sampler import Sampler
 
@@ -36,22 +36,28 @@ def problems_of(options: EvalOptions, shots: int) -> list[Problem]:
     return problems[: options.limit or None]
 
 
-def check_planned(config: Config, tokenizer) -> None:
+def check_planned(config: Config, tokenizer, positions: int | None = None) -> None:
     """Load what a run's evaluations will need, so that a mistake shows before the first step instead of after the last.
+
+    Args:
+        config: the run's.
+        tokenizer: its model's.
+        positions: that its model has learned (`learned_positions`); None: no bound.
 
     Raises:
         ValueError: a grader is unknown, a split or its exemplars are missing, or a prompt is too long.
     """
     for options in planned(config):
-        prepare(options, [tokenizer])
+        prepare(options, [(tokenizer, positions)], "max_new_tokens")
 
 
-def prepare(options: EvalOptions, tokenizers: Sequence) -> dict[int, list[Problem]]:
+def prepare(options: EvalOptions, models: Sequence[tuple], option: str = "budget") -> dict[int, list[Problem]]:
     """Load the problems, and check every option that can be mistyped.
 
     Args:
         options: of the evaluation.
-        tokenizers: of all models to be evaluated; every prompt must fit with each of them.
+        models: (tokenizer, learned positions or None) of all models; every prompt must fit with each of them.
+        option: the one that says how many new tokens there are, for the message.
 
     Returns:
         {number of shots: its problems}.
@@ -61,9 +67,10 @@ def prepare(options: EvalOptions, tokenizers: Sequence) -> dict[int, list[Proble
     """
     grading.check_graders((*options.graders, options.format))
     problems = {shots: problems_of(options, shots) for shots in options.shots}
-    for tokenizer in tokenizers:
+    for tokenizer, positions in models:
         for asked in problems.values():
-            encode_prompts(asked, tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens)
+            ids = encode_prompts(asked, tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens)
+            refuse_beyond_positions(positions, ids, options.budget, option)
     return problems
 
 
@@ -114,7 +121,8 @@ def _compare_models(
     sources = {name: model_directory(path) for name, (path, _) in models.items()}
     ingredients = distributed.on_main(lambda: transcripts.made_of(options, precision, sources))
     answered = distributed.on_main(lambda: transcripts.left(out, ingredients, instead))
-    problems = prepare(options, [_named(name, load_shapes, *where)[1] for name, where in models.items()])
+    shapes = [_named(name, load_shapes, *where) for name, where in models.items()]
+    problems = prepare(options, [(tokenizer, learned_positions(model)) for model, tokenizer in shapes])
     if len(models) > 1:  # tuned weights that cannot be read must fail now, not after the base model has answered
         _named("tuned", load_policy, options.tuned, device=device, precision=precision)
     distributed.on_main(lambda: transcripts.begin(out, ingredients, instead))

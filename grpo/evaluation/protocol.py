@@ -81,6 +81,8 @@ class EvalOptions:
             raise ValueError(f"threshold is {self.threshold}: must be None, or finite")
         if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"shots is {self.shots}: must be whole numbers >= 0, none twice")
+        if isinstance(self.graders, str):
+            raise ValueError(f"graders is {self.graders!r}: must be a tuple of names, not one text")
         if not self.graders or len(set(self.graders)) < len(self.graders):
             raise ValueError(f"graders is {self.graders}: must be one or more names, none twice")
         if not 0 <= self.temperature < math.inf or (self.samples > 1 and self.temperature == 0):

@@ -5,8 +5,16 @@ Most other code needs only the names listed here. Left out: drawing completions 
 
 from grpo.policy.attention import head_sizes
 from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory, prepare_saving, save_model
-from grpo.policy.model import Policy, eos_ids, frozen_copy, scatter, token_logprobs
+from grpo.policy.model import (
+    Policy,
+    frozen_copy,
+    learned_positions,
+    refuse_beyond_positions,
+    scatter,
+    token_logprobs,
+)
 from grpo.policy.reference import Reference, remembers
+from grpo.policy.tokens import eos_ids, num_ids, special_tokens
 
 __all__ = [
     "EMBEDDED",
@@ -15,12 +23,16 @@ __all__ = [
     "eos_ids",
     "frozen_copy",
     "head_sizes",
+    "learned_positions",
     "load_policy",
     "load_shapes",
     "model_directory",
     "prepare_saving",
+    "num_ids",
+    "refuse_beyond_positions",
     "remembers",
     "save_model",
     "scatter",
+    "special_tokens",
     "token_logprobs",
 ]

@@ -7,7 +7,7 @@ much as what is written there, so MLPs and the rotation of positions make do wit
 autocast, where transformers' forwards stay.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ def keep_less(model: nn.Module) -> None:
     for module in model.modules():
         if _is_norm(module):
             module.forward = MethodType(norm_forward, module)
-        elif is_gated(module):
+        elif _is_plain_mlp(module):
             module.forward = MethodType(_gated_forward, module)
         elif _is_rotated(module):
             module.forward = MethodType(_attention_forward, module)
@@ -43,8 +43,35 @@ def _is_norm(module: nn.Module) -> bool:
     if weight.is_meta:
         return False
     x = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)
-    with torch.no_grad():
-        return torch.allclose(module(x), norm_forward(module, x), atol=1e-5)
+    return _has_only(module, ("weight",)) and _same(module, norm_forward, x)
+
+
+def _is_plain_mlp(module: nn.Module) -> bool:
+    """Whether it is what `is_gated` says, by its numbers: names do not show a norm or a factor between the products."""
+    if not is_gated(module) or module.gate_proj.weight.is_meta or not _has_only(module, [f"{x}.weight" for x in GATED]):
+        return False
+    weight = module.gate_proj.weight
+    x = torch.linspace(-1, 2, 3 * weight.shape[1], dtype=weight.dtype, device=weight.device).view(1, 3, -1)
+    return _same(module, _gated_forward, x * x.new_tensor([0.01, 1, 100])[:, None])  # bounds show on large inputs alone
+
+
+def _has_only(module: nn.Module, names: Sequence[str]) -> bool:
+    """Whether it has no weight beside these: one that is now 0 would show in no number, and be trained."""
+    return {name for name, _ in (*module.named_parameters(), *module.named_buffers())} <= set(names)
+
+
+@torch.no_grad()
+def _same(module: nn.Module, ours: Callable[..., Any], *inputs: Tensor, **named: object) -> bool:
+    """Whether `ours` gives what the module's own forward gives, row by row, in train mode and in eval mode."""
+    modes = {part: part.training for part in module.modules()}
+    got, same = ours(module, *inputs, **named), True
+    for mode in (True, False):
+        expected, found = (x[0] if isinstance(x, tuple) else x for x in (module.train(mode)(*inputs, **named), got))
+        off, size = ((x.abs().amax(-1)) for x in (found - expected, expected))
+        same = same and bool((off <= 1e-4 * size).all())
+    for part, training in modes.items():
+        part.training = training
+    return same
 
 
 def is_gated(module: nn.Module) -> bool:
@@ -73,10 +100,9 @@ def _is_rotated(module: nn.Module) -> bool:
     if not rotates(module) or module.q_proj.weight.is_meta:
         return False
     x, cos, sin = probe(module, module.q_proj.weight.dtype)
+    parts = [f"{name}_proj.{kind}" for name in "qkvo" for kind in ("weight", "bias")]
     inputs = {"hidden_states": x, "position_embeddings": (cos, sin), "attention_mask": None}
-    with torch.no_grad():
-        expected, ours = module(**inputs)[0], _attention_forward(module, **inputs)[0]
-    return bool((ours - expected).abs().max() <= 1e-4 * expected.abs().max())
+    return _has_only(module, [*parts, "q_norm.weight", "k_norm.weight"]) and _same(module, _attention_forward, **inputs)
 
 
 def norm_forward(module: nn.Module, hidden: Tensor) -> Tensor:

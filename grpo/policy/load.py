@@ -8,10 +8,11 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,8 +26,9 @@ from transformers.utils import logging as transformers_logging
 from grpo.files import give_usual_mode, write_whole
 from grpo.logprobs import linear_logprobs
 from grpo.policy.attention import TreeAttention
+from grpo.policy.directory import refuse_empty_tokenizer, refuse_no_model, refuse_quantized
 from grpo.policy.float64 import keep_float64
-from grpo.policy.model import Policy, refuse_unsupported
+from grpo.policy.model import Policy, refuse_precision, refuse_unsupported
 from grpo.tree import pack
 
 EMBEDDED = Path(__file__).parent.parent / "base_model"
@@ -63,18 +65,29 @@ def load_policy(
         ValueError: the model cannot be found or read, lacks weights, or needs something that is not supported.
     """
     transformers_logging.disable_progress_bar()
+    refuse_precision(precision)
+    if device == "auto":
+        raise ValueError("device is 'auto': must be cpu or cuda where a model is loaded")
     source, options = model_directory(path), {"revision": revision}
     dtype = torch.float64 if precision == "fp64" else torch.float32
+    refuse_no_model(path, source)
     with _one_sentence(path):
+        config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    refuse_quantized(path, config)
+    refuse_empty_tokenizer(path, tokenizer)
+    with _one_sentence(path):
         model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):  # transformers filled these at random
         kind = type(model).__name__
         raise ValueError(f"model: {path!r} lacks {len(missing)} weights of a {kind}, such as {missing[0]}")
+    refuse_quantized(path, config, report["unexpected_keys"])
+    refuse_unsupported(model, tokenizer)
+    own = own_logprobs(model)
     if precision == "fp64":
         keep_float64(model)
     policy = Policy(model, tokenizer, precision).train()
-    refuse_if_different(policy)
+    refuse_if_different(policy, own)
     if activation_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -91,9 +104,16 @@ def load_shapes(path: str, revision: str | None = None) -> tuple[PreTrainedModel
         ValueError: the model cannot be found or read, or needs something that is not supported.
     """
     source = model_directory(path)
+    refuse_no_model(path, source)
     with _one_sentence(path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, revision=revision))
+    refuse_quantized(path, config)
+    refuse_empty_tokenizer(path, tokenizer)
+    with _one_sentence(path), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        with suppress(OSError):  # not every model has one; what it names as EOS counts
+            model.generation_config = GenerationConfig.from_pretrained(source, revision=revision)
     refuse_unsupported(model, tokenizer)
     return model, tokenizer
 
@@ -104,7 +124,8 @@ def _one_sentence(path: str, what: str = "can not be loaded, as a directory or f
     try:
         yield
     except Exception as error:  # inconsistent files raise errors of many types
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = " ".join(str(error).split()) if first.endswith(":") else first
         raise ValueError(f"model: {path!r} {what}: {reason}") from None
 
 
@@ -155,7 +176,7 @@ def _keep_savable(model: PreTrainedModel, place: str) -> None:
 
 
 def save_model(
-    policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype | None = None
+    policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: str | Path, dtype: torch.dtype | None = None
 ) -> None:
     """Write a Hugging Face directory (safetensors, configs, tokenizer), whole or not at all; replaces an older one.
 
@@ -165,7 +186,7 @@ def save_model(
     Raises:
         OSError: the disk is full or not writable; the message is one sentence.
     """
-    dtype = dtype or policy.model.dtype
+    directory, dtype = Path(directory), dtype or policy.model.dtype
     temporary = directory.with_name(directory.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -194,26 +215,51 @@ def _in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Ten
     return state
 
 
+def _probe(vocabulary: int) -> tuple[list[int], list[list[int]]]:
+    """The small tree that forwards are compared on: a prompt and two completions of it."""
+    tokens = torch.randint(vocabulary, (9,), generator=torch.Generator().manual_seed(0)).tolist()
+    return tokens[:4], [tokens[4:7], tokens[7:]]
+
+
 @torch.no_grad()
-def refuse_if_different(policy: Policy) -> None:
-    """Compare tree attention and head with the model's own forward on a small tree.
+def own_logprobs(model: PreTrainedModel) -> Tensor:
+    """[5] log-probabilities of `_probe` by the model's own forward in eval mode, before any part of it is replaced."""
+    prompt, completions = _probe(len(model.get_output_embeddings().weight))
+    training = model.training
+    model.eval()
+    plain = []
+    for completion in completions:
+        ids = torch.tensor([prompt + completion])
+        logits = model(input_ids=ids, use_cache=False).logits[0]
+        logprobs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+        plain.append(logprobs[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0])
+    model.train(training)
+    return torch.cat(plain)
+
+
+@torch.no_grad()
+def refuse_if_different(policy: Policy, own: Tensor) -> None:
+    """Compare tree attention, head and replaced parts with the model's own forward on a small tree.
+
+    Args:
+        policy: compared in train mode and in eval mode.
+        own: `own_logprobs` of its model, from before anything was replaced.
 
     Raises:
-        ValueError: log-probabilities are NaN, or differ by 1e-3 nats or more.
+        ValueError: they differ.
     """
-    tokens = torch.randint(policy.vocab_size, (9,), generator=torch.Generator().manual_seed(0)).tolist()
-    prompt, completions = tokens[:4], [tokens[4:7], tokens[7:]]
-    tree = pack([prompt], [completions])
-    with torch.autocast("cpu", enabled=False):
-        attention = TreeAttention(tree.position_ids, tree.subtree_end, policy.heads.per_key)
-        hidden = policy.hidden_states(tree.input_ids, tree.position_ids, attention)
-        ours, _ = linear_logprobs(hidden[tree.source], policy.model.get_output_embeddings().weight, tree.target)
-        plain = []
-        for completion in completions:
-            ids = torch.tensor([prompt + completion])
-            logprobs = torch.log_softmax(policy.model(input_ids=ids, use_cache=False).logits[0].to(ours.dtype), -1)
-            plain.append(logprobs[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0])
-    gap = float((ours - torch.cat(plain)).abs().max())
+    head = policy.model.get_output_embeddings().weight
+    prompt, completions = _probe(len(head))
+    tree, training, gaps = pack([prompt], [completions]), policy.training, []
+    for mode in (True, False):
+        policy.train(mode)
+        with torch.autocast("cpu", enabled=False):
+            attention = TreeAttention(tree.position_ids, tree.subtree_end, policy.heads.per_key)
+            hidden = policy.hidden_states(tree.input_ids, tree.position_ids, attention)
+            ours, _ = linear_logprobs(hidden[tree.source], head, tree.target)
+        gaps.append((ours - own).abs().max())
+    policy.train(training)
+    gap = float(torch.stack(gaps).max())
     if not gap < 1e-3:
         raise ValueError(
             f"model: {type(policy.model).__name__} computes something that tree attention does not support: "

@@ -7,6 +7,8 @@ library's attention interface, such as the Llama, Qwen2, Qwen3 and Mistral famil
 """
 
 import copy
+import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -16,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.batch import Batch
 from grpo.logprobs import linear_logprobs
-from grpo.policy import attention_flex
+from grpo.policy import attention_flex, tokens
 from grpo.policy.attention import Attention, KeysValues, TreeAttention, head_sizes
 from grpo.policy.lean import keep_less, norms_made_again
 from grpo.tree import PackedTree, pack
@@ -34,20 +36,23 @@ class Policy(nn.Module):
 
         Args:
             model: a decoder with an output head.
-            tokenizer: output rows beyond its vocabulary are never used.
+            tokenizer: ids that it lacks are never sampled, and are outside of every softmax.
             precision: a key of `AUTOCAST`.
 
         Raises:
-            ValueError: the model needs something that is not supported.
+            ValueError: the model needs what is not supported, or `precision` is unknown.
         """
         super().__init__()
+        refuse_precision(precision)
         refuse_unsupported(model, tokenizer)
         model.set_attn_implementation("tree")
         remove_dropout(model)
         if AUTOCAST[precision] is None:
             keep_less(model)
         self.model = model
-        self.vocab_size = len(tokenizer)
+        self.vocab_size = tokens.num_ids(tokenizer)
+        self.register_buffer("absent", tokens.absent_ids(tokenizer), persistent=False)
+        """[V] bool: ids below the highest one that no token has; None: there are none."""
         self.autocast_dtype = AUTOCAST[precision]
         self.compiled = False
         self.heads = head_sizes(model)
@@ -118,7 +123,9 @@ class Policy(nn.Module):
         with self.autocast(), nullcontext() if as_written else norms_made_again():
             hidden = self._run_layers(tree.input_ids[known:], tree.position_ids[known:], attention)
             hidden = hidden[tree.source - known]  # a GPU sums this gradient in a fixed order
-            return linear_logprobs(hidden, self.head, tree.target, temperature, compiled=self.compiled)
+            return linear_logprobs(
+                hidden, self.head, tree.target, temperature, compiled=self.compiled, absent=self.absent
+            )
 
 
 def token_logprobs(policy: nn.Module, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -157,13 +164,38 @@ def frozen_copy(policy: Policy) -> Policy:
     return frozen
 
 
-def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a completion: the EOS tokens of the tokenizer, the config and the generation config."""
-    ids: set[int] = set()
-    for source in (tokenizer, model.config, model.generation_config):
-        value = getattr(source, "eos_token_id", None)
-        ids.update([value] if isinstance(value, int) else value or [])
-    return sorted(i for i in ids if i >= 0)
+def refuse_precision(precision: str) -> None:
+    """Raise ValueError if a precision is none; `auto` has to be resolved before."""
+    if precision not in AUTOCAST:
+        raise ValueError(f"precision is {precision!r}: must be one of {', '.join(AUTOCAST)} where a model is loaded")
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """How many positions a model has a learned table for (GPT-2, OPT); None: it computes them (rotary), or has none."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not most:
+        return None
+    # A table may have a few rows more than positions: OPT's first two are for padding.
+    named = [(name, x) for name, x in (*model.named_parameters(), *model.named_buffers())]
+    tables = [x for name, x in named if re.search(r"wpe|pos", name) and x.dim() >= 2 and most <= len(x) <= most + 16]
+    return most if tables else None
+
+
+def refuse_beyond_positions(positions: int | None, prompt_ids: Sequence, new_tokens: int, option: str) -> None:
+    """Raise ValueError if prompts and so many new tokens go beyond what `learned_positions` says.
+
+    Args:
+        positions: of the model; None: no bound.
+        prompt_ids: token lists.
+        new_tokens: of a completion, at most.
+        option: that says so, for the message.
+    """
+    longest = max(map(len, prompt_ids), default=0)
+    if positions is not None and longest + new_tokens > positions:
+        raise ValueError(
+            f"{option}: prompts of up to {longest} tokens and {new_tokens} new ones go beyond the {positions} "
+            f"positions that the model has learned; at most {max(0, positions - longest)} new ones fit"
+        )
 
 
 def remove_dropout(model: PreTrainedModel) -> None:
@@ -196,8 +228,8 @@ def refuse_unsupported(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         needs = "its own attention code; only decoders that use transformers' attention interface work"
     elif not isinstance(head, nn.Linear) or head.bias is not None:
         needs = "an output head other than one linear layer without bias"
-    elif len(tokenizer) > len(head.weight):
-        needs = f"{len(tokenizer)} output rows for its tokenizer, and has {len(head.weight)}"
+    elif tokens.num_ids(tokenizer) > len(head.weight):
+        needs = f"{tokens.num_ids(tokenizer)} output rows for its tokenizer, and has {len(head.weight)}"
     else:
         return
     raise ValueError(f"model: {type(model).__name__} needs {needs}, which is not supported")

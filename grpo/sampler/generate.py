@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.batch import Completions
-from grpo.policy import Policy, eos_ids, frozen_copy
+from grpo.policy import Policy, eos_ids, frozen_copy, learned_positions, refuse_beyond_positions
 from grpo.sampler.draw import Draw
 from grpo.sampler.rows import Rows
 from grpo.sampler.stops import StopStrings
@@ -47,6 +47,7 @@ class Sampler:
         self.tokenizer = tokenizer
         self.is_eos = torch.zeros(policy.vocab_size, dtype=torch.bool)
         self.is_eos[[i for i in eos_ids(policy.model, tokenizer) if i < policy.vocab_size]] = True
+        self.positions = learned_positions(policy.model)
         self.check_every = CHECK_EVERY[policy.device.type]
         self.rows = Rows(self.policy, own=self.policy is not policy, kernels=kernels)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
@@ -68,7 +69,7 @@ class Sampler:
         seed: int,
         step: int,
         prompt_index: Sequence[int] | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         purpose: str = "train",
         max_rows: int | None = None,
         trunk_tokens: int | None = None,
@@ -76,13 +77,13 @@ class Sampler:
         """Draw `group_size` completions of every prompt.
 
         Args:
-            prompt_ids: N token lists, none empty; the prefixes that they share are computed once.
+            prompt_ids: N token lists, none empty, or a tensor of N rows; prefixes that they share are computed once.
             group_size: G, completions per prompt.
             max_new_tokens: the most tokens of a completion, including the one that ends it.
             temperature: divides the logits. 0 means greedy; its log-probabilities are those at temperature 1.
             seed, step: of the run; the uniforms are a function of them and of `prompt_index`.
             prompt_index: N numbers, the place of each prompt in the step over all ranks; default 0..N-1.
-            stop: strings that end a completion.
+            stop: strings that end a completion, or one string.
             purpose: `train` or `evaluation`, which draw different uniforms.
             max_rows: the most rows in flight at one time, but at least one group; further prompts join as rows end.
                 None: all.
@@ -94,17 +95,19 @@ class Sampler:
             Completions of B = N * G rows; row `i * G + j` is sample j of prompt i, and T is the longest row's length.
 
         Raises:
-            ValueError: a prompt or a stop string is empty, a size is below 1, or `temperature` below 0.
+            ValueError: a prompt is no list of the model's token ids; a prompt or a stop string is empty; a size is
+                below 1, `temperature` below 0, or a completion would go beyond learned positions.
         """
         sizes = {"group_size": (group_size, 1), "max_new_tokens": (max_new_tokens, 1), "temperature": (temperature, 0)}
         for name, (value, least) in sizes.items():
             if value < least:
                 raise ValueError(f"{name}: {value} must be at least {least}")
-        if not prompt_ids or any(len(prompt) == 0 for prompt in prompt_ids):
-            raise ValueError("prompt_ids: needs at least one prompt, and every prompt needs at least one token")
+        prompt_ids = _token_lists(prompt_ids, len(self.policy.model.get_input_embeddings().weight))
+        refuse_beyond_positions(self.positions, prompt_ids, max_new_tokens, "max_new_tokens")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         index = list(range(len(prompt_ids))) if prompt_index is None else list(prompt_index)
         draw = Draw(seed, purpose, step, temperature)
-        generation = _Generation(self, prompt_ids, index, group_size, max_new_tokens, self.stop_strings(tuple(stop)))
+        generation = _Generation(self, prompt_ids, index, group_size, max_new_tokens, self.stop_strings(stop))
         with torch.inference_mode():  # a tenth faster than no_grad, because operations are small
             trunk = trunk_length(prompt_ids) if trunk_tokens is None else trunk_tokens
             generation.run(draw, max_rows or len(prompt_ids) * group_size, trunk)
@@ -113,8 +116,25 @@ class Sampler:
     def stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
         """The matcher for these strings. It is made once, because that looks at every word of the vocabulary."""
         if stop not in self._stops:
-            self._stops[stop] = StopStrings(self.tokenizer, stop)
+            self._stops[stop] = StopStrings(self.tokenizer, stop, self.is_eos.nonzero().flatten().tolist())
         return self._stops[stop]
+
+
+def _token_lists(prompt_ids: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
+    """Prompts as lists of ids below `rows`, from lists, arrays or a tensor; ValueError if they are something else."""
+    prompts = prompt_ids.tolist() if isinstance(prompt_ids, Tensor) else list(prompt_ids)
+    prompts = [prompt.tolist() if hasattr(prompt, "tolist") else prompt for prompt in prompts]
+    for prompt in prompts:
+        if not isinstance(prompt, list | tuple) or any(isinstance(token, str | list | tuple) for token in prompt):
+            wanted = "must be a list of prompts, each a list of token ids; texts are encoded with the tokenizer first"
+            raise ValueError(f"prompt_ids: {str(prompt)[:60]!r} is no prompt: {wanted}")
+    if not prompts or not all(prompts):
+        raise ValueError("prompt_ids: there has to be a prompt, and every prompt needs at least one token")
+    lowest, highest = min(map(min, prompts)), max(map(max, prompts))
+    if lowest < 0 or highest >= rows:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"prompt_ids: token id {wrong} is not one of the model's, which are 0 to {rows - 1}")
+    return prompts
 
 
 class _Generation:

@@ -24,11 +24,14 @@ from grpo.sampler.cache import DecodeAttention
 
 @torch.no_grad()
 def fits(policy: Policy) -> bool:
-    """Whether a policy's decoder is of Llama's form, by its parts' names and by what its first layer computes."""
+    """Whether a policy's decoder is of Llama's form, by its parts' names and by what every layer computes."""
     if not policy.layers or not all(map(_named_as_usual, policy.layers)):
         return False
-    layer, mix = policy.layers[0], _Mix()
-    x, cos, sin = probe(layer.self_attn, policy.head.dtype)
+    return all(_is_usual(layer, policy) for layer in policy.layers)
+
+
+def _is_usual(layer: nn.Module, policy: Policy) -> bool:
+    mix, (x, cos, sin) = _Mix(), probe(layer.self_attn, policy.head.dtype)
     with policy.autocast():
         expected = layer.forward(x, position_embeddings=(cos, sin), tree_attention=mix)[0]
     off = (_Layer(layer, own=False)(x[0], cos[0, :, None], sin[0, :, None], mix) - expected).abs().max()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grpo.kernels import decode
-from grpo.logprobs import head_for, product
+from grpo.logprobs import NO_WORD, head_for, product
 from grpo.policy import Policy
 from grpo.policy.attention import KeysValues, PrefillAttention
 from grpo.sampler import decoder_fused
@@ -202,9 +202,12 @@ class Rows:
     def _logits(self, hidden: Tensor) -> Tensor:
         """[n,D] -> [n,V]: the head's product, returned in float32 as in learning."""
         if hidden.device.type == "cpu":
-            return self.head(hidden)
-        head = self.policy.head if self.rounded_head is None else self.rounded_head
-        return product(hidden.to(head.dtype), head.t())[:, : self.policy.vocab_size]
+            logits = self.head(hidden)
+        else:
+            head = self.policy.head if self.rounded_head is None else self.rounded_head
+            logits = product(hidden.to(head.dtype), head.t())[:, : self.policy.vocab_size]
+        absent = self.policy.absent
+        return logits if absent is None else logits.masked_fill_(absent, NO_WORD)
 
     def _draw(self, logits: Tensor, rows: slice) -> None:
         """Draw the next token of these rows, and store it with its log-probability."""

@@ -1,13 +1,16 @@
-"""Finds stop strings in the decoded text of a row, exactly, even if one begins inside a token.
+"""A row's text, and stop strings, matched exactly on it, wherever in the tokens they begin.
 
-Left out: EOS, which is a token and not a string (`generate.py`).
+Special tokens are a part of the text, but for EOS and padding: tags such as <think> are there for rewards to see, and a
+stop string may be one, such as <|im_end|>. Left out: EOS, which is a token (`generate.py`).
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
+
+from grpo.policy import num_ids
 
 
 class StopStrings:
@@ -18,26 +21,39 @@ class StopStrings:
     (it may take several tokens) or is white space (it may vanish from a token's own text), every token is checked.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str | Sequence[str], eos_ids: Iterable[int] = ()):
         """Mark the tokens that may complete one of the strings.
 
+        Args:
+            tokenizer: of the rows.
+            stop: one string or several, none empty.
+            eos_ids: tokens that end a row, beside the tokenizer's own EOS; no part of the text, as padding.
+
         Raises:
-            ValueError: a string is empty.
+            ValueError: a string is empty, or is the padding, which is no part of the text.
         """
+        stop = [stop] if isinstance(stop, str) else stop
         if any(not string for string in stop):
             raise ValueError(f"stop: {list(stop)!r} holds an empty string, which would end every completion at once")
-        self.tokenizer, self.stop = tokenizer, tuple(stop)
-        self.may_complete = torch.zeros(len(tokenizer), dtype=torch.bool)
+        self.tokenizer, self.stop, V = tokenizer, tuple(stop), num_ids(tokenizer)
+        ends, pad = {*eos_ids, tokenizer.eos_token_id}, tokenizer.pad_token_id
+        self.hidden = {*ends, pad} - {None}
+        """Ids that are no part of the text."""
+        if pad is not None and pad not in ends and any(tokenizer.pad_token in string for string in stop):
+            raise ValueError(f"stop: {list(stop)!r} holds the padding token {tokenizer.pad_token!r}, which no text has")
+        self.may_complete = torch.zeros(V, dtype=torch.bool)
         last = {string[-1] for string in stop}
         if any(not c.isascii() or c.isspace() for c in last):
             self.may_complete[:] = True
         elif last:
-            texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+            texts = tokenizer.batch_decode([[i] for i in range(V)], clean_up_tokenization_spaces=False)
             self.may_complete[:] = torch.tensor([not last.isdisjoint(text) for text in texts])
 
     def text(self, ids: list[int]) -> str:
-        """The row's text without special tokens, and without the tokenizer's clean-up of spaces."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The row's text without EOS and padding; other special tokens stay, and nothing is cleaned up."""
+        shown = [i for i in ids if i not in self.hidden]
+        plain = {"clean_up_tokenization_spaces": False, "spaces_between_special_tokens": False}
+        return self.tokenizer.decode(shown, skip_special_tokens=False, **plain)
 
     def find(self, text: str) -> int:
         """Where the first stop string begins in the text; -1 if there is none."""

@@ -11,7 +11,7 @@ import torch
 import data
 import train
 from grpo.config import Config
-from grpo.doctor import check_algorithm, check_data
+from grpo.doctor import check_algorithm, check_data, check_tokens
 from grpo.doctor.diagnose import CHECKS, diagnose, fit, refuse_too_large, settle, spread_of, summary
 from grpo.doctor.memory import MOST_TOKENS, budget, least
 from grpo.losses import LOSSES
@@ -33,7 +33,7 @@ def flags(place: Path, out: Path, **changes) -> list[str]:
 
 
 def test_every_check_is_listed():
-    for module in (check_algorithm, check_data):
+    for module in (check_algorithm, check_data, check_tokens):
         checks = {f for _, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__}
         assert checks and checks <= set(CHECKS)
     assert len(set(CHECKS)) == len(CHECKS)
@@ -88,7 +88,7 @@ def test_auto_becomes_a_number_and_a_number_stays():
 
 def test_fit_reads_no_weight(place, tmp_path):
     runs.save_digits(tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
     problems = data.load("jsonl", "train", path=str(place / "data"))
     recipe = Config(model=str(tmp_path / "model"), precision="bf16", max_tokens_per_microbatch="auto")
     assert fit(recipe, problems, torch.device("cpu"), 10**12).max_tokens_per_microbatch == MOST_TOKENS
@@ -121,7 +121,7 @@ def test_spread_of():
 
 def test_check_reads_no_weight_and_leaves_nothing_behind(place, tmp_path, capsys):
     runs.save_digits(tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
     capsys.readouterr()  # saving shows a bar
     argv = runs.flags(str(tmp_path / "model"), str(place / "data"), tmp_path / "runs", "checked", final_eval=True)
     assert train.main([*argv, "--check"]) == 0

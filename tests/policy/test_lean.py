@@ -133,3 +133,48 @@ def test_another_form_is_left_alone():
     before = {name: vars(module).get("forward") for name, module in model.named_modules()}
     keep_less(model)
     assert {name: vars(module).get("forward") for name, module in model.named_modules()} == before
+
+
+class Probed(torch.nn.Module):
+    """An MLP that says that it is of Llama's form, and may do something more."""
+
+    def __init__(self, more: str = ""):
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate_proj, self.up_proj = (torch.nn.Linear(8, 16, bias=False) for _ in range(2))
+        self.down_proj, self.act_fn, self.more = torch.nn.Linear(16, 8, bias=False), torch.nn.SiLU(), more
+        if more == "a bias that is now 0":
+            self.bias = torch.nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        gated = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        if self.more == "a norm":
+            gated = torch.nn.functional.rms_norm(gated, (16,))
+        if self.more == "a bound":
+            gated = gated.clamp(max=50)
+        if self.more == f"a factor in {'train' if self.training else 'eval'} mode":
+            gated = gated * 1.1
+        return self.down_proj(gated) + getattr(self, "bias", 0)
+
+
+MORE = ("a norm", "a bound", "a factor in train mode", "a factor in eval mode", "a bias that is now 0")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("more", ["", *MORE])
+def test_c47_an_mlp_is_replaced_for_its_numbers_and_not_for_its_names(more, training):
+    """The kind: a forward that is replaced because a module looks like another; it has to give the same numbers."""
+    module = Probed(more).train(training)
+    keep_less(module)
+    assert ("forward" in vars(module)) == (not more)
+    assert module.training == training == module.act_fn.training
+
+
+def test_c47_a_norm_and_attention_with_a_further_weight_are_left_alone():
+    model = tiny_model("llama")
+    layer = model.model.layers[0]
+    for module in (layer.self_attn, layer.input_layernorm):
+        module.register_parameter("shift", torch.nn.Parameter(torch.zeros(1)))
+    keep_less(model)
+    assert ["forward" in vars(module) for module in (layer.self_attn, layer.input_layernorm)] == [False, False]
+    assert "forward" in vars(layer.mlp) and "forward" in vars(layer.post_attention_layernorm)

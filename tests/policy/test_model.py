@@ -19,7 +19,10 @@ from grpo.policy import (
     attention_parts,
     eos_ids,
     frozen_copy,
+    lean,
+    learned_positions,
     load_policy,
+    load_shapes,
     model_directory,
     prepare_saving,
     save_model,
@@ -27,7 +30,8 @@ from grpo.policy import (
 )
 from grpo.policy import model as policy_module
 from grpo.policy.float64 import keep_float64
-from grpo.policy.load import refuse_if_different
+from grpo.policy.load import own_logprobs, refuse_if_different
+from grpo.sampler import Sampler
 from grpo.tree import pack
 from tests.fakes.models import (
     FAMILIES,
@@ -289,14 +293,16 @@ def test_an_unused_sliding_window_is_no_reason_to_refuse():
 @pytest.mark.parametrize(("family", "scale"), [("granite", "logits_scaling"), ("cohere", "logit_scale")])
 def test_a_model_that_computes_something_else_is_refused(family, scale):
     policy = tiny_policy(family, **{scale: 3.0})
+    own = own_logprobs(policy.model)
     with pytest.raises(ValueError, match="computes something that tree attention does not support"):
-        refuse_if_different(policy)
+        refuse_if_different(policy, own)
 
 
 @pytest.mark.parametrize("fault", ["blind to ancestors", "sees siblings", "NaN"])
 def test_attention_that_differs_is_noticed(fault, monkeypatch):
     policy = tiny_policy()
-    refuse_if_different(policy)
+    own = own_logprobs(policy.model)
+    refuse_if_different(policy, own)
     attend = attention.TreeAttention.attend
 
     def wrong(self, layer, query, key, value, scaling):
@@ -309,13 +315,73 @@ def test_attention_that_differs_is_noticed(fault, monkeypatch):
 
     monkeypatch.setattr(attention.TreeAttention, "attend", wrong)
     with pytest.raises(ValueError, match="computes something"):
-        refuse_if_different(policy)
+        refuse_if_different(policy, own)
 
 
 def test_loading_compares_with_the_plain_forward(tmp_path):
     path = save_tiny(tmp_path, "granite", logits_scaling=3.0)
     with pytest.raises(ValueError, match="GraniteForCausalLM computes something"):
         load_policy(path)
+
+
+def bitnet(path, **changes) -> str:
+    """BitNet with SiLU: its MLP has Llama's names, and a norm before the last product."""
+    save_tiny(path, "bitnet", hidden_act="silu", **changes)
+    return str(path)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+def test_c47_a_model_with_an_mlp_of_its_own_computes_what_transformers_does(precision, tmp_path):
+    policy, _ = load_policy(bitnet(tmp_path), precision=precision)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=policy.head.dtype).eval()
+    ours = token_logprobs(policy, make_batch(), 0.7)
+    theirs = plain_logprobs(plain, PROMPTS, COMPLETIONS, 0.7, policy.vocab_size, WIDTH)
+    tolerance = {"rtol": 0.1, "atol": 0.2} if precision == "bf16" else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_c47_loading_compares_with_the_forward_from_before_anything_was_replaced(mode, tmp_path, monkeypatch):
+    """In train and in eval mode: a fault in what is put in place shows although both forwards would go through it."""
+    path, forward = save_tiny(tmp_path, "llama"), lean._gated_forward
+    load_policy(path)
+    monkeypatch.setattr(lean, "_same", lambda *_, **__: True)
+    wrong = lambda module, x: forward(module, x) * (1.1 if module.training == mode else 1)  # noqa: E731
+    monkeypatch.setattr(lean, "_gated_forward", wrong)
+    with pytest.raises(ValueError, match="LlamaForCausalLM computes something .* differ from its own forward"):
+        load_policy(path)
+
+
+GPT2 = {"num_key_value_heads": 4}
+OPT = {"num_key_value_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32, "do_layer_norm_before": True}
+
+
+@pytest.mark.parametrize(("family", "more"), [("gpt2", GPT2), ("opt", OPT)])
+def test_c50_positions_that_were_learned_end(family, more, tmp_path):
+    """The kind: prompt and completion beyond a table of positions, which can not be computed at all."""
+    policy, tokenizer = load_policy(save_tiny(tmp_path, family, max_position_embeddings=64, **more))
+    assert learned_positions(policy.model) == 64 == learned_positions(load_shapes(str(tmp_path))[0])
+    sampler, run = Sampler(policy, tokenizer), {"group_size": 1, "temperature": 1.0, "seed": 0, "step": 0}
+    assert sampler.generate([[65] * 40], max_new_tokens=24, **run).completion_mask.sum() <= 24
+    with pytest.raises(ValueError, match="max_new_tokens: prompts of up to 40 tokens and 25 new ones go beyond the 64"):
+        sampler.generate([[65] * 30, [65] * 40], max_new_tokens=25, **run)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_c50_positions_that_are_computed_do_not_end(family):
+    assert learned_positions(tiny_model(family)) is None
+
+
+def test_c54_what_only_a_run_resolves_and_a_path_that_is_a_text(tmp_path):
+    """The kind: a value that a run would have settled, given to the library as it is."""
+    tiny = tiny_model(), byte_tokenizer()
+    for load in (lambda: load_policy("embedded", precision="auto"), lambda: Policy(*tiny, "auto")):
+        with pytest.raises(ValueError, match="precision is 'auto': must be one of fp32, fp64, bf16, fp16"):
+            load()
+    with pytest.raises(ValueError, match="device is 'auto': must be cpu or cuda"):
+        load_policy("embedded", device="auto")
+    save_model(*load_policy(save_tiny(tmp_path / "tiny")), str(tmp_path / "saved"))
+    load_policy(str(tmp_path / "saved"))
 
 
 # ---- loading and saving ----------------------------------------------------------------------------------------------
