@@ -1,11 +1,13 @@
-"""Cuts the rows of a batch into micro-batches, which keep to a budget of tokens.
+"""Cuts a step's groups into updates, and the rows of an update into micro-batches, which keep to a budget of tokens.
 
 A micro-batch is what one forward pass computes. How rows are cut changes memory and speed, and results only by
 rounding. Left out: what is computed from a micro-batch (`update.py`).
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +32,40 @@ class Microbatch:
 def empty(device: torch.device) -> Microbatch:
     """A micro-batch without rows."""
     return Microbatch(torch.zeros(0, dtype=torch.long), pack([[0]], [[[]]]).to(device))
+
+
+def cut_groups(
+    batch: Batch, minibatch_size: int, group_size: int, seed: tuple[int, int], epoch: int
+) -> list[Tensor]:
+    """This rank's rows for each update of an epoch: whole groups, in an order that all ranks draw alike.
+
+    A collective call. The numbers of the groups may have gaps, which filtering leaves; every group counts.
+
+    Args:
+        batch: this rank's rows; may be empty.
+        minibatch_size: sequences of an update over all ranks; 0: all.
+        group_size: sequences of a group.
+        seed: (seed of the run, step).
+        epoch: from 0.
+
+    Returns:
+        For each update, indices of rows.
+    """
+    mine = batch.prompt_index or list(range(len(batch.prompt_ids)))
+    numbers = sorted(set(chain.from_iterable(distributed.gather_objects(mine))))
+    N = len(numbers)
+    per_update = minibatch_size // group_size or max(1, N)
+    order = np.random.default_rng([*seed, epoch]).permutation(N) if per_update < N else np.arange(N)
+    place: dict[int, list[int]] = {}
+    for i, number in enumerate(mine):
+        place.setdefault(number, []).append(i)
+    updates = []
+    for start in range(0, N, per_update):
+        chosen = [numbers[i] for i in order[start : start + per_update]]
+        places = [i for number in chosen for i in place.get(number, ())]
+        groups = torch.tensor(places, dtype=torch.long)[:, None]
+        updates.append((groups * group_size + torch.arange(group_size)).flatten())
+    return updates
 
 
 def cut_rows(batch: Batch, rows: Tensor, max_tokens: int, device: torch.device) -> list[Microbatch]:

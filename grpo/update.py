@@ -17,10 +17,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,7 +30,7 @@ from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
-from grpo.microbatch import Microbatch, cut_rows, distinct_tokens, empty
+from grpo.microbatch import Microbatch, cut_groups, cut_rows, distinct_tokens, empty
 from grpo.objective import objective
 from grpo.policy import Policy, scatter
 from grpo.weighting import WEIGHTINGS, count
@@ -82,9 +80,8 @@ class Learner:
             reference: the frozen reference (`policy/reference.py`), called like a policy; None without KL.
 
         Raises:
-            ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown, or a constant of the
-                loss has no option, or an `auto`
-                is not resolved.
+            ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown, a constant of the loss has no
+                option, or an `auto` is not resolved.
         """
         if config.max_tokens_per_microbatch == "auto":
             raise ValueError(
@@ -140,7 +137,8 @@ class Learner:
         sums.add("optim/lr", learning_rate(config, step), 1)
         everything = self._microbatches(batch, torch.arange(len(batch.completion_ids)))
         sums.add("tokens/computed", distinct_tokens(batch))
-        epochs = [self._minibatches(batch, step, epoch) for epoch in range(config.num_epochs)]
+        order = config.minibatch_size, config.group_size, (config.seed, step)
+        epochs = [cut_groups(batch, *order, epoch) for epoch in range(config.num_epochs)]
         if sum(map(len, epochs)) > 1:
             batch = replace(batch, old_logprobs=self._frozen_logprobs(self.module, batch, everything))
         ref_logprobs = None
@@ -239,26 +237,6 @@ class Learner:
         left_out = not finite and not backed_off
         sums.add("optim/skipped", int(left_out and distributed.is_main()))
         return not left_out
-
-    def _minibatches(self, batch: Batch, step: int, epoch: int) -> list[Tensor]:
-        """This rank's rows for each update of an epoch: whole groups, in an order drawn from (seed, step, epoch)."""
-        config = self.config
-        mine = batch.prompt_index or list(range(len(batch.prompt_ids)))
-        # The numbers of the groups that all ranks have: filtering may leave gaps in them.
-        numbers = sorted(set(chain.from_iterable(distributed.gather_objects(mine))))
-        N = len(numbers)
-        per_update = config.minibatch_size // config.group_size or max(1, N)
-        order = np.random.default_rng([config.seed, step, epoch]).permutation(N) if per_update < N else np.arange(N)
-        place: dict[int, list[int]] = {}
-        for i, number in enumerate(mine):
-            place.setdefault(number, []).append(i)
-        minibatches = []
-        for start in range(0, N, per_update):
-            chosen = [numbers[i] for i in order[start : start + per_update]]
-            places = [i for number in chosen for i in place.get(number, ())]
-            groups = torch.tensor(places, dtype=torch.long)[:, None]
-            minibatches.append((groups * config.group_size + torch.arange(config.group_size)).flatten())
-        return minibatches
 
     def _microbatches(self, batch: Batch, rows: Tensor) -> list[Microbatch]:
         """Cut rows into micro-batches by the present budget. A collective call."""

@@ -13,6 +13,7 @@ from grpo.config import Config, constants
 from grpo.kl import KL
 from grpo.losses import CLIPPING, LOSSES
 from grpo.metrics import Sums
+from grpo.microbatch import cut_groups
 from grpo.policy import frozen_copy
 from grpo.update import Learner, learning_rate, make_optimizer
 from grpo.weighting import WEIGHTINGS
@@ -80,8 +81,7 @@ def test_c55_gaps_in_the_numbers_of_groups_change_nothing(changes):
 @pytest.mark.parametrize("index", [[3, 3, 7, 9], [9, 0, 4, 2]], ids=["one number twice", "any order"])
 def test_c55_each_row_is_in_one_update_whatever_the_numbers_are(index):
     """Kind: as above. No row is left out of the updates of an epoch, and none is in two."""
-    made = learner(tiny_policy(precision="fp64"), minibatch_size=2)
-    rows = torch.cat(made._minibatches(replace(experience(), prompt_index=index), 1, 0))
+    rows = torch.cat(cut_groups(replace(experience(), prompt_index=index), 2, 2, (0, 1), 0))
     assert sorted(rows.tolist()) == list(range(8))
 
 
