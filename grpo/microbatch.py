@@ -34,9 +34,7 @@ def empty(device: torch.device) -> Microbatch:
     return Microbatch(torch.zeros(0, dtype=torch.long), pack([[0]], [[[]]]).to(device))
 
 
-def cut_groups(
-    batch: Batch, minibatch_size: int, group_size: int, seed: tuple[int, int], epoch: int
-) -> list[Tensor]:
+def cut_groups(batch: Batch, minibatch_size: int, group_size: int, seed: tuple[int, int], epoch: int) -> list[Tensor]:
     """This rank's rows for each update of an epoch: whole groups, in an order that all ranks draw alike.
 
     A collective call. The numbers of the groups may have gaps, which filtering leaves; every group counts.
