@@ -144,7 +144,7 @@ def prepare_saving(
     Args:
         policy, tokenizer: as `load_policy` gave them.
         path, revision: where they come from.
-        dtype: `float32`, or `base`: what the base's config says.
+        dtype: `float32`, as it was learned (float64 under fp64), or `base`, where the base's config has half of that.
 
     Returns:
         the dtype for `save_model`.
@@ -160,7 +160,7 @@ def prepare_saving(
             tokenizer.save_pretrained(place)
         config = AutoConfig.from_pretrained(model_directory(path), revision=revision)
         base = config.dtype or config.get_text_config().dtype
-    return base if dtype == "base" and base in (torch.bfloat16, torch.float16, torch.float64) else torch.float32
+    return base if dtype == "base" and base in (torch.bfloat16, torch.float16) else model.dtype
 
 
 def _keep_savable(model: PreTrainedModel, place: str) -> None:
