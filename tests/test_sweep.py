@@ -31,13 +31,13 @@ if config.seed == 8:
     sys.exit(0)  # asked to stop
 cells = [
     {"model": model, "shots": shots, "grader": config.eval_correct, "n": 50, "accuracy": accuracy}
-    | {"ci95": [accuracy - 0.1, accuracy + 0.1]}
+    | {"ci95": [accuracy - 0.1, accuracy + 0.1], "stop": "stop_string"}
     for model, gain in (("base", 0.0), ("tuned", 0.1 * config.num_shots + 0.2))
     for shots in config.eval_shots or (config.num_shots,)
     for accuracy in [0.1 + 0.01 * shots + 0.02 * config.seed + gain]
 ]
 write_yaml(options_of(config, directory / "eval"), directory / "eval" / "options.yaml")
-(directory / "eval" / "eval.json").write_text(json.dumps({"cells": cells}))
+(directory / "eval" / "eval.json").write_text(json.dumps({"cells": cells, "paired": [], "split": [], "format": []}))
 """
 
 

@@ -153,6 +153,7 @@ def grade_by(monkeypatch, **rewards) -> list[str]:
             called.append(text)
         return [[rewards[n](t, p) for t, p in zip(completions, problems, strict=True)] for n in runner.names]
 
+    monkeypatch.setattr(probes, "full_value", lambda name: 1.0)
     monkeypatch.setattr(RewardRunner, "score", score)
     monkeypatch.setattr(RewardRunner, "__init__", lambda runner, names, timeout: vars(runner).update(
         names=names, timeout=timeout, first_errors={}, _process=None))  # fmt: skip

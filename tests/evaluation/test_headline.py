@@ -35,7 +35,7 @@ WHERE = "(grader last_number, stop stop_string, 8 shots, n = "
         ({"cells": []}, "lacks 'paired'"),
         ({"cells": [{"model": "base"}], "paired": [], "split": [], "format": []}, "lacks 'shots'"),
         ({"cells": {}, "paired": [], "split": [], "format": []}, "cells is {}: must be of type list"),
-        ({"cells": [], "paired": [{"shots": 0}], "split": [], "format": []}, "KeyError: 'stop'"),
+        ({"cells": [], "paired": [{"shots": 0}], "split": [], "format": []}, "KeyError: 'grader'"),
         ([], "must be a JSON object"),
     ],
 )
