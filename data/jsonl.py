@@ -14,6 +14,7 @@ A line may have more fields:
 """
 
 import json
+import math
 from pathlib import Path
 
 from data.problem import Problem
@@ -55,13 +56,16 @@ def _problems(file: Path) -> list[Problem]:
 
 
 def _problem(row: dict, where: str) -> Problem:
-    info = {"question": row.get("prompt"), "shots": [], "stop": [], **row}
+    given = {name: value for name, value in row.items() if value is not None or name in ("prompt", "answer")}
+    info = {"question": row.get("prompt"), "shots": [], "stop": [], **given}
     prompt, answer = info.pop("prompt", None), info.pop("answer", None)
     if not isinstance(prompt, str):
         gsm8k = "; rows of GSM8K's form are read by --data gsm8k" if "#### " in str(answer) else ""
         raise ValueError(f"{where}: 'prompt' must be a string, not {prompt!r}; {fields_of(row)}{gsm8k}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise ValueError(f"{where}: 'answer' must be a string or a number, not {answer!r}; {fields_of(row)}")
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise ValueError(f"{where}: 'answer' must be a string or a finite number, not {answer!r}")
     if not isinstance(info["question"], str):
         raise ValueError(f"{where}: 'question' must be a string, not {info['question']!r}")
     if not isinstance(info["stop"], list) or not all(isinstance(stop, str) and stop for stop in info["stop"]):

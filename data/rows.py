@@ -114,9 +114,19 @@ def _array(content: bytes) -> list | None:
     if not content.lstrip().startswith(b"["):
         return None
     try:
-        return json.loads(content)
-    except ValueError:
+        return json.loads(content, object_pairs_hook=_once)
+    except (ValueError, RecursionError):
         return None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """An object whose names are all different; JSON would take the last of two in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
 
 
 def _lines(content: bytes, file: Path) -> Iterator[tuple[int, object]]:
@@ -125,9 +135,9 @@ def _lines(content: bytes, file: Path) -> Iterator[tuple[int, object]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            kind = _kind(content) if first else ""
+            yield number, json.loads(line, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            kind = _kind(content) if first and isinstance(error, json.JSONDecodeError | UnicodeError) else ""
             if kind:
                 raise ValueError(f"data_path: {file} is {kind}; {READ}") from error
             encoding = ", because it is not UTF-8; save the file as that" if isinstance(error, UnicodeError) else ""

@@ -49,7 +49,7 @@ def render(problem: Problem, tokenizer, chat: bool) -> str:
     A system prompt in `problem.info["system"]` is the first turn; without `chat` it is no part of the prompt.
 
     Raises:
-        ValueError: the template can not render it, or leaves the system prompt out.
+        ValueError: the template can not render it, or leaves the system prompt or the question out.
     """
     if not chat:
         return problem.prompt
@@ -65,8 +65,9 @@ def render(problem: Problem, tokenizer, chat: bool) -> str:
         ]
     turns.append({"role": "user", "content": problem.info.get("question", problem.prompt)})
     text = fill_template(tokenizer, turns, add_generation_prompt=True)
-    if system and system.strip() not in text:
-        raise ValueError(f"chat: the template of this tokenizer leaves the system prompt out ({system[:60]!r})")
+    for what, said in (("system prompt", system or ""), ("question", turns[-1]["content"])):
+        if said.strip() not in text:
+            raise ValueError(f"chat: the template of this tokenizer leaves the {what} out ({said[:60]!r})")
     return text
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 NOT_REWARDS = {"__init__", "runner", "worker"}
 NUMBERS = {"float", "int", "bool", "None", "Optional", "Union", "Any", "SupportsFloat", "Real", "Number", "np", "numpy"}
-NUMBERS |= {"typing", "numbers", "float32", "float64"}
+NUMBERS |= {"typing", "numbers", "float32", "float64", "Decimal", "decimal", "Fraction", "fractions", "Literal"}
 """Words of an annotation that may be a number's."""
 
 
@@ -80,6 +80,8 @@ def _looks_like_a_reward(node: ast.FunctionDef) -> bool:
 
 def _why_a_helper(function: Callable) -> str:
     """What tells a function from a reward, in words; empty if it may be one."""
+    if inspect.iscoroutinefunction(function):
+        return "it is async"
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of something that is not written in Python

@@ -9,7 +9,9 @@ import re
 
 from data.problem import Problem
 
-NUMBER = r"[+\-\u2212]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})(?:\.[0-9]+)?|\.[0-9]+)"
+NUMBER = r"(?:[+\-\u2212]\$?)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})(?:\.[0-9]+)?|\.[0-9]+)"
+RUN = re.compile(r"(?:[+\-\u2212]\$?)?(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)")
+"""Digits and commas in one piece. It is one number as a whole, or none: `3,4` in a text is neither 34 nor 4."""
 ANSWER_LINE = re.compile(rf"#### The final answer is \$?{NUMBER}(?:%| ?[A-Za-z]+)?\.?")
 GOLD = re.compile(
     r"(?P<sign>[+\-\u2212]?)\$? ?(?P<after>[+\-\u2212]?)"
@@ -52,14 +54,20 @@ def last_number(completion: str, problem: Problem) -> float:
 def marked_number(completion: str) -> str | None:
     """The only number on the last line that starts with `####`, as text. None if there is no number or several."""
     answers = [line for line in completion.split("\n") if line.startswith("####")]
-    numbers = re.findall(NUMBER, answers[-1]) if answers else []
+    numbers = _numbers(answers[-1]) if answers else []
     return numbers[0] if len(numbers) == 1 else None
 
 
 def final_number(completion: str) -> str | None:
-    """The last number of the text, as text, or None."""
-    numbers = re.findall(NUMBER, completion)
+    """The last number of the text, as text. None if there is none, or if the last piece of digits is not one number."""
+    numbers = _numbers(completion)
     return numbers[-1] if numbers else None
+
+
+def _numbers(text: str) -> list[str | None]:
+    """Every piece of digits in a text, without its `$`; None for one that is not one number, such as `3,4`."""
+    runs = RUN.findall(text)
+    return [run.replace("$", "") if re.fullmatch(NUMBER, run) else None for run in runs]
 
 
 def one_number(gold: str) -> float | None:

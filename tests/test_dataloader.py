@@ -117,6 +117,18 @@ def test_c53_a_system_prompt_that_the_template_leaves_out_or_does_not_allow_is_s
         render(Problem("x", "1", {"system": 3}), special_tokenizer(CHAT, template=TURNS), chat=True)
 
 
+PARTS = "{% for m in messages %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template", [PARTS + "{% endfor %}", "User: ", "{% if messages[0].role == 'human' %}x{% endif %}"]
+)
+def test_c53_a_question_that_the_template_leaves_out_is_said(template):
+    """The kind: as above. A template for parts of content, as of models that see, shows no plain text."""
+    with pytest.raises(ValueError, match=r"chat: the template of this tokenizer leaves the question out \('9\+9\?'\)"):
+        render(Problem("9+9=", "18", {"question": "9+9?"}), special_tokenizer(CHAT, template=template), chat=True)
+
+
 def test_c54_a_bare_stop_string_of_a_problem_is_one_string():
     assert stop_strings([Problem("x", "1", {"stop": "answer"})]) == ["answer"]
 

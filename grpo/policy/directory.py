@@ -13,6 +13,8 @@ from grpo.policy.tokens import special_tokens
 
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json", "*.bpe")
 WEIGHT_FILES = ("*.safetensors", "*.bin")
+POINTER = b"version https://git-lfs"
+"""How a file begins that Git LFS has not fetched."""
 QUANTIZED = (".weight_scale", ".weight_scale_inv", ".qweight", ".qzeros", ".SCB", ".absmax", ".weight_packed")
 """How the names of tensors end that quantization adds to a checkpoint."""
 
@@ -41,12 +43,30 @@ def _what_lacks(place: Path) -> str:
         return "has no tokenizer files (tokenizer.json); save the tokenizer of its base model beside the weights"
     if not any(list(place.glob(name)) for name in WEIGHT_FILES):
         return "has no weights (model.safetensors)"
+    for file in sorted(path for path in place.iterdir() if path.is_file()):
+        with file.open("rb") as stream:
+            if stream.read(len(POINTER)) == POINTER:
+                return f"holds a pointer of Git LFS in place of {file.name}; git lfs pull gets the file itself"
+    for file in (place / "generation_config.json", *sorted(place.glob("*.index.json"))):
+        if file.exists() and not _is_object(file):
+            return f"has a damaged {file.name}: it must be a JSON object"
     for index in place.glob("*.index.json"):
-        parts = sorted(set(json.loads(index.read_text()).get("weight_map", {}).values()))
+        weight_map = json.loads(index.read_text()).get("weight_map")
+        if not isinstance(weight_map, dict):
+            return f"has a damaged {index.name}: its weight_map must be an object"
+        parts = sorted(set(map(str, weight_map.values())))
         missing = [part for part in parts if not (place / part).exists()]
         if missing:
             return f"lacks {len(missing)} of the {len(parts)} files that {index.name} names, such as {missing[0]}"
     return ""
+
+
+def _is_object(file: Path) -> bool:
+    """Whether a file holds a JSON object."""
+    try:
+        return isinstance(json.loads(file.read_bytes()), dict)
+    except ValueError:
+        return False
 
 
 def _what_else(place: Path) -> str:

@@ -5,6 +5,7 @@ adapters, quantization, sharded weights.
 """
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ from grpo.tree import pack
 
 EMBEDDED = Path(__file__).parent.parent / "base_model"
 """Directory of the model named `embedded`: about a million parameters, made by `python -m grpo.pretrain`."""
+
+IN_A_LAYER = re.compile(r"\b(layers|h|blocks)\.\d+\.(?!.*(rotary_emb|masked_bias|attn\.bias$))")
+"""Names of weights that are a part of the model; heads and buffers of other uses may stay unused."""
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Numbers of a generation config that make it invalid where `do_sample` is not set."""
@@ -82,8 +86,15 @@ def load_policy(
         kind = type(model).__name__
         raise ValueError(f"model: {path!r} lacks {len(missing)} weights of a {kind}, such as {missing[0]}")
     refuse_quantized(path, config, report["unexpected_keys"])
+    if unused := sorted(name for name in report["unexpected_keys"] if IN_A_LAYER.search(name)):
+        raise ValueError(
+            f"model: {path!r} holds {len(unused)} weights for which a {type(model).__name__} of its config has no "
+            f"place, such as {unused[0]}; config and weights do not fit together"
+        )
     refuse_unsupported(model, tokenizer)
     own = own_logprobs(model)
+    if not own.isfinite().all():
+        raise ValueError(f"model: {path!r} gives log-probabilities that are not finite; are its weights damaged?")
     if precision == "fp64":
         keep_float64(model)
     policy = Policy(model, tokenizer, precision).train()

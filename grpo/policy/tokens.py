@@ -31,9 +31,17 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a completion: the tokenizer's, the model's and the generation config's."""
+    """Every token that ends a completion: the tokenizer's, the model's and the generation config's.
+
+    Raises:
+        ValueError: a config names something else than token ids.
+    """
     ids: set[int] = set()
     for source in (tokenizer, model.config, model.generation_config):
         value = getattr(source, "eos_token_id", None)
-        ids.update([value] if isinstance(value, int) else value or [])
+        listed = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        if any(isinstance(i, bool) or not isinstance(i, int) for i in listed):
+            where = type(source).__name__
+            raise ValueError(f"model: eos_token_id is {value!r} in its {where}: must be a token id or a list of them")
+        ids.update(listed)
     return sorted(i for i in ids if i >= 0)

@@ -40,6 +40,12 @@ def open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
 def _open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
     directory = Path(config.out_dir) / config.run_name
     saved = directory / "config.yaml"
+    newest = checkpoint.latest(directory / "checkpoints") if config.resume == "auto" else None
+    if newest and not (saved.exists() and saved.stat().st_size):
+        raise ValueError(
+            f"resume: {saved} is missing or empty, so the options of the checkpoints beside it are unknown; "
+            "put it back, or take another run_name"
+        )
     if saved.exists() and config.resume == "auto":
         before = from_yaml(saved)
         kept = {}
@@ -48,6 +54,11 @@ def _open_directory(config: Config, device: torch.device) -> tuple[Config, Path]
                 kept[name] = getattr(before, name)
         config = resolve(replace(config, **kept), device)
         check_resumable(before, config)
+        done = int(newest.stem.removeprefix("step_")) if newest else 0
+        if config.num_steps < done:
+            raise ValueError(
+                f"num_steps is {config.num_steps}: must be at least {done}, the steps that the run has done"
+            )
     elif sentence := taken(config):
         raise ValueError(sentence)
     else:
@@ -78,6 +89,8 @@ def claim(directory: Path, config: Config, device: torch.device) -> None:
         to_yaml(config, directory / "config.yaml")
         for old in ("final", "eval", "eval.new"):
             shutil.rmtree(directory / old, ignore_errors=True)
+            if (directory / old).exists():
+                raise OSError(f"{directory / old} is in the way: must be a directory that can be replaced; remove it")
         (directory / "report.html").unlink(missing_ok=True)
 
     distributed.on_main(write)
@@ -137,7 +150,7 @@ def is_trained(directory: Path, config: Config) -> bool:
 
     def look() -> bool:
         newest = checkpoint.latest(directory / "checkpoints")
-        if newest is None or not (directory / "final").exists():
+        if newest is None or not (directory / "final").is_dir():
             return False
         if from_yaml(directory / "config.yaml").final_dtype != config.final_dtype:
             return False

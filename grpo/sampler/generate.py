@@ -9,7 +9,9 @@ begins. It then leaves the batch, and prompts that are still waiting join in its
 (`rows.py`); top-k, top-p and beams, because the learner computes the softmax of the whole vocabulary.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.batch import Completions
 from grpo.policy import Policy, eos_ids, frozen_copy, learned_positions, refuse_beyond_positions
-from grpo.sampler.draw import Draw
+from grpo.sampler.draw import PURPOSES, Draw
 from grpo.sampler.rows import Rows
 from grpo.sampler.stops import StopStrings
 from grpo.tree import trunk_length
@@ -95,21 +97,33 @@ class Sampler:
             Completions of B = N * G rows; row `i * G + j` is sample j of prompt i, and T is the longest row's length.
 
         Raises:
-            ValueError: a prompt is no list of the model's token ids; a prompt or a stop string is empty; a size is
-                below 1, `temperature` below 0, or a completion would go beyond learned positions.
+            ValueError: a prompt is no list of the model's token ids; a prompt or a stop string is empty; a number is
+                out of its range; the prompts do not share the trunk; a completion would go beyond learned positions.
         """
-        sizes = {"group_size": (group_size, 1), "max_new_tokens": (max_new_tokens, 1), "temperature": (temperature, 0)}
-        for name, (value, least) in sizes.items():
-            if value < least:
-                raise ValueError(f"{name}: {value} must be at least {least}")
+        counts = [
+            ("group_size", group_size, 1),
+            ("max_new_tokens", max_new_tokens, 1),
+            ("seed", seed, 0),
+            ("step", step, 0),
+        ]
+        for name, value, least in counts:
+            if not _is_whole(value) or not least <= value < 2**63:
+                raise ValueError(f"{name}: {value!r} must be a whole number, at least {least} and below 2**63")
+        if isinstance(temperature, str) or temperature is None or not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature: {temperature!r} must be a finite number, at least 0")
+        if purpose not in PURPOSES:
+            raise ValueError(f"purpose: {purpose!r} must be one of {', '.join(PURPOSES)}")
         prompt_ids = _token_lists(prompt_ids, len(self.policy.model.get_input_embeddings().weight))
         refuse_beyond_positions(self.positions, prompt_ids, max_new_tokens, "max_new_tokens")
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
         index = list(range(len(prompt_ids))) if prompt_index is None else list(prompt_index)
+        if len(index) != len(prompt_ids):
+            raise ValueError(f"prompt_index: {len(index)} numbers for {len(prompt_ids)} prompts; must be as many")
+        trunk = trunk_length(prompt_ids) if trunk_tokens is None else trunk_tokens
+        _refuse_no_trunk(trunk, prompt_ids)
         draw = Draw(seed, purpose, step, temperature)
         generation = _Generation(self, prompt_ids, index, group_size, max_new_tokens, self.stop_strings(stop))
         with torch.inference_mode():  # a tenth faster than no_grad, because operations are small
-            trunk = trunk_length(prompt_ids) if trunk_tokens is None else trunk_tokens
             generation.run(draw, max_rows or len(prompt_ids) * group_size, trunk)
         return generation.completions()
 
@@ -120,12 +134,29 @@ class Sampler:
         return self._stops[stop]
 
 
+def _is_whole(value: object) -> bool:
+    """Whether something is a whole number; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _refuse_no_trunk(trunk: int, prompts: list[list[int]]) -> None:
+    """Raise ValueError if not all prompts begin with the same so many tokens and go on."""
+    shortest = min(map(len, prompts))
+    if not _is_whole(trunk) or not 0 <= trunk < shortest:
+        raise ValueError(
+            f"trunk_tokens: {trunk!r} must be at least 0, and below {shortest}, the shortest prompt's length"
+        )
+    if any(prompt[:trunk] != prompts[0][:trunk] for prompt in prompts):
+        raise ValueError(f"trunk_tokens: the prompts do not share their first {trunk} tokens, as they must")
+
+
 def _token_lists(prompt_ids: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
     """Prompts as lists of ids below `rows`, from lists, arrays or a tensor; ValueError if they are something else."""
-    prompts = prompt_ids.tolist() if isinstance(prompt_ids, Tensor) else list(prompt_ids)
+    prompts = prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else prompt_ids
+    prompts = list(prompts) if isinstance(prompts, Iterable) else [prompts]
     prompts = [prompt.tolist() if hasattr(prompt, "tolist") else prompt for prompt in prompts]
     for prompt in prompts:
-        if not isinstance(prompt, list | tuple) or any(isinstance(token, str | list | tuple) for token in prompt):
+        if not isinstance(prompt, list | tuple) or not all(_is_whole(token) for token in prompt):
             wanted = "must be a list of prompts, each a list of token ids; texts are encoded with the tokenizer first"
             raise ValueError(f"prompt_ids: {str(prompt)[:60]!r} is no prompt: {wanted}")
     if not prompts or not all(prompts):
@@ -134,7 +165,7 @@ def _token_lists(prompt_ids: Sequence[Sequence[int]], rows: int) -> list[list[in
     if lowest < 0 or highest >= rows:
         wrong = lowest if lowest < 0 else highest
         raise ValueError(f"prompt_ids: token id {wrong} is not one of the model's, which are 0 to {rows - 1}")
-    return prompts
+    return [list(prompt) for prompt in prompts]
 
 
 class _Generation:

@@ -33,6 +33,8 @@ class StopStrings:
             ValueError: a string is empty, or is the padding, which is no part of the text.
         """
         stop = [stop] if isinstance(stop, str) else stop
+        if not all(isinstance(string, str) for string in stop):
+            raise ValueError(f"stop: {list(stop)!r} must be one string or a list of strings")
         if any(not string for string in stop):
             raise ValueError(f"stop: {list(stop)!r} holds an empty string, which would end every completion at once")
         self.tokenizer, self.stop, V = tokenizer, tuple(stop), num_ids(tokenizer)

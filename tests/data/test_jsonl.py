@@ -179,6 +179,9 @@ READS = r"; JSON lines \(one object on each line\), a JSON array and parquet are
         (b'{"question": "q", "answer": "a"}', r"line 1: 'prompt' must .* None; its fields are 'question', 'answer'$"),
         (b'{"question": "q", "answer": "#### 1"}', r"'answer'; rows of GSM8K's form are read by --data gsm8k"),
         (b"{}", r"line 1: 'prompt' must be a string, not None; it has no fields"),
+        (b'{"prompt": "a", "answer": "1", "answer": "2"}', r"line 1: not JSON \('answer' stands there twice\)"),
+        (b'{"prompt": "a", "answer": NaN}', r"line 1: 'answer' must be a string or a finite number, not nan"),
+        (b'{"prompt": ' + b"[" * 100_000, r"line 1: not JSON"),
     ],
 )
 def test_c69_what_is_not_read_is_a_sentence_that_says_what_it_is(tmp_path, content, said):
@@ -207,3 +210,11 @@ def test_a_path_is_needed_and_shots_are_not_to_be_had(tmp_path):
         data.load("jsonl", "train")
     with pytest.raises(ValueError, match=r"num_shots: 2 is not 0"):
         data.load("jsonl", "train", path=tmp_path, num_shots=2)
+
+
+def test_c69_a_field_that_is_null_counts_as_missing(tmp_path):
+    """The kind: as above. Parquet has a value in every column of every row."""
+    rows = [{"prompt": f"{i}+1=", "answer": i + 1, "stop": None, "question": None, "note": None} for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problem = data.load("jsonl", "train", path=tmp_path / "a.jsonl")[0]
+    assert problem.info == {"question": problem.prompt, "shots": [], "stop": []}

@@ -30,7 +30,7 @@ TABLE = [
     ("a comma after the number", PROMPT, " 18, I think", "18", [None, None, "18", "18", None, "18,"], "18 18,"),
     ("one digit", PROMPT, "\n#### 8", "8", ["8", "8", "8", "8", "8", "8"], "8"),
     ("dollars", PROMPT, "\n#### $18", "18", ["18", "18", "18", "18", None, "$18"], "18 $18"),
-    ("a dollar after the sign", PROMPT, " -$18", "-18", [None, None, "18", "18", None, "-$18"], "-$18"),
+    ("a dollar after the sign", PROMPT, " -$18", "-18", [None, None, "-18", "18", None, "-$18"], "-$18 -18"),
     ("per cent", PROMPT, "\n#### 18%", "18", ["18", "18", "18", "18", "18", "18"], "18"),
     ("zero decimals", PROMPT, "\n#### 18.00", "18", ["18.00", "18.00", "18.00", "00", "18.00", "18.00"], "*marker"),
     ("decimals", PROMPT, "\n#### 2.5", "2.5", ["2.5", "2.5", "2.5", "5", "2.5", "2.5"], "2.5"),

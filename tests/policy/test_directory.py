@@ -107,3 +107,35 @@ def _said(path) -> str:
     with pytest.raises(ValueError) as error:
         load_shapes(str(path))
     return str(error.value)
+
+
+def test_c49_files_that_are_damaged_or_not_fetched(model, capsys):
+    """The kind: as above."""
+    (model / "model.safetensors.index.json").write_text("[]")
+    assert "has a damaged model.safetensors.index.json: it must be a JSON object" in refused(model, capsys)
+    (model / "model.safetensors.index.json").write_text('{"weight_map": null}')
+    assert "has a damaged model.safetensors.index.json: its weight_map" in refused(model, capsys)
+    (model / "model.safetensors.index.json").unlink()
+    kept = (model / "generation_config.json").read_text()
+    (model / "generation_config.json").write_text("{")
+    assert "has a damaged generation_config.json" in refused(model, capsys)
+    (model / "generation_config.json").write_text(kept)
+    (model / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "holds a pointer of Git LFS in place of tokenizer.json" in refused(model, capsys)
+
+
+def test_c49_weights_that_the_config_has_no_place_for(model):
+    """The kind: as above, seen when weights are loaded: a part of a model would be trained as another one."""
+    config = json.loads((model / "config.json").read_text()) | {"num_hidden_layers": 1}
+    config.pop("layer_types", None)
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"holds 12 weights for which a Qwen2ForCausalLM of its config has no place"):
+        load_policy(str(model))
+
+
+def test_c49_weights_that_are_not_finite(model):
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][:] = torch.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="gives log-probabilities that are not finite; are its weights damaged"):
+        load_policy(str(model))

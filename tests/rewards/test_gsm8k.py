@@ -113,6 +113,19 @@ def test_c67_one_number_is_read_however_it_is_written(gold, said):
     assert gsm8k.correctness(f"{IS} {said}", Problem("", gold, {})) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [("-$7", "-7"), ("$-7", "-7"), ("1234567890123456", None), ("3,4", None), ("1,23", None)]
+    + [("1,2345", None), ("(5, 6)", "6"), ("18, or so", "18"), ("$1,080.50.", "1,080.50")],
+)
+def test_c67_a_piece_of_digits_is_read_whole_or_not_at_all(said, read):
+    """The kind, in completions: a piece of what is written is paid for another gold."""
+    assert gsm8k.final_number(f"7 apples, so {said}") == read
+    for gold in ("7", "23", "4", "5", "6", "2345"):
+        assert gsm8k.last_number(f"so {said}", Problem("", gold, {})) == float(read == gold)
+    assert read is None or gsm8k.last_number(f"so {said}", Problem("", read, {})) == 1.0
+
+
 @pytest.mark.parametrize("gold", ["", "a dozen", "nan", "3/4", "18%", "inf"])
 def test_c34_a_gold_that_is_no_number_is_never_matched(gold):
     assert gsm8k.correctness(f"{IS} 18", Problem("", gold, {})) == 0.0

@@ -54,6 +54,8 @@ FUNCTIONS = {
     "def helper(completion: str, problem: Problem) -> str:\n    return completion": "it returns str",
     "def helper(completion, problem) -> tuple[str, bool]:\n    return '', True": "it returns tuple[str, bool]",
     "def helper(completion, problem) -> 'list[str]':\n    return []": "it returns",
+    "async def helper(completion, problem):\n    return 1.0": "it is async",
+    "def good(completion, problem) -> 'Literal[0, 1]':\n    return 1": "",
     "from rewards.gsm8k import correctness as helper": "rewards/others.py only imports it",
     "from os.path import commonprefix as helper": "rewards/others.py only imports it",
 }

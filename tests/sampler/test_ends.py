@@ -124,3 +124,54 @@ def test_c54_prompts_are_token_lists_arrays_or_a_tensor_and_texts_are_refused(tm
     for prompts in ([], [[65], []], torch.zeros(0, 3, dtype=torch.long)):
         with pytest.raises(ValueError, match="prompt_ids: there has to be a prompt"):
             sampler.generate(prompts, **GREEDY)
+
+
+@pytest.mark.parametrize("value", ["0", ["0"], [0, None], {"a": 1}, True])
+def test_c46_an_eos_that_is_no_token_id_is_a_sentence(value, tmp_path):
+    """The kind: a token written at an end that ends no completion. What a config names must be ids."""
+    tokenizer = special_tokenizer({"<eos>": 256})
+    policy, tokenizer = load_policy(saved_puppet(tmp_path, tokenizer, ids(tokenizer, "18")))
+    policy.model.generation_config.eos_token_id = value
+    with pytest.raises(
+        ValueError, match="model: eos_token_id is .* in its GenerationConfig: must be a token id or a list"
+    ):
+        Sampler(policy, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"group_size": 2.5}, "group_size: 2.5 must be a whole number, at least 1"),
+        ({"group_size": True}, "group_size: True must be a whole number"),
+        ({"max_new_tokens": "8"}, "max_new_tokens: '8' must be a whole number"),
+        ({"seed": -1}, "seed: -1 must be a whole number, at least 0"),
+        ({"seed": 2**63}, "seed: 9223372036854775808 must be a whole number, at least 0 and below 2"),
+        ({"step": None}, "step: None must be a whole number"),
+        ({"temperature": float("nan")}, "temperature: nan must be a finite number, at least 0"),
+        ({"temperature": None}, "temperature: None must be a finite number"),
+        ({"purpose": "eval"}, "purpose: 'eval' must be one of train, evaluation"),
+        ({"prompt_index": [0, 1]}, "prompt_index: 2 numbers for 1 prompts; must be as many"),
+        ({"trunk_tokens": 2}, "trunk_tokens: 2 must be at least 0, and below 2, the shortest prompt's length"),
+        ({"trunk_tokens": -1}, "trunk_tokens: -1 must be at least 0"),
+        ({"stop": [1]}, r"stop: \[1\] must be one string or a list of strings"),
+    ],
+)
+def test_c54_a_value_that_sampling_can_not_use_is_a_sentence(changes, said):
+    """The kind: what the library is given works or is refused in a sentence; some of these killed the process."""
+    sampler = Sampler(tiny_policy(), byte_tokenizer())
+    with pytest.raises(ValueError, match=said):
+        sampler.generate([[65, 66]], **GREEDY | changes)
+
+
+@pytest.mark.parametrize("prompts", [None, 5, [[97.5, 98]], [[None]], [[True]], ["text"]])
+def test_c54_prompts_that_are_no_token_ids_are_a_sentence(prompts):
+    with pytest.raises(
+        ValueError, match="prompt_ids: .* is no prompt: must be a list of prompts, each a list of token ids"
+    ):
+        Sampler(tiny_policy(), byte_tokenizer()).generate(prompts, **GREEDY)
+
+
+def test_c54_prompts_have_to_share_the_trunk_that_is_named():
+    """The kind: as above. The second prompt would be computed behind the first one's tokens, without a word."""
+    with pytest.raises(ValueError, match="trunk_tokens: the prompts do not share their first 1 tokens"):
+        Sampler(tiny_policy(), byte_tokenizer()).generate([[65, 66], [67, 66]], **GREEDY | {"trunk_tokens": 1})

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -681,6 +682,26 @@ def test_a_run_that_can_not_go_on_keeps_what_it_has(place, capsys):
     held = lock_directory(directory)
     assert "another process works in" in refused(place, capsys, "precious", **options)
     os.close(held)
+
+
+def test_c63_what_is_missing_beside_checkpoints_or_was_done_already_is_said(place, capsys):
+    """The kind: config.yaml names what a run was, and something of it has changed between a stop and a resume."""
+    options = {"num_steps": 2, "checkpoint_every": 1, "resume": "auto"}
+    assert train.main(argv(place, "lost", **options)) == 0
+    directory = place / "lost"
+    assert "num_steps is 1: must be at least 2, the steps that the run has done" in refused(
+        place, capsys, "lost", **options | {"num_steps": 1}
+    )
+    config = (directory / "config.yaml").read_text()
+    for change in ((directory / "config.yaml").unlink, partial((directory / "config.yaml").write_text, "")):
+        change()
+        before = tree(directory)
+        assert "config.yaml is missing or empty" in refused(place, capsys, "lost", **options)
+        assert tree(directory) == before
+    (directory / "config.yaml").write_text(config)
+    shutil.rmtree(directory / "final")
+    (directory / "final").touch()
+    assert "final is in the way: must be a directory" in refused(place, capsys, "lost", **options | {"num_steps": 3})
 
 
 @pytest.mark.parametrize(
