@@ -50,6 +50,7 @@ def run_peers(tmp_path, *flags):
     return code, json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_peers_side_by_side_and_one_that_can_not_run(brief, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(peers.CONTESTANTS, "hf_continuous", "bench.absent:it")
     code, written = run_peers(tmp_path, "--model", brief, "--only", "hf_continuous", "ours", "hf_generate")
