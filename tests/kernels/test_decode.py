@@ -162,6 +162,7 @@ def test_kernels_are_for_half_precision_on_a_gpu(device, half, compiles, expecte
     assert decode.usable(device, half) is expected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is off")
 def test_rows_are_those_of_the_plain_sampler(monkeypatch):
     plain = make_sampler(eos=ENDS, precision="fp32")
