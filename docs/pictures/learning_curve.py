@@ -12,6 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from grpo.config import from_yaml
 from grpo.evaluation.statistics import wilson
 
 
@@ -20,11 +21,12 @@ def main(runs: list[str]) -> None:
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     axes = figure.subplots()
     for run in runs:
+        seed = from_yaml(Path(run, "config.yaml")).seed
         lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
         measured = [line for line in lines if line.get("eval/n")]
         steps = [line["step"] for line in measured]
         bands = [wilson(line["eval/correct"], line["eval/n"]) for line in measured]
-        (curve,) = axes.plot(steps, [line["eval/accuracy"] for line in measured], marker=".", label=Path(run).name)
+        (curve,) = axes.plot(steps, [line["eval/accuracy"] for line in measured], marker=".", label=f"seed {seed}")
         axes.fill_between(steps, *zip(*bands, strict=True), color=curve.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="step", ylabel="accuracy, held-out problems", ylim=(0, 1.02))
     axes.set_title("The demo learns to work step by step (greedy, 95 % intervals)", fontsize=10, loc="left")
