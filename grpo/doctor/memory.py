@@ -113,7 +113,7 @@ def cache(config: Config, facts: Facts, branch: float, *, validating: bool = Fal
     size, (prompts, rows) = facts.sizes, room(config, facts, validating=validating)
     held = facts.shared_tokens + prompts * branch + rows * config.max_new_tokens
     fused = config.compile and decode.usable(config.device, _half(config))
-    number = _compute(config) if fused else _whole(config)
+    number = product_bytes(config) if fused else _whole(config)
     return 2 * size.layers * size.key_width * number * held
 
 
@@ -144,11 +144,11 @@ def kept(config: Config, facts: Facts) -> float:
     size, whole = facts.sizes, _whole(config)
     linear = 6 * size.width + 4 * size.intermediate if _half(config) else 2 * size.intermediate
     widths = 6 if _half(config) else 4
-    layer = (widths * size.width + 2 * size.key_width) * whole + linear * _compute(config)
+    layer = (widths * size.width + 2 * size.key_width) * whole + linear * product_bytes(config)
     stored = layer
     if config.compile is True and _half(config):
         rounded = 4 * size.width + 2 * size.key_width + 2 * size.intermediate
-        stored = size.width * whole + rounded * _compute(config)
+        stored = size.width * whole + rounded * product_bytes(config)
     if config.activation_checkpointing:
         stored = size.width * whole
     return size.layers * stored + 2 * layer
@@ -172,8 +172,8 @@ def budget(config: Config, facts: Facts) -> int:
 def _copies(config: Config, facts: Facts) -> dict[str, float]:
     """Exact bytes of everything that is as large as the model."""
     size, whole = facts.sizes, _whole(config)
-    copy = _compute(config) * size.rounded + whole * (size.parameters - size.rounded)
-    head = _compute(config) * size.vocabulary * size.width if config.device == "cuda" else 0  # of the sampler
+    copy = product_bytes(config) * size.rounded + whole * (size.parameters - size.rounded)
+    head = product_bytes(config) * size.vocabulary * size.width if config.device == "cuda" else 0  # of the sampler
     return {
         "weights, gradient, two moments": 4 * whole * size.parameters,
         "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
@@ -200,9 +200,9 @@ def _packed(config: Config, facts: Facts) -> float:
 def _fixed(config: Config, facts: Facts) -> float:
     """Bytes of learning that do not grow with tokens: weights rounded by autocast, a chunk of logits, head gradient."""
     size = facts.sizes
-    rounded = _compute(config) * size.rounded if _half(config) else 0
+    rounded = product_bytes(config) * size.rounded if _half(config) else 0
     chunk = vocabularies_per_chunk(size.vocabulary, torch.device("cuda" if config.device == "cuda" else "cpu"))
-    return rounded + size.vocabulary * (3 * 4 * chunk + (_compute(config) + _whole(config)) * size.width)
+    return rounded + size.vocabulary * (3 * 4 * chunk + (product_bytes(config) + _whole(config)) * size.width)
 
 
 def _half(config: Config) -> bool:
@@ -214,6 +214,6 @@ def _whole(config: Config) -> int:
     return 8 if config.precision == "fp64" else 4
 
 
-def _compute(config: Config) -> int:
+def product_bytes(config: Config) -> int:
     """Bytes of a number in matrix products."""
     return 2 if _half(config) else _whole(config)

@@ -12,7 +12,7 @@ import torch
 
 from grpo.config import Config
 from grpo.doctor.facts import Facts
-from grpo.doctor.memory import _compute, tokens, updates_per_step
+from grpo.doctor.memory import product_bytes, tokens, updates_per_step
 from grpo.kernels import onednn
 
 EFFICIENCY = 0.5
@@ -38,7 +38,7 @@ def seconds(config: Config, facts: Facts, flops: float, bandwidth: float) -> dic
     rate, share = flops * EFFICIENCY, 1 / min(facts.world_size, config.prompts_per_step)
     per_token = 2 * size.parameters
     prefill = per_token * step.prompts / rate
-    reading = _compute(config) * size.parameters / bandwidth + TOKEN_S + size.layers * LAYER_S
+    reading = product_bytes(config) * size.parameters / bandwidth + TOKEN_S + size.layers * LAYER_S
     decode = per_token * step.sampled * share / rate + config.max_new_tokens * reading
     passes = 3 + config.activation_checkpointing  # a backward pass costs two forward passes
     extra = (config.kl_coef > 0) + (updates_per_step(config) > 1)

@@ -79,7 +79,8 @@ def _turn_end(tokenizer, ends: Sequence[int], stop: tuple[str, ...]) -> tuple[st
     ids = tokenizer(written, add_special_tokens=False).input_ids if written else []
     if not ids or set(ids) & set(ends) or any(string in written for string in stop):
         return "", ()
-    special = [i for i in ids if i in special_tokens(tokenizer).values()]
+    known = set(special_tokens(tokenizer).values())
+    special = [i for i in ids if i in known]
     return (tokenizer.convert_ids_to_tokens(special[0]), (special[0],)) if special else (written, ())
 
 

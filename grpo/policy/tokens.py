@@ -17,9 +17,10 @@ def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
 def absent_ids(tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
     """[V] bool: ids that no token has; None where every id has one."""
     used = set(tokenizer.get_vocab().values())
-    if len(used) == num_ids(tokenizer):
+    V = max(used, default=-1) + 1
+    if len(used) == V:
         return None
-    absent = torch.ones(num_ids(tokenizer), dtype=torch.bool)
+    absent = torch.ones(V, dtype=torch.bool)
     absent[sorted(used)] = False
     return absent
 

@@ -119,8 +119,9 @@ class Sampler:
         index = list(range(len(prompt_ids))) if prompt_index is None else list(prompt_index)
         if len(index) != len(prompt_ids):
             raise ValueError(f"prompt_index: {len(index)} numbers for {len(prompt_ids)} prompts; must be as many")
+        if trunk_tokens is not None:
+            _refuse_no_trunk(trunk_tokens, prompt_ids)
         trunk = trunk_length(prompt_ids) if trunk_tokens is None else trunk_tokens
-        _refuse_no_trunk(trunk, prompt_ids)
         draw = Draw(seed, purpose, step, temperature)
         generation = _Generation(self, prompt_ids, index, group_size, max_new_tokens, self.stop_strings(stop))
         with torch.inference_mode():  # a tenth faster than no_grad, because operations are small
