@@ -27,7 +27,7 @@ from grpo.evaluation.compare import check_planned, compare_models, evaluate, pro
 from grpo.evaluation.transcribe import Interrupted
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
-from grpo.policy import Policy, Reference, load_policy, load_shapes, model_directory, prepare_saving, save_model
+from grpo.policy import Policy, frozen_copy, load_policy, load_shapes, model_directory, prepare_saving, save_model
 from grpo.report import write_report
 from grpo.rollout import Collector, measure, write_transcripts
 from grpo.run import inputs
@@ -59,15 +59,13 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
         activation_checkpointing=config.activation_checkpointing,
     )
     weights = inputs.of_weights(policy)
-    reference = Reference(policy) if config.kl_coef > 0 else None
+    reference = frozen_copy(policy) if config.kl_coef > 0 else None
     if config.compile:
-        compile_layers(policy, reference and reference.policy)
+        compile_layers(policy, reference)
     learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer, kernels=config.compile)
     with RewardRunner(config.rewards, config.reward_timeout) as rewards:
         collector = Collector(config, problems, sampler, rewards)
-        if reference:
-            reference.remember(collector.trunk_ids)  # the exemplars are computed once for all steps
         final_dtype = look_ahead(config, policy, tokenizer, sampler.positions, device, signals)
         state, watch = restore_state(directory, learner), Watch(config)
         stop_before(state, signals)

@@ -22,7 +22,7 @@ from grpo.doctor import diagnose
 from grpo.doctor.speed import measured
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
-from grpo.policy import Policy, Reference, load_policy, load_shapes
+from grpo.policy import Policy, frozen_copy, load_policy, load_shapes
 from grpo.rollout import Collector
 from grpo.run.log import Clock
 from grpo.run.machine import device_memory, peak_bytes, prepare, resolve
@@ -112,16 +112,15 @@ def ours(work: dict) -> dict:
         precision=config.precision,
         activation_checkpointing=config.activation_checkpointing,
     )
-    reference = Reference(policy)
+    reference = frozen_copy(policy)
     if config.compile:
-        compile_layers(policy, reference.policy)
+        compile_layers(policy, reference)
     learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer, kernels=config.compile)
     sampler.is_eos[:] = False
     steps = []
     with RewardRunner(config.rewards, config.reward_timeout) as runner:
         collector = Collector(config, problems, sampler, runner)
-        reference.remember(collector.trunk_ids)
         for step in range(1, asked.warmup + asked.steps + 1):
             sums, clock = Sums(), Clock()
             with clock("rollout"):
@@ -140,11 +139,9 @@ def ours(work: dict) -> dict:
     computed = sum(step["tokens_computed"] for step in means["steps"]) / asked.steps
     used = parameters_used(policy)
     flops, _ = measured(device, config.precision)
-    remembered = len(reference.trunk_ids)
-    useful = used * (6 * computed + 2 * (computed - remembered))  # policy forward and backward, reference forward
+    useful = used * 8 * computed  # policy forward and backward, reference forward
     return means | {
         "tokens_computed": computed,
-        "tokens_remembered": remembered,
         "parameters_used": used,
         "state_bytes": state_bytes(learner, sampler),
         "matrix_flops": flops,

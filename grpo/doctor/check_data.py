@@ -44,13 +44,13 @@ def context(c: Config, facts: Facts) -> Iterator[Finding]:
     """Prompts and completions that are longer than the model's context."""
     longest = max([facts.prompt_tokens[-1], *(e.longest_prompt for e in facts.evaluations)]) + c.max_new_tokens
     if facts.sizes.context and longest > facts.sizes.context:
-        learned = facts.sizes.learned_positions
-        ends = "Its positions are a learned table that ends there: the run stops before its first step."
+        over = facts.sizes.ends
+        ends = "Its positions (a learned table, or a sliding window) end there: the run stops before its first step."
         noise = "Beyond its positions a model writes noise, which would be learned from."
         yield Finding(
-            "sure" if learned else "warning",
+            "sure" if over else "warning",
             f"prompt and completion reach {longest} tokens, the model was made for {facts.sizes.context}",
-            ends if learned else noise,
+            ends if over else noise,
             "Lower max_new_tokens or the number of shots.",
         )
 

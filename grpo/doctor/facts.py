@@ -29,7 +29,7 @@ from grpo.evaluation import protocol
 from grpo.evaluation.compare import problems_of
 from grpo.kl import KL
 from grpo.losses import LOSSES
-from grpo.policy import head_sizes, learned_positions
+from grpo.policy import head_sizes, positions_of
 from grpo.run.machine import device_memory
 from grpo.tree import shared_prefix
 from grpo.weighting import WEIGHTINGS
@@ -54,8 +54,8 @@ class Sizes:
     vocabulary: int
     context: int | None
     """The largest number of positions that the model was made for; None: unknown."""
-    learned_positions: bool = False
-    """They are a table: beyond its end nothing can be computed."""
+    ends: bool = False
+    """They are a learned table or a sliding window: beyond their end nothing can be computed."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +207,9 @@ def spread(items: Sequence, at_most: int) -> list:
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """The sizes of a transformers model on any device, `meta` included."""
+    """The sizes of a model on any device, `meta` included."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    heads = head_sizes(model)
+    heads, positions = head_sizes(config), positions_of(model)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
     return Sizes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -220,8 +220,8 @@ def sizes(model: nn.Module) -> Sizes:
         query_width=heads.width * heads.heads,
         key_width=heads.width * heads.key_heads,
         vocabulary=len(head.weight),
-        context=getattr(config, "max_position_embeddings", None),
-        learned_positions=learned_positions(model) is not None,
+        context=positions or getattr(config, "max_position_embeddings", None),
+        ends=positions is not None,
     )
 
 

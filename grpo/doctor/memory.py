@@ -13,7 +13,6 @@ from grpo.config import Config
 from grpo.doctor.facts import Facts
 from grpo.kernels import decode, onednn
 from grpo.logprobs import vocabularies_per_chunk
-from grpo.policy import remembers
 
 USED = 0.9
 """Share of a GPU's free memory that `budget` uses. The rest is for uncounted buffers and fragmentation."""
@@ -135,7 +134,7 @@ def kept(config: Config, facts: Facts) -> float:
 
     The numbers were counted on Llama:
 
-    - in float32: what `policy/lean.py` saves;
+    - in float32: what `policy/products.py` keeps;
     - under bfloat16 autocast: the residual stream, queries, keys and values in float32, and a rounded copy of the input
       of each linear layer;
     - compiled, under autocast: the residual stream in float32, and rounded two inputs, query, result, key, value and
@@ -177,16 +176,9 @@ def _copies(config: Config, facts: Facts) -> dict[str, float]:
     return {
         "weights, gradient, two moments": 4 * whole * size.parameters,
         "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
-        "reference": copy + _remembered(config, facts) if config.kl_coef > 0 else 0,
+        "reference": copy if config.kl_coef > 0 else 0,
         "sampler's copy": copy + head if _half(config) else 0,
     }
-
-
-def _remembered(config: Config, facts: Facts) -> float:
-    """Bytes of the reference's keys and values of the shared prefix, if it keeps them (`policy/reference.py`)."""
-    known = remembers(config.device, _half(config), config.compile is True, facts.shared_tokens)
-    tokens = facts.shared_tokens if known else 0
-    return 2 * facts.sizes.layers * facts.sizes.key_width * _whole(config) * tokens
 
 
 def _packed(config: Config, facts: Facts) -> float:

@@ -23,7 +23,7 @@ from grpo.evaluation.protocol import EvalOptions, planned
 from grpo.evaluation.transcribe import Interrupted, say_progress, transcribe
 from grpo.files import write_lines
 from grpo.options import read_yaml, write_yaml
-from grpo.policy import learned_positions, load_policy, load_shapes, model_directory, refuse_beyond_positions
+from grpo.policy import load_policy, load_shapes, model_directory, positions_of, refuse_beyond_positions
 from grpo.run.hosts import at_hand
 from grpo.sampler import Sampler
 
@@ -42,7 +42,7 @@ def check_planned(config: Config, tokenizer, positions: int | None = None) -> No
     Args:
         config: the run's.
         tokenizer: its model's.
-        positions: that its model has learned (`learned_positions`); None: no bound.
+        positions: that its model has (`positions_of`); None: no bound.
 
     Raises:
         ValueError: a grader is unknown, a split or its exemplars are missing, or a prompt is too long.
@@ -122,7 +122,7 @@ def _compare_models(
     ingredients = distributed.on_main(lambda: transcripts.made_of(options, precision, sources))
     answered = distributed.on_main(lambda: transcripts.left(out, ingredients, instead))
     shapes = [_named(name, load_shapes, *where) for name, where in models.items()]
-    problems = prepare(options, [(tokenizer, learned_positions(model)) for model, tokenizer in shapes])
+    problems = prepare(options, [(tokenizer, positions_of(model)) for model, tokenizer in shapes])
     if len(models) > 1:  # tuned weights that cannot be read must fail now, not after the base model has answered
         _named("tuned", load_policy, options.tuned, device=device, precision=precision)
     distributed.on_main(lambda: transcripts.begin(out, ingredients, instead))

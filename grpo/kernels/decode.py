@@ -103,7 +103,7 @@ def add_norm(hidden: Tensor, added: Tensor | None, norm: nn.Module, dtype: torch
     Args:
         hidden: [n,D] float32, the residual stream; `added` is added to it in place.
         added: [n,D], or None to add nothing.
-        norm: the norm's module, whose `weight` [D] and `variance_epsilon` are read.
+        norm: the norm's module, whose `weight` [D] and `eps` are read.
         dtype: dtype of the result.
 
     Returns:
@@ -111,7 +111,7 @@ def add_norm(hidden: Tensor, added: Tensor | None, norm: nn.Module, dtype: torch
     """
     n, D = hidden.shape
     normed = hidden.new_empty(n, D, dtype=dtype)
-    arguments = hidden, hidden if added is None else added, norm.weight, normed, norm.variance_epsilon
+    arguments = hidden, hidden if added is None else added, norm.weight, normed, norm.eps
     _add_norm[(n,)](*arguments, D, triton.next_power_of_2(D), added is not None)
     return normed
 

@@ -3,34 +3,26 @@
 Most other code needs only the names listed here. Left out: drawing completions (`sampler/`); learning (`update.py`).
 """
 
-from grpo.policy.attention import head_sizes
+from grpo.policy.limits import positions_of, refuse_beyond_positions
 from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory, prepare_saving, save_model
-from grpo.policy.model import (
-    Policy,
-    frozen_copy,
-    learned_positions,
-    refuse_beyond_positions,
-    scatter,
-    token_logprobs,
-)
-from grpo.policy.reference import Reference, remembers
+from grpo.policy.model import Policy, scatter, token_logprobs
+from grpo.policy.reference import frozen_copy
+from grpo.policy.spec import head_sizes
 from grpo.policy.tokens import eos_ids, num_ids, special_tokens
 
 __all__ = [
     "EMBEDDED",
     "Policy",
-    "Reference",
     "eos_ids",
     "frozen_copy",
     "head_sizes",
-    "learned_positions",
     "load_policy",
     "load_shapes",
     "model_directory",
-    "prepare_saving",
     "num_ids",
+    "positions_of",
+    "prepare_saving",
     "refuse_beyond_positions",
-    "remembers",
     "save_model",
     "scatter",
     "special_tokens",

@@ -48,13 +48,13 @@ class FlexAttention:
         self.mask, self.dtype = block_mask(subtree_end), dtype
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query [1,H,S,d], key and value [1,Hkv,S,d] -> [1,S,H,d]; differentiable in all three, on a GPU."""
-        assert query.shape[2] % BLOCK == 0, "whole blocks: the compiled kernel then checks no bounds"
-        q, k, v = (x.to(self.dtype) for x in (query, key, value))
+        """query [S,H,d], key and value [S,Hkv,d] -> [S,H,d]; differentiable in all three, on a GPU."""
+        assert len(query) % BLOCK == 0, "whole blocks: the compiled kernel then checks no bounds"
+        q, k, v = (x.to(self.dtype).transpose(0, 1)[None] for x in (query, key, value))
         kernel = flex_attention if torch.compiler.is_compiling() else any_size(flex_attention)
         grouped = query.shape[1] != key.shape[1]
         out = kernel(q, k, v, block_mask=self.mask, scale=scaling, enable_gqa=grouped)
-        return out.to(query.dtype).transpose(1, 2)
+        return out.to(query.dtype)[0].transpose(0, 1)
 
 
 def block_mask(subtree_end: Tensor) -> BlockMask:

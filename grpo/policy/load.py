@@ -1,15 +1,15 @@
 """Load a policy and its tokenizer from the hub or a directory, save them, or read only a model's sizes.
 
-A loaded policy is compared on a small tree with the model's own forward, and refused if they differ. Left out:
-adapters, quantization, sharded weights.
+Left out: what is no model (`directory.py`), what a model can not be used for (`limits.py`), adapters, quantization.
 """
 
 import json
-import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -24,19 +24,20 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from grpo import distributed
 from grpo.files import give_usual_mode, write_whole
 from grpo.logprobs import linear_logprobs
-from grpo.policy.attention import TreeAttention
+from grpo.policy import weights
+from grpo.policy.attention import PrefillAttention, TreeAttention
+from grpo.policy.decoder import CausalLM
 from grpo.policy.directory import refuse_empty_tokenizer, refuse_no_model, refuse_quantized
-from grpo.policy.float64 import keep_float64
-from grpo.policy.model import Policy, refuse_precision, refuse_unsupported
+from grpo.policy.limits import refuse_unsupported
+from grpo.policy.model import Policy, refuse_precision
+from grpo.policy.spec import FAMILIES
 from grpo.tree import pack
 
 EMBEDDED = Path(__file__).parent.parent / "base_model"
 """Directory of the model named `embedded`: about a million parameters, made by `python -m grpo.pretrain`."""
-
-IN_A_LAYER = re.compile(r"\b(layers|h|blocks)\.\d+\.(?!.*(rotary_emb|masked_bias|attn\.bias$))")
-"""Names of weights that are a part of the model; heads and buffers of other uses may stay unused."""
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Numbers of a generation config that make it invalid where `do_sample` is not set."""
@@ -45,7 +46,7 @@ KEPT = frozenset(("eos_token_id", "bos_token_id", "pad_token_id", "_from_model_c
 
 
 def load_policy(
-    path: str,
+    path: str | PathLike,
     *,
     revision: str | None = None,
     device: torch.device | str = "cpu",
@@ -70,42 +71,74 @@ def load_policy(
     """
     transformers_logging.disable_progress_bar()
     refuse_precision(precision)
-    if device == "auto":
+    if str(device) == "auto":
         raise ValueError("device is 'auto': must be cpu or cuda where a model is loaded")
-    source, options = model_directory(path), {"revision": revision}
+    path = str(path)
+    config, tokenizer = _read_config(path, revision)
     dtype = torch.float64 if precision == "fp64" else torch.float32
-    refuse_no_model(path, source)
-    with _one_sentence(path):
-        config = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    refuse_quantized(path, config)
-    refuse_empty_tokenizer(path, tokenizer)
-    with _one_sentence(path):
-        model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
-    if missing := sorted(report["missing_keys"]):  # transformers filled these at random
-        kind = type(model).__name__
-        raise ValueError(f"model: {path!r} lacks {len(missing)} weights of a {kind}, such as {missing[0]}")
-    refuse_quantized(path, config, report["unexpected_keys"])
-    if unused := sorted(name for name in report["unexpected_keys"] if IN_A_LAYER.search(name)):
-        raise ValueError(
-            f"model: {path!r} holds {len(unused)} weights for which a {type(model).__name__} of its config has no "
-            f"place, such as {unused[0]}; config and weights do not fit together"
-        )
-    refuse_unsupported(model, tokenizer)
-    own = own_logprobs(model)
-    if not own.isfinite().all():
-        raise ValueError(f"model: {path!r} gives log-probabilities that are not finite; are its weights damaged?")
-    if precision == "fp64":
-        keep_float64(model)
-    policy = Policy(model, tokenizer, precision).train()
-    refuse_if_different(policy, own)
+    model = weights.empty_decoder(config)
+    if model is None:
+        policy = _load_wrapped(path, revision, tokenizer, precision, dtype)
+    else:
+        policy = _load_decoder(model, path, revision, tokenizer, precision, dtype)
     if activation_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False, "preserve_rng_state": False})
+        policy.checkpoint_activations()
     return policy.to(device), tokenizer
 
 
-def load_shapes(path: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _read_config(path: str, revision: str | None) -> tuple[object, PreTrainedTokenizerBase]:
+    """The config and the tokenizer; raises as `load_policy`."""
+    source = model_directory(path)
+    refuse_no_model(path, source)
+    with _one_sentence(path):
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    refuse_quantized(path, config)
+    refuse_empty_tokenizer(path, tokenizer)
+    return config, tokenizer
+
+
+def _load_decoder(
+    model: CausalLM, path: str, revision: str | None, tokenizer, precision: str, dtype: torch.dtype
+) -> Policy:
+    """Read the weights of a family that the decoder knows; raises as `load_policy`."""
+    source, commit = model_directory(path), getattr(model.config, "_commit_hash", None)
+    with _one_sentence(path):
+        unused = weights.fill(model, weights.stored(source, commit or revision), dtype)
+        with suppress(OSError):  # not every model has one
+            model.generation_config = GenerationConfig.from_pretrained(source, revision=revision)
+    refuse_quantized(path, model.config, unused)
+    weights.refuse_unused(model, unused, path)
+    policy = Policy(model, tokenizer, precision).train()
+    refuse_not_finite(path, tree_logprobs(policy))
+    return policy
+
+
+def _load_wrapped(path: str, revision: str | None, tokenizer, precision: str, dtype: torch.dtype) -> Policy:
+    """Load a model of another family as transformers does; raises as `load_policy`."""
+    with _one_sentence(path):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            model_directory(path), revision=revision, dtype=dtype, output_loading_info=True
+        )
+    kind = type(model).__name__
+    if missing := sorted(report["missing_keys"]):  # transformers filled these at random
+        raise ValueError(f"model: {path!r} lacks {len(missing)} weights of a {kind}, such as {missing[0]}")
+    refuse_quantized(path, model.config, report["unexpected_keys"])
+    weights.refuse_unused(model, report["unexpected_keys"], path)
+    refuse_unsupported(model, tokenizer)
+    own = own_logprobs(model)
+    refuse_not_finite(path, own)
+    policy = Policy(model, tokenizer, precision).train()
+    refuse_if_different(policy, own)
+    if distributed.is_main():
+        said = f"model: a {kind} runs as transformers wrote it, slower than the families that grpo computes itself"
+        print(f"{said} ({', '.join(FAMILIES)})", file=sys.stderr, flush=True)
+    return policy
+
+
+def load_shapes(
+    path: str | PathLike, revision: str | None = None
+) -> tuple[CausalLM | PreTrainedModel, PreTrainedTokenizerBase]:
     """A model without weights (on the meta device, so it cannot run), to read its sizes, and its real tokenizer.
 
     Args:
@@ -114,17 +147,13 @@ def load_shapes(path: str, revision: str | None = None) -> tuple[PreTrainedModel
     Raises:
         ValueError: the model cannot be found or read, or needs something that is not supported.
     """
-    source = model_directory(path)
-    refuse_no_model(path, source)
+    path = str(path)
+    config, tokenizer = _read_config(path, revision)
+    model = weights.empty_decoder(config)
     with _one_sentence(path), torch.device("meta"):
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    refuse_quantized(path, config)
-    refuse_empty_tokenizer(path, tokenizer)
-    with _one_sentence(path), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = model or AutoModelForCausalLM.from_config(config)
         with suppress(OSError):  # not every model has one; what it names as EOS counts
-            model.generation_config = GenerationConfig.from_pretrained(source, revision=revision)
+            model.generation_config = GenerationConfig.from_pretrained(model_directory(path), revision=revision)
     refuse_unsupported(model, tokenizer)
     return model, tokenizer
 
@@ -163,27 +192,32 @@ def prepare_saving(
     Raises:
         ValueError: config or tokenizer can not be saved.
     """
-    model = policy.model
     with _one_sentence(path, "can not be saved, so that training it would be lost"):
         with tempfile.TemporaryDirectory() as place:
-            _keep_savable(model, place)
-            model.save_pretrained(place, state_dict={})
-            tokenizer.save_pretrained(place)
+            _keep_savable(policy.model.generation_config, place)
+            _save_all_but_weights(policy.model, tokenizer, place)
         config = AutoConfig.from_pretrained(model_directory(path), revision=revision)
         base = config.dtype or config.get_text_config().dtype
-    return base if dtype == "base" and base in (torch.bfloat16, torch.float16) else model.dtype
+    return base if dtype == "base" and base in (torch.bfloat16, torch.float16) else policy.head.dtype
 
 
-def _keep_savable(model: PreTrainedModel, place: str) -> None:
-    """Take out of the generation config what transformers refuses to write, such as a temperature without sampling."""
+def _keep_savable(config: GenerationConfig, place: str) -> None:
+    """Take out of a generation config what transformers refuses to write, such as a temperature without sampling."""
     plain = GenerationConfig()
     for names in ((), SAMPLING, vars(plain).keys() - KEPT):
         for name in names:
-            setattr(model.generation_config, name, getattr(plain, name, None))
+            setattr(config, name, getattr(plain, name, None))
         try:
-            return model.generation_config.save_pretrained(place)
+            return config.save_pretrained(place)
         except ValueError:
             continue
+
+
+def _save_all_but_weights(model: CausalLM | PreTrainedModel, tokenizer, place: str | Path) -> None:
+    """Write config, generation config and tokenizer."""
+    model.config.save_pretrained(place)
+    model.generation_config.save_pretrained(place)
+    tokenizer.save_pretrained(place)
 
 
 def save_model(
@@ -197,15 +231,19 @@ def save_model(
     Raises:
         OSError: the disk is full or not writable; the message is one sentence.
     """
-    directory, dtype = Path(directory), dtype or policy.model.dtype
+    directory, dtype = Path(directory), dtype or policy.head.dtype
     temporary = directory.with_name(directory.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        policy.model.save_pretrained(temporary, state_dict=_in_dtype(policy.model, dtype))
+        temporary.mkdir(parents=True)
+        _save_all_but_weights(policy.model, tokenizer, temporary)
+        if policy.is_decoder:
+            weights.write(policy.model, temporary, dtype)
+        else:
+            policy.model.save_pretrained(temporary, state_dict=_in_dtype(policy.model, dtype), max_shard_size="5GB")
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
         config["dtype"] = str(dtype).removeprefix("torch.")
         write_whole(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-        tokenizer.save_pretrained(temporary)
         give_usual_mode(temporary)
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)
@@ -233,8 +271,20 @@ def _probe(vocabulary: int) -> tuple[list[int], list[list[int]]]:
 
 
 @torch.no_grad()
+def tree_logprobs(policy: Policy, attention: type[TreeAttention] = TreeAttention) -> Tensor:
+    """[5] log-probabilities of `_probe` by tree attention and our head, without autocast."""
+    head = policy.model.get_output_embeddings().weight
+    prompt, completions = _probe(len(head))
+    tree = pack([prompt], [completions])
+    with torch.autocast("cpu", enabled=False):
+        over = attention(tree.position_ids, tree.subtree_end, policy.heads.per_key)
+        hidden = policy.hidden_states(tree.input_ids, tree.position_ids, over)
+        return linear_logprobs(hidden[tree.source], head, tree.target)[0]
+
+
+@torch.no_grad()
 def own_logprobs(model: PreTrainedModel) -> Tensor:
-    """[5] log-probabilities of `_probe` by the model's own forward in eval mode, before any part of it is replaced."""
+    """[5] log-probabilities of `_probe` by the model's own forward in eval mode."""
     prompt, completions = _probe(len(model.get_output_embeddings().weight))
     training = model.training
     model.eval()
@@ -248,31 +298,34 @@ def own_logprobs(model: PreTrainedModel) -> Tensor:
     return torch.cat(plain)
 
 
-@torch.no_grad()
+def refuse_not_finite(path: str, logprobs: Tensor) -> None:
+    """Raise ValueError if log-probabilities of a model are NaN or infinite."""
+    if not logprobs.isfinite().all():
+        raise ValueError(f"model: {path!r} gives log-probabilities that are not finite; are its weights damaged?")
+
+
 def refuse_if_different(policy: Policy, own: Tensor) -> None:
-    """Compare tree attention, head and replaced parts with the model's own forward on a small tree.
+    """Compare a model of transformers over our attention with its own forward; decoding is compared by the sampler.
 
     Args:
-        policy: compared in train mode and in eval mode.
-        own: `own_logprobs` of its model, from before anything was replaced.
+        policy: compared as in learning (train mode) and as in prefill (eval mode).
+        own: `own_logprobs` of its model.
 
     Raises:
         ValueError: they differ.
     """
-    head = policy.model.get_output_embeddings().weight
-    prompt, completions = _probe(len(head))
-    tree, training, gaps = pack([prompt], [completions]), policy.training, []
-    for mode in (True, False):
-        policy.train(mode)
-        with torch.autocast("cpu", enabled=False):
-            attention = TreeAttention(tree.position_ids, tree.subtree_end, policy.heads.per_key)
-            hidden = policy.hidden_states(tree.input_ids, tree.position_ids, attention)
-            ours, _ = linear_logprobs(hidden[tree.source], head, tree.target)
-        gaps.append((ours - own).abs().max())
+    training, gaps = policy.training, {}
+    for mode, attention in ((False, PrefillAttention), (True, TreeAttention)):
+        gaps[mode] = float((tree_logprobs(policy.train(mode), attention) - own).abs().max())
     policy.train(training)
-    gap = float(torch.stack(gaps).max())
+    gap, kind = max(gaps.values()), type(policy.model).__name__
+    if gaps[False] < 1e-3 <= gap:
+        raise ValueError(
+            f"model: {kind} computes something else in train mode than in eval mode, such as noise: log-probabilities "
+            f"differ by {gap:.2g} nats, and sampler, policy and reference have to agree"
+        )
     if not gap < 1e-3:
         raise ValueError(
-            f"model: {type(policy.model).__name__} computes something that tree attention does not support: "
-            f"log-probabilities differ from its own forward by {gap:.2g} nats"
+            f"model: {kind} computes something that tree attention does not support: log-probabilities differ from its "
+            f"own forward by {gap:.2g} nats"
         )

@@ -152,12 +152,6 @@ class DecodeAttention:
             self.own_bias = hide(at[:width] > column[:, None])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query [1,H,n,d], key and value [1,Hkv,n,d] -> [1,n,H,d]: `attend_rows` in the shapes of transformers."""
-        rows = (x[0].transpose(0, 1) for x in (query, key, value))
-        with torch.autocast(query.device.type, enabled=False):
-            return self.attend_rows(layer, *rows, scaling)[None]
-
-    def attend_rows(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store key and value [n,Hkv,d] of the rows' newest tokens, and attend with query [n,H,d] -> [n,H,d]."""
         n, Hkv, d = key.shape
         for buffer, x in zip(self.own[layer], (key, value), strict=True):

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.batch import Completions
-from grpo.policy import Policy, eos_ids, frozen_copy, learned_positions, refuse_beyond_positions
+from grpo.policy import Policy, eos_ids, frozen_copy, refuse_beyond_positions
 from grpo.sampler.draw import PURPOSES, Draw
 from grpo.sampler.rows import Rows
 from grpo.sampler.stops import StopStrings
@@ -49,7 +49,7 @@ class Sampler:
         self.tokenizer = tokenizer
         self.is_eos = torch.zeros(policy.vocab_size, dtype=torch.bool)
         self.is_eos[[i for i in eos_ids(policy.model, tokenizer) if i < policy.vocab_size]] = True
-        self.positions = learned_positions(policy.model)
+        self.positions = policy.positions
         self.check_every = CHECK_EVERY[policy.device.type]
         self.rows = Rows(self.policy, own=self.policy is not policy, kernels=kernels)
         self._stops: dict[tuple[str, ...], StopStrings] = {}

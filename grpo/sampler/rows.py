@@ -19,9 +19,9 @@ from grpo.policy import Policy
 from grpo.policy.attention import KeysValues, PrefillAttention
 from grpo.sampler import decoder_fused
 from grpo.sampler.cache import DecodeAttention
-from grpo.sampler.decoder_fused import FusedDecodeAttention, FusedDecoder
+from grpo.sampler.decoder_fused import FusedDecodeAttention, FusedRows
 from grpo.sampler.draw import Draw, block_masses, sample, streams, uniforms_at
-from grpo.sampler.narrow import JointLinear, NarrowDecoder, fits
+from grpo.sampler.products import FewRows, Joint
 from grpo.tree import build_trie
 
 GRAIN = {"cpu": 1, "cuda": 32}
@@ -41,15 +41,14 @@ class Rows:
         """
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
-        known = fits(policy)
         usable = decode.usable(policy.device.type, policy.autocast_dtype is not None)
-        self.fused = kernels and known and usable and policy.heads.width <= decode.WIDEST
+        self.fused = kernels and policy.is_decoder and usable and policy.heads.width <= decode.WIDEST
         self.rounded_to = policy.autocast_dtype if self.fused else None
         """The dtype of stored keys and values; None: float32 or wider."""
-        decoder = FusedDecoder if self.fused else NarrowDecoder
-        self.decoder = decoder(policy.model.base_model, own=own) if known else None
-        self.head = JointLinear([policy.head], [None])
-        self.products = [self.head, *(self.decoder.products if self.decoder else ())]
+        kind = FusedRows if self.fused else FewRows
+        self.ops = kind(policy.model, own=own) if policy.is_decoder else None
+        self.head = Joint([policy.head], [None])
+        self.products = [self.head, *(self.ops.joint.values() if self.ops else ())]
         self.graphs: dict[tuple, Callable[[], None]] = {}
         on_gpu, half = policy.device.type == "cuda", policy.autocast_dtype
         self.rounded_head = head_for(policy.head.detach(), half) if on_gpu and half else None
@@ -77,8 +76,8 @@ class Rows:
         if self.rounded_head is not None:
             self.rounded_head[: self.policy.vocab_size] = self.policy.head
         self.trunk_length, self.trunk_known = len(trunk), False
-        for narrow in self.products:
-            narrow.pack()
+        for joint in self.products:
+            joint.pack()
         sizes = (len(trunk), max_rows, max_groups, max_branch, max_new_tokens)
         if self.sizes and len(trunk) == self.sizes[0] and all(map(le, sizes, self.sizes)):
             self.attention.restart()
@@ -108,8 +107,8 @@ class Rows:
         """End a `generate`. On a CPU free the buffers and packed weights, because learning comes next."""
         if self.grain == 1:
             self._forget()
-            for narrow in self.products:
-                narrow.unpack()
+            for joint in self.products:
+                joint.unpack()
 
     def _forget(self) -> None:
         """Free the buffers, the graphs that hold their addresses, and the memory pool of the graphs.
@@ -224,8 +223,8 @@ class Rows:
         n = self.attention.shape[0]
         self.attention.begin()
         position_ids = self.prompt_length[:n] + self.attention.lengths[:n]
-        if self.decoder:
-            hidden = self.decoder(self.newest[:n], position_ids, self.attention)
+        if self.ops:
+            hidden = self.policy.model.model(self.newest[:n], position_ids, self.attention, self.ops, eager=True)
         else:
             with self.policy.autocast():
                 hidden = self.policy.hidden_states(self.newest[:n], position_ids, self.attention)

@@ -1,6 +1,7 @@
 """Tiny random models, their plain twins and a byte tokenizer, for tests: no download, a few thousand weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -8,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from grpo.policy import Policy
-from grpo.policy.float64 import keep_float64
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+"""Families of the decoder that stand for all others where many tests would be slow."""
 
 
 class Sizes(TorchDispatchMode):
@@ -77,9 +78,33 @@ def tiny_policy(family: str = "qwen2", precision: str = "fp32", tokenizer=None, 
     """A policy over `tiny_model` and the byte tokenizer."""
     dtype = torch.float64 if precision == "fp64" else torch.float32
     model = tiny_model(family, dtype=dtype, **changes)
-    if precision == "fp64":
-        keep_float64(model)
     return Policy(model, byte_tokenizer() if tokenizer is None else tokenizer, precision)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Within it, transformers computes in float64 what it casts to float32 whatever the model's dtype (norms, angles).
+
+    Float32 would hide differences below 1e-7.
+    """
+    saved = torch.float32, torch.float, torch.Tensor.float
+    torch.float32 = torch.float = torch.float64
+    torch.Tensor.float = torch.Tensor.double
+    try:
+        yield
+    finally:
+        torch.float32, torch.float, torch.Tensor.float = saved
+
+
+def keep_float64(model: torch.nn.Module) -> None:
+    """From now on a model of transformers computes everything in float64."""
+    forward = model.forward
+
+    def in_double(*arguments, **options):
+        with in_float64():
+            return forward(*arguments, **options)
+
+    model.forward = in_double
 
 
 def plain_twin(policy: Policy, family: str = "qwen2", **changes):

@@ -1,0 +1,172 @@
+"""Weights of the decoder: read from files or taken over from a model of transformers, and written.
+
+A tensor is read, brought to its dtype and put into its place before the next one is read, so that the weights lie in
+memory once. Left out: configs and tokenizers (`load.py`); adapters, quantized weights.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict, snapshot_download
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from grpo.policy.decoder import CausalLM
+from grpo.policy.spec import spec_of
+
+SHARD = "5GB"
+"""The largest file that is written."""
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+"""Names of the files of weights. With `.index.json` behind it, the name of a list of several."""
+IN_A_LAYER = re.compile(r"\b(layers|h|blocks)\.\d+\.(?!.*(rotary_emb|masked_bias|attn\.bias$))")
+"""Names of weights that are a part of the model; heads and buffers of other uses may stay unused."""
+JOINT = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+"""Matrices that some files hold as one (`Spec.joint`)."""
+
+
+def empty_decoder(config) -> CausalLM | None:
+    """A decoder of this config on the meta device, so that it has no weights yet; None: it does not know the family."""
+    spec = spec_of(config)
+    if spec is None:
+        return None
+    with torch.device("meta"):
+        return CausalLM(config, spec)
+
+
+def taken_over(model: CausalLM | PreTrainedModel) -> CausalLM | PreTrainedModel:
+    """A decoder over the same weights, in the same memory; the model itself, if the decoder does not know its family.
+
+    Raises:
+        ValueError: the model has weights for which the decoder has no place.
+    """
+    ours = None if isinstance(model, CausalLM) else empty_decoder(model.config)
+    if ours is None or model.get_input_embeddings().weight.is_meta:
+        return model
+    unused = fill(ours, model.state_dict().items())
+    refuse_unused(ours, unused, type(model).__name__)
+    ours.generation_config = model.generation_config
+    return ours.train(model.training)
+
+
+def fill(model: CausalLM, named: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> list[str]:
+    """Put tensors into the places of their names.
+
+    Args:
+        model: a decoder; each of its parameters is replaced.
+        named: as in the files of Hugging Face.
+        dtype: of the parameters, which are then copies; None: they are the tensors themselves.
+
+    Returns:
+        The names for which there is no place.
+
+    Raises:
+        ValueError: a parameter gets no tensor, or one of another shape.
+    """
+    places = dict(model.named_parameters(remove_duplicate=False))
+    missing, unused = set(places), []
+    for whole_name, whole in named:
+        for name, tensor in _parts(whole_name, whole, model):
+            if name not in places:
+                unused.append(name)
+                continue
+            if tensor.shape != places[name].shape:
+                shapes = list(tensor.shape), list(places[name].shape)
+                raise ValueError(f"{name} has the shape {shapes[0]} in the file, and must have {shapes[1]}")
+            value = tensor if dtype is None else tensor.to(dtype, copy=True)
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+            missing.discard(name)
+    if model.model.spec.tied:
+        missing.discard("lm_head.weight")
+    if missing:
+        raise ValueError(f"lacks {len(missing)} weights of its config, such as {min(missing)}")
+    model.tie()
+    return unused
+
+
+def refuse_unused(model: nn.Module, unused: Iterable[str], path: str) -> None:
+    """Raise ValueError if weights of a layer have no place in the model."""
+    lost = sorted(name for name in unused if IN_A_LAYER.search(name))
+    if lost:
+        kind = (model.config.architectures or [type(model).__name__])[0]
+        raise ValueError(
+            f"model: {path!r} holds {len(lost)} weights for which a {kind} of its config has no place, such as "
+            f"{lost[0]}; config and weights do not fit together"
+        )
+
+
+def _parts(name: str, tensor: Tensor, model: CausalLM) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that a tensor of a file is; their names begin with `model.` or `lm_head.`, as not in all files."""
+    if not name.startswith(("model.", "lm_head.")):
+        name = f"model.{name}"
+    owner, _, leaf = name.rpartition(".")
+    joint = next((joint for joint in JOINT if owner.endswith(joint)), None)
+    if joint is None or not model.model.spec.joint:
+        yield name, tensor
+        return
+    names = [owner.removesuffix(joint) + part for part in JOINT[joint]]
+    rows = [model.get_submodule(part).out_features for part in names]
+    for part, value in zip(names, tensor.split(rows), strict=True):
+        yield f"{part}.{leaf}", value
+
+
+def stored(source: str, revision: str | None) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint and its name, one after another.
+
+    Args:
+        source: a local directory, or a hub name, from which the files are fetched first.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: there are no weights.
+    """
+    directory = Path(source)
+    if not directory.is_dir():
+        directory = Path(snapshot_download(source, revision=revision, allow_patterns=["model*.safetensors*"]))
+        if not list(directory.glob("model*.safetensors")):
+            directory = Path(snapshot_download(source, revision=revision, allow_patterns=[f"{PICKLED[:-4]}*.bin*"]))
+    files = _files(directory)
+    for file in files:
+        if file.suffix == ".bin":
+            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+            continue
+        with safe_open(file, framework="pt") as content:
+            names = list(content.keys())
+        for name in names:  # opened for each: what was read of a mapped file counts as memory until it is closed
+            with safe_open(file, framework="pt") as content:
+                yield name, content.get_tensor(name)
+
+
+def _files(directory: Path) -> list[Path]:
+    """The files that hold a directory's weights."""
+    for name in (SAFE, PICKLED):
+        index = directory / f"{name}.index.json"
+        if (directory / name).exists():
+            return [directory / name]
+        if index.exists():
+            parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return [directory / part for part in sorted(parts)]
+    raise ValueError(f"has no weights ({SAFE})")
+
+
+def write(model: CausalLM, directory: Path, dtype: torch.dtype) -> None:
+    """Write the weights as safetensors, in files of at most `SHARD`, with the names that the family's files have.
+
+    Args:
+        directory: exists.
+        dtype: of the weights in the files.
+    """
+    state = {name: weight.detach().to(dtype) for name, weight in model.named_parameters()}
+    if model.model.spec.joint:
+        for joint, parts in JOINT.items():
+            for first in [name for name in state if name.endswith(f"{parts[0]}.weight")]:
+                owner = first.removesuffix(f"{parts[0]}.weight")
+                state[f"{owner}{joint}.weight"] = torch.cat([state.pop(f"{owner}{part}.weight") for part in parts])
+    save_torch_state_dict(state, directory, max_shard_size=SHARD, metadata={"format": "pt"})
