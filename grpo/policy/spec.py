@@ -17,15 +17,26 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 FAMILIES = ("granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
 """The `model_type`s that the decoder computes."""
 
-COMPUTED = frozenset(
-    ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "tie_word_embeddings", "rope_parameters", "attention_bias", "mlp_bias", "no_rope_layers", "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling", "sliding_window", "use_sliding_window", "layer_types"]
-)
+COMPUTED = """
+vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim hidden_act
+rms_norm_eps tie_word_embeddings rope_parameters attention_bias mlp_bias no_rope_layers
+embedding_multiplier attention_multiplier residual_multiplier logits_scaling
+no_rope_layer_interval sliding_window use_sliding_window layer_types
+"""
 """Keys that the decoder computes with, in every family that has them."""
-READ_ELSEWHERE = frozenset(["rope_theta", "rope_scaling", "no_rope_layer_interval", "max_window_layers"])
+READ_ELSEWHERE = """
+model_type rope_theta rope_scaling max_window_layers
+"""
 """Keys from which transformers makes one of `COMPUTED` when it reads a config."""
-WITHOUT_EFFECT = frozenset(
-    ["model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_output_attentions", "_experts_implementation", "max_position_embeddings", "original_max_position_embeddings", "initializer_range", "use_cache", "pretraining_tp", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "tokenizer_class", "attention_dropout", "resid_pdrop", "embd_pdrop", "is_llama_config", "return_dict", "output_hidden_states", "output_attentions", "id2label", "label2id", "num_labels", "problem_type", "task_specific_params", "chunk_size_feed_forward", "is_encoder_decoder", "transformers.js_config", "unsloth_fixed", "unsloth_version"]
-)
+WITHOUT_EFFECT = """
+architectures auto_map _name_or_path transformers_version dtype torch_dtype _attn_implementation
+_attn_implementation_autoset _commit_hash _experts_implementation
+max_position_embeddings original_max_position_embeddings initializer_range use_cache pretraining_tp
+bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class
+attention_dropout resid_pdrop embd_pdrop is_llama_config return_dict output_hidden_states output_attentions
+id2label label2id num_labels problem_type task_specific_params chunk_size_feed_forward is_encoder_decoder
+transformers.js_config unsloth_fixed unsloth_version
+"""
 """Keys that change no log-probability of this project. Dropout is always 0 here."""
 
 
@@ -126,7 +137,8 @@ def refuse_unknown(config: PretrainedConfig) -> None:
 def _unknown(config: PretrainedConfig) -> Iterator[tuple[str, Any]]:
     """Keys that nothing here knows, with values that are neither empty nor the default."""
     default = type(config)().to_dict()
-    known = COMPUTED | READ_ELSEWHERE | WITHOUT_EFFECT
+    # What other families compute with, transformers reads over in a family that has no such key.
+    known = default.keys() & COMPUTED.split() | {"head_dim"} | set((READ_ELSEWHERE + WITHOUT_EFFECT).split())
     for name, value in sorted(config.to_dict().items()):
         if name not in known and value and value != default.get(name):
             yield name, value
@@ -162,9 +174,8 @@ def frequencies(config: PretrainedConfig) -> tuple[Tensor, float]:
     The plain ones are theta^(-2i/d), https://arxiv.org/abs/2104.09864. The scaled kinds (llama3, yarn, linear) come
     from transformers' own table.
     """
-    rope = config.rope_parameters
-    width, cpu = head_sizes(config).width, torch.device("cpu")
-    if rope["rope_type"] != "default":
-        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, cpu)
-    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=cpu) / width
-    return 1.0 / rope["rope_theta"] ** exponents, 1.0
+    rope, width = config.rope_parameters, head_sizes(config).width
+    with torch.device("cpu"):  # also where the model itself is made without memory
+        if rope["rope_type"] != "default":
+            return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+        return 1.0 / rope["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float32) / width), 1.0
