@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PretrainedConfig
 from grpo.policy.spec import Spec, frequencies
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines [S,1,d] of the angles by which positions turn queries and keys. Both have equal halves."""
+"""Cosines and sines [S,1,d] of the angles by which positions turn queries and keys. Each has two equal halves."""
 
 
 class Attention(Protocol):
@@ -189,11 +189,12 @@ class Decoder(nn.Module):
         """Compute each layer's activations again in backward instead of keeping them."""
 
     def rotation(self, position_ids: Tensor) -> Rotation:
-        """[S] -> cosines and sines [S,1,d] of the angles of these positions; float32 or wider."""
-        wide = torch.promote_types(self.embed_tokens.weight.dtype, torch.float32)
+        """[S] -> cosines and sines [S,1,d] of the angles of these positions, in the dtype of the embedding."""
+        dtype = self.embed_tokens.weight.dtype
+        wide = torch.promote_types(dtype, torch.float32)
         angles = position_ids[:, None, None].to(wide) * self.angles.to(wide)
         angles = torch.cat([angles, angles], -1)
-        return angles.cos() * self.factor, angles.sin() * self.factor
+        return (angles.cos() * self.factor).to(dtype), (angles.sin() * self.factor).to(dtype)
 
     def forward(
         self,

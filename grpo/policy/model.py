@@ -46,7 +46,8 @@ class Policy(nn.Module):
             wrapped.prepare(model)
         self.model = model
         self.vocab_size = tokens.num_ids(tokenizer)
-        self.register_buffer("absent", tokens.absent_ids(tokenizer), persistent=False)
+        absent = tokens.absent_ids(tokenizer)
+        self.register_buffer("absent", None if absent is None else absent.to(self.device), persistent=False)
         """[V] bool: ids below the highest one that no token has; None: there are none."""
         self.autocast_dtype = AUTOCAST[precision]
         self.compiled = False
@@ -98,7 +99,8 @@ class Policy(nn.Module):
         """[S], [S] -> [S,D]."""
         if not self.is_decoder:
             return wrapped.hidden_states(self.model, input_ids, position_ids, attention)
-        ops = PLAIN if self.compiled or self.autocast_dtype is not None else LEAN
+        wide = self.autocast_dtype is None and self.head.dtype.itemsize >= 4
+        ops = LEAN if wide and not self.compiled else PLAIN
         return self.model.model(input_ids, position_ids, attention, ops, eager=eager and self.compiled)
 
     def forward(self, tree: PackedTree, temperature: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from grpo.policy.decoder import CausalLM
 from grpo.policy.spec import spec_of
@@ -31,28 +31,35 @@ JOINT = {
 """Matrices that some files hold as one (`Spec.joint`)."""
 
 
-def empty_decoder(config) -> CausalLM | None:
-    """A decoder of this config on the meta device, so that it has no weights yet; None: it does not know the family."""
+def empty_decoder(config: PretrainedConfig) -> CausalLM | None:
+    """A decoder of this config on the meta device, so that it has no weights yet; None: it does not know the family.
+
+    Its config names the class of transformers that can read what is saved, as every config on the hub does.
+    """
     spec = spec_of(config)
     if spec is None:
         return None
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
     with torch.device("meta"):
         return CausalLM(config, spec)
 
 
 def taken_over(model: CausalLM | PreTrainedModel) -> CausalLM | PreTrainedModel:
-    """A decoder over the same weights, in the same memory; the model itself, if the decoder does not know its family.
+    """A decoder over the same weights, in the same memory; the model itself, if the decoder does not know its class.
+
+    A class of somebody else's may compute something of its own over the config and the weights of a known family.
 
     Raises:
         ValueError: the model has weights for which the decoder has no place.
     """
-    ours = None if isinstance(model, CausalLM) else empty_decoder(model.config)
-    if ours is None or model.get_input_embeddings().weight.is_meta:
+    known = type(model) is MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    ours = empty_decoder(model.config) if known else None
+    if ours is None or model.device.type == "meta":
         return model
     unused = fill(ours, model.state_dict().items())
     refuse_unused(ours, unused, type(model).__name__)
     ours.generation_config = model.generation_config
-    return ours.train(model.training)
+    return ours.to(model.device).train(model.training)
 
 
 def fill(model: CausalLM, named: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> list[str]:

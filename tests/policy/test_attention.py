@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from grpo.policy import attention_parts
-from grpo.policy.attention import TreeAttention, attention_interface
+from grpo.policy.attention import TreeAttention
 from grpo.policy.attention_parts import plan_parts
+from grpo.policy.wrapped import attention_interface
 from grpo.tree import nodes, pack
 from tests.fakes.models import Sizes
 
@@ -39,16 +39,17 @@ def mask_of(subtree_end):
 
 
 def dense(query, key, value, mask, scaling):
-    """[1,H,S,d], 2 x [1,Hkv,n,d], [S,n] -> [1,S,H,d] by one masked softmax over everything."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~mask, -torch.inf)
-    return (torch.softmax(scores, -1) @ value).transpose(1, 2)
+    """[S,H,d], 2 x [n,Hkv,d], [S,n] -> [S,H,d] by one masked softmax over everything."""
+    per_key = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(per_key, 1) for x in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scaling
+    return torch.einsum("hqk,khd->qhd", torch.softmax(scores.masked_fill(~mask, -torch.inf), -1), value)
 
 
 def random_heads(S, key_heads=HKV, dtype=torch.float64, seed=0):
+    """A query [S,H,d], a key and a value [S,Hkv,d]."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((1, H, S, D), (1, key_heads, S, D), (1, key_heads, S, D))
+    shapes = ((S, H, D), (S, key_heads, D), (S, key_heads, D))
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
 
 
@@ -64,7 +65,7 @@ def test_c39_tree_attention_equals_dense_attention(rows, max_scores, key_heads, 
     tree = tree_of(rows, padding=2)
     S = len(tree.input_ids)
     inputs = random_heads(S, key_heads)
-    upstream = torch.randn(1, S, H, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    upstream = torch.randn(S, H, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ours = TreeAttention(tree.position_ids, tree.subtree_end, H // key_heads).attend(0, *inputs, scaling=0.7)
     theirs = dense(*inputs, mask_of(tree.subtree_end), 0.7)
     torch.testing.assert_close(ours, theirs, **EXACT)
@@ -139,7 +140,7 @@ def test_heads_may_lie_in_any_order(place):
     tree = tree_of(TREES["three levels"])
     inputs = random_heads(len(tree.input_ids))
     expected = dense(*inputs, mask_of(tree.subtree_end), 0.7)
-    inputs[place] = inputs[place].detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+    inputs[place] = inputs[place].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     ours = TreeAttention(tree.position_ids, tree.subtree_end, R).attend(0, *inputs, 0.7)
     torch.testing.assert_close(ours, expected, **EXACT)
 
@@ -160,16 +161,16 @@ def test_with_a_known_trunk_the_rest_is_that_of_the_whole_tree(known, fused, mon
     monkeypatch.setattr(attention_parts, "SIDES", (2, 4))
     tree = tree_of([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 8], [1, 2, 3, 4, 5, 9]])
     query, key, value = inputs = random_heads(len(tree.input_ids))
-    rest = [x[:, :, known:] for x in inputs]
-    trunk = [(key[0, :, :known].detach(), value[0, :, :known].detach())]
+    rest = [x[known:] for x in inputs]
+    trunk = [tuple(x[:known].detach().transpose(0, 1) for x in (key, value))]
     ours = TreeAttention(tree.position_ids, tree.subtree_end, R, trunk).attend(0, *rest, 0.7)
-    theirs = dense(*inputs, mask_of(tree.subtree_end), 0.7)[:, known:]
+    theirs = dense(*inputs, mask_of(tree.subtree_end), 0.7)[known:]
     torch.testing.assert_close(ours, theirs, **EXACT)
     upstream = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
     for our_gradient, their_gradient in zip(
         *(torch.autograd.grad(out, inputs, upstream) for out in (ours, theirs)), strict=True
     ):
-        torch.testing.assert_close(our_gradient[:, :, known:], their_gradient[:, :, known:], **EXACT)
+        torch.testing.assert_close(our_gradient[known:], their_gradient[known:], **EXACT)
 
 
 def test_large_scores_stay_finite():
@@ -187,10 +188,10 @@ def test_c39_a_sibling_has_no_influence_and_gets_no_gradient():
     before = plan.attend(0, query, key, value, 1.0)
     hidden = ~mask_of(tree.subtree_end)[-1]
     assert hidden.sum() == 5  # the third sibling sees two ancestors and itself, not the other two's five tokens
-    key_gradient, value_gradient = torch.autograd.grad(before[:, -1].sum(), (key, value))
-    assert (key_gradient[:, :, hidden] == 0).all() and (value_gradient[:, :, hidden] == 0).all()
-    noise = 100 * hidden[:, None]
-    assert torch.equal(plan.attend(0, query, key + noise, value - noise, 1.0)[:, -1], before[:, -1])
+    key_gradient, value_gradient = torch.autograd.grad(before[-1].sum(), (key, value))
+    assert (key_gradient[hidden] == 0).all() and (value_gradient[hidden] == 0).all()
+    noise = 100 * hidden[:, None, None]
+    assert torch.equal(plan.attend(0, query, key + noise, value - noise, 1.0)[-1], before[-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -242,45 +243,30 @@ class Layer(torch.nn.Module):
     layer_idx, is_causal, num_key_value_groups = 0, True, R
 
 
-@pytest.mark.parametrize("option", ["sliding_window", "softcap", "s_aux", "position_bias"])
-def test_what_is_not_supported_is_refused(option):
+def through_the_interface(inputs, **options):
+    """[S,_,d] -> [S,H,d], as a layer of transformers asks for it."""
+    return attention_interface(Layer(), *(x.transpose(0, 1)[None] for x in inputs), None, **options)[0][0]
+
+
+def test_the_interface_hands_on_what_a_layer_asks_for_and_without_a_tree_it_is_sdpa():
     tree = tree_of(TREES["siblings"])
-    plan = TreeAttention(tree.position_ids, tree.subtree_end, R)
     inputs = random_heads(len(tree.input_ids))
-    with pytest.raises(ValueError, match=f"model: Layer uses {option}"):
-        attention_interface(Layer(), *inputs, None, tree_attention=plan, **{option: 4})
-    attention_interface(Layer(), *inputs, None, tree_attention=plan, **{option: None})
+    plan, mask = TreeAttention(tree.position_ids, tree.subtree_end, R), mask_of(tree.subtree_end)
+    for tree_attention, mask in ((plan, mask), (None, torch.ones_like(mask).tril())):
+        for scaling in (0.3, None):  # None: the root of the width
+            ours = through_the_interface(inputs, scaling=scaling, tree_attention=tree_attention)
+            torch.testing.assert_close(ours, dense(*inputs, mask, scaling or D**-0.5), **EXACT)
 
 
-def test_values_of_another_width_are_refused():
+def test_c22_what_the_interface_does_not_compute_is_refused():
     tree = tree_of(TREES["siblings"])
-    query, key, value = random_heads(len(tree.input_ids))
-    plan = TreeAttention(tree.position_ids, tree.subtree_end, R)
+    query, key, value = inputs = random_heads(len(tree.input_ids))
+    with_tree = {"tree_attention": TreeAttention(tree.position_ids, tree.subtree_end, R)}
+    for option in ("softcap", "s_aux", "position_bias"):
+        with pytest.raises(ValueError, match=f"model: Layer uses {option}"):
+            through_the_interface(inputs, **with_tree, **{option: 4})
+        through_the_interface(inputs, **with_tree, **{option: None})
     with pytest.raises(ValueError, match="values of another width"):
-        attention_interface(Layer(), query, key, value[..., :3], None, tree_attention=plan)
-
-
-def test_c22_dropout_is_refused():
-    tree = tree_of(TREES["siblings"])
-    plan = TreeAttention(tree.position_ids, tree.subtree_end, R)
+        through_the_interface((query, key, value[..., :3]), **with_tree)
     with pytest.raises(AssertionError, match="dropout"):
-        attention_interface(Layer(), *random_heads(len(tree.input_ids)), None, dropout=0.1, tree_attention=plan)
-
-
-def test_scaling_defaults_to_the_root_of_the_width():
-    tree = tree_of(TREES["siblings"])
-    plan = TreeAttention(tree.position_ids, tree.subtree_end, R)
-    inputs = random_heads(len(tree.input_ids))
-    torch.testing.assert_close(
-        attention_interface(Layer(), *inputs, None, tree_attention=plan)[0],
-        dense(*inputs, mask_of(tree.subtree_end), D**-0.5),
-        **EXACT,
-    )
-
-
-def test_without_a_tree_it_is_sdpa():
-    inputs = random_heads(6)
-    ours = attention_interface(Layer(), *inputs, None, scaling=0.3)[0]
-    theirs = sdpa_attention_forward(Layer(), *inputs, None, scaling=0.3)[0]
-    assert torch.equal(ours, theirs)
-    torch.testing.assert_close(ours, dense(*inputs, torch.ones(6, 6).tril().bool(), 0.3), **EXACT)
+        through_the_interface(inputs, dropout=0.1, **with_tree)

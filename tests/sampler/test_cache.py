@@ -31,14 +31,14 @@ class Decoding:
         position_ids, subtree_end = torch.from_numpy(trie.position_ids), torch.from_numpy(trie.subtree_end)
         prefill = PrefillAttention(position_ids, subtree_end, R)
         S = len(position_ids)
-        self.history = []  # [layer][row]: keys and values, 2 x [Hkv,n,d]
+        self.history = []  # [layer][row]: keys and values, 2 x [n,Hkv,d]
         for layer in range(LAYERS):
             query, key, value = self.random(H, S), self.random(HKV, S), self.random(HKV, S)
             out = prefill.attend(layer, query, key, value, 0.7)
             expected = TreeAttention(position_ids, subtree_end, R).attend(0, query, key, value, 0.7)
             assert torch.equal(out, expected)
             rows = [torch.from_numpy(path) for path in trie.paths for _ in range(group_size)]
-            self.history.append([(key[0, :, path], value[0, :, path]) for path in rows])
+            self.history.append([(key[path], value[path]) for path in rows])
         trunk = trunk_length(prompts)
         room = [(k[:, :trunk].clone(), v[:, :trunk].clone()) for k, v in prefill.kept]
         sizes = {"max_rows": len(prompts) * group_size, "max_groups": len(prompts), "max_new_tokens": max_new_tokens}
@@ -47,7 +47,8 @@ class Decoding:
         self.alive = list(range(len(prompts) * group_size))
 
     def random(self, heads, n):
-        return torch.randn(1, heads, n, D, generator=self.generator, dtype=torch.float64).to(self.dtype)
+        """[n,heads,d]."""
+        return torch.randn(n, heads, D, generator=self.generator, dtype=torch.float64).to(self.dtype)
 
     def step(self, autocast=False):
         """One token for every row alive: our output and the dense one, [n,H,d] each, of every layer."""
@@ -57,16 +58,16 @@ class Decoding:
         for layer in range(LAYERS):
             query, key, value = self.random(H, n), self.random(HKV, n), self.random(HKV, n)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                padded = (torch.cat([x, self.random(x.shape[1], padding)], 2) for x in (query, key, value))
-                ours = self.decode.attend(layer, *padded, 0.7)[0, :n]
+                padded = (torch.cat([x, self.random(x.shape[1], padding)]) for x in (query, key, value))
+                ours = self.decode.attend(layer, *padded, 0.7)[:n]
             theirs = []
             for i, row in enumerate(self.alive):
                 keys, values = self.history[layer][row]
-                keys, values = torch.cat([keys, key[0, :, [i]]], 1), torch.cat([values, value[0, :, [i]]], 1)
+                keys, values = torch.cat([keys, key[[i]]]), torch.cat([values, value[[i]]])
                 self.history[layer][row] = keys, values
-                everything = torch.ones(1, keys.shape[1], dtype=torch.bool)
-                ready = (x.double() for x in (query[:, :, [i]], keys[None], values[None]))
-                theirs.append(dense(*ready, everything, 0.7)[0, 0])
+                everything = torch.ones(1, len(keys), dtype=torch.bool)
+                ready = (x.double() for x in (query[[i]], keys, values))
+                theirs.append(dense(*ready, everything, 0.7)[0])
             pairs.append((ours, torch.stack(theirs)))
         self.decode.lengths[: n + padding] += 1
         self.decode.advance()
@@ -147,11 +148,11 @@ def test_prompts_that_join_later_read_what_the_first_ones_read():
     plans = [(torch.from_numpy(x.position_ids), torch.from_numpy(x.subtree_end), R) for x in (trie, later)]
     inputs = [x.detach() for x in random_heads(len(trie.position_ids))]
     whole = PrefillAttention(*plans[0], rounded_to=rounded_to)
-    expected = whole.attend(0, *inputs, 0.7)[0]
+    expected = whole.attend(0, *inputs, 0.7)
     assert all(x.equal(x.to(rounded_to).to(x.dtype)) for x in whole.kept[0])
 
     places = torch.from_numpy(np.concatenate([trie.paths[0], trie.paths[2][2:]]))
     trunk = [tuple(x[:, :2].to(rounded_to) for x in whole.kept[0])]
     joining = PrefillAttention(*plans[1], trunk, rounded_to=rounded_to)
-    ours = joining.attend(0, *(x[:, :, places[2:]] for x in inputs), 0.7)[0]
+    ours = joining.attend(0, *(x[places[2:]] for x in inputs), 0.7)
     torch.testing.assert_close(ours, expected[places[2:]], **EXACT)
