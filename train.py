@@ -69,8 +69,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
         final_dtype = look_ahead(config, policy, tokenizer, sampler.positions, device, signals)
         state, watch = restore_state(directory, learner), Watch(config)
         stop_before(state, signals)
-        commit = getattr(policy.model.config, "_commit_hash", None)
-        made_of = inputs.look(config, weights, commit, problems, collector.prompt_ids)
+        made_of = inputs.look(config, weights, policy.commit, problems, collector.prompt_ids)
         inputs.check(directory, config, state.step, made_of)
         claim(directory, config, device)
         with Log(directory, config, state.step) as log:

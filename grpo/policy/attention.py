@@ -88,7 +88,10 @@ class PrefillAttention(TreeAttention):
         """[Hkv,S,d] per layer, of the whole tree."""
 
     def _whole(self, layer: int, k: Tensor, v: Tensor) -> Pair:
-        assert layer == len(self.kept), "layers must run once each, in order"
+        if layer != len(self.kept):
+            raise ValueError(
+                f"model: layer {layer} attends after {len(self.kept)} others; layers must run once, in order"
+            )
         if self.rounded_to is not None:
             k, v = (x.to(self.rounded_to).to(x.dtype) for x in (k, v))
         self.kept.append(super()._whole(layer, k, v))

@@ -102,14 +102,17 @@ def _load_decoder(
     model: CausalLM, path: str, revision: str | None, tokenizer, precision: str, dtype: torch.dtype
 ) -> Policy:
     """Read the weights of a family that the decoder knows; raises as `load_policy`."""
-    source, commit = model_directory(path), getattr(model.config, "_commit_hash", None)
+    source = model_directory(path)
     with _one_sentence(path):
-        unused = weights.fill(model, weights.stored(source, commit or revision), dtype)
+        local = Path(source).is_dir()
+        directory = Path(source) if local else weights.fetched(source, revision)
+        unused = weights.fill(model, weights.stored(directory), dtype)
         with suppress(OSError):  # not every model has one
             model.generation_config = GenerationConfig.from_pretrained(source, revision=revision)
     refuse_quantized(path, model.config, unused)
     weights.refuse_unused(model, unused, path)
     policy = Policy(model, tokenizer, precision).train()
+    policy.commit = None if local else directory.name
     refuse_not_finite(path, tree_logprobs(policy))
     return policy
 
@@ -314,11 +317,15 @@ def refuse_if_different(policy: Policy, own: Tensor) -> None:
     Raises:
         ValueError: they differ.
     """
-    training, gaps = policy.training, {}
+    training, gaps, kind = policy.training, {}, type(policy.model).__name__
     for mode, attention in ((False, PrefillAttention), (True, TreeAttention)):
-        gaps[mode] = float((tree_logprobs(policy.train(mode), attention) - own).abs().max())
+        try:
+            gaps[mode] = float((tree_logprobs(policy.train(mode), attention) - own).abs().max())
+        except RuntimeError as error:  # shapes that do not fit
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"model: {kind} can not be computed with tree attention: {reason}") from error
     policy.train(training)
-    gap, kind = max(gaps.values()), type(policy.model).__name__
+    gap = max(gaps.values())
     if gaps[False] < 1e-3 <= gap:
         raise ValueError(
             f"model: {kind} computes something else in train mode than in eval mode, such as noise: log-probabilities "

@@ -53,6 +53,8 @@ class Policy(nn.Module):
         self.compiled = False
         """Whether `kernels/compiled.py` compiled the layers."""
         self.heads = head_sizes(model.config)
+        self.commit: str | None = None
+        """Of the hub, if the weights come from there."""
         self.positions = limits.positions_of(model)
         """The most tokens of a sequence, where the model has a bound; None: there is none."""
 

@@ -165,6 +165,8 @@ def head_sizes(config: PretrainedConfig) -> HeadSizes:
     config = config.get_text_config()
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
+    if getattr(config, "multi_query", False):  # GPTBigCode
+        key_heads = 1
     return HeadSizes(heads, key_heads, getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 

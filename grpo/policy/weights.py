@@ -124,23 +124,26 @@ def _parts(name: str, tensor: Tensor, model: CausalLM) -> Iterator[tuple[str, Te
         yield f"{part}.{leaf}", value
 
 
-def stored(source: str, revision: str | None) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint and its name, one after another.
+def fetched(name: str, revision: str | None) -> Path:
+    """The directory of a hub model's weights on this machine, which is called like the commit.
 
     Args:
-        source: a local directory, or a hub name, from which the files are fetched first.
-        revision: branch, tag or commit on the hub.
+        name: on the hub.
+        revision: branch, tag or commit.
+    """
+    directory = Path(snapshot_download(name, revision=revision, allow_patterns=["model*.safetensors*"]))
+    if not list(directory.glob("model*.safetensors")):
+        directory = Path(snapshot_download(name, revision=revision, allow_patterns=["pytorch_model*.bin*"]))
+    return directory
+
+
+def stored(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a directory and its name, one after another.
 
     Raises:
         ValueError: there are no weights.
     """
-    directory = Path(source)
-    if not directory.is_dir():
-        directory = Path(snapshot_download(source, revision=revision, allow_patterns=["model*.safetensors*"]))
-        if not list(directory.glob("model*.safetensors")):
-            directory = Path(snapshot_download(source, revision=revision, allow_patterns=[f"{PICKLED[:-4]}*.bin*"]))
-    files = _files(directory)
-    for file in files:
+    for file in _files(directory):
         if file.suffix == ".bin":
             yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
             continue

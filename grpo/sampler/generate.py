@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo.batch import Completions
-from grpo.policy import Policy, eos_ids, frozen_copy, refuse_beyond_positions
+from grpo.batch import Batch, Completions
+from grpo.policy import Policy, eos_ids, frozen_copy, refuse_beyond_positions, token_logprobs
 from grpo.sampler.draw import PURPOSES, Draw
 from grpo.sampler.rows import Rows
 from grpo.sampler.stops import StopStrings
@@ -53,6 +53,8 @@ class Sampler:
         self.check_every = CHECK_EVERY[policy.device.type]
         self.rows = Rows(self.policy, own=self.policy is not policy, kernels=kernels)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
+        if not policy.is_decoder:
+            _refuse_other_decoding(self, policy)
 
     @torch.no_grad()
     def refresh(self, policy: Policy) -> None:
@@ -133,6 +135,27 @@ class Sampler:
         if stop not in self._stops:
             self._stops[stop] = StopStrings(self.tokenizer, stop, self.is_eos.nonzero().flatten().tolist())
         return self._stops[stop]
+
+
+@torch.no_grad()
+def _refuse_other_decoding(sampler: Sampler, policy: Policy) -> None:
+    """Raise ValueError if a model that transformers computes decodes other log-probabilities than it learns from."""
+    prompts, options = [[1, 2, 3], [1, 2, 4, 5]], {"group_size": 2, "max_new_tokens": 3, "temperature": 1.0}
+    try:
+        drawn = sampler.generate(prompts, **options, seed=0, step=0)
+        learned, _ = token_logprobs(policy, Batch(prompts, drawn.completion_ids, drawn.completion_mask), 1.0)
+        gap = float((learned - drawn.sampling_logprobs).abs().max())
+    except RuntimeError as error:  # shapes that do not fit
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"model: {type(policy.model).__name__} can not be decoded by this sampler: {reason}"
+        ) from error
+    allowed = 1e-3 if policy.autocast_dtype is None else 0.3
+    if not gap < allowed:
+        raise ValueError(
+            f"model: {type(policy.model).__name__} decodes one token at a time to other log-probabilities than its own "
+            f"forward, by {gap:.2g} nats; decoding it is not supported"
+        )
 
 
 def _is_whole(value: object) -> bool:
