@@ -3,8 +3,8 @@
 Nearly half of what a layer keeps for backward is cheap to compute again: what goes on inside a norm, what a norm gives
 out, and the product of the MLP's two halves. `Lean` keeps the input of a norm and computes these again. On a CPU memory
 that is new costs as much as what is written there, so the MLP and the rotation of positions also make do with few
-tensors. Products are those of `kernels/onednn.py`. Left out: matrix products made again in backward, which is activation
-checkpointing; autocast, half precision and `torch.compile`, which use `Plain` operations.
+tensors. Products are those of `kernels/onednn.py`. Left out: matrix products made again in backward, which is
+activation checkpointing; autocast, half precision and `torch.compile`, which use `Plain` operations.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def noted() -> Iterator[dict[int, torch.Tensor]]:
-    """The tensors kept for backward within it, one per storage, by the storage's address; held, so that none is reused."""
+    """The tensors kept for backward within it, one per storage, by its address; held, so that none is reused."""
     seen: dict[int, torch.Tensor] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
