@@ -101,8 +101,9 @@ class Policy(nn.Module):
         """[S], [S] -> [S,D]."""
         if not self.is_decoder:
             return wrapped.hidden_states(self.model, input_ids, position_ids, attention)
-        wide = self.autocast_dtype is None and self.head.dtype.itemsize >= 4
-        ops = LEAN if wide and not self.compiled else PLAIN
+        half = self.autocast_dtype is not None or self.head.dtype.itemsize < 4
+        compiled = self.compiled and not eager
+        ops = PLAIN if half or compiled else LEAN
         return self.model.model(input_ids, position_ids, attention, ops, eager=eager and self.compiled)
 
     def forward(self, tree: PackedTree, temperature: float) -> tuple[Tensor, Tensor]:

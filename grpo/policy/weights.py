@@ -93,7 +93,7 @@ def fill(model: CausalLM, named: Iterable[tuple[str, Tensor]], dtype: torch.dtyp
     if model.model.spec.tied:
         missing.discard("lm_head.weight")
     if missing:
-        raise ValueError(f"lacks {len(missing)} weights of its config, such as {min(missing)}")
+        raise ValueError(f"it lacks {len(missing)} weights of its config, such as {min(missing)}")
     model.tie()
     return unused
 
@@ -163,7 +163,7 @@ def _files(directory: Path) -> list[Path]:
         if index.exists():
             parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             return [directory / part for part in sorted(parts)]
-    raise ValueError(f"has no weights ({SAFE})")
+    raise ValueError(f"it has no weights ({SAFE})")
 
 
 def write(model: CausalLM, directory: Path, dtype: torch.dtype) -> None:

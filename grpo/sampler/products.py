@@ -6,7 +6,8 @@ reads the sampler's own weights, moved next to each other; or, on a CPU in float
 few rows are multiplied a third to a half faster.
 
 The sampler's steps alone use it: a reference that took another path than the policy would differ from it by a
-rounding, and the KL of the first step not be 0. Left out: prefill; backward; the Triton kernels (`decoder_fused.py`).
+rounding, and the KL of the first step not be 0. Left out: prefill; backward; linear layers of another kind, such as
+adapters, with which nothing of this is used; the Triton kernels (`decoder_fused.py`).
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from grpo.kernels.onednn import multiply_packed, packable, packed
+from grpo.policy import Policy
 from grpo.policy.decoder import Attention, CausalLM, GatedMLP, Norm, Plain, Rotation
 from grpo.policy.products import rotate
+
+
+def fits(policy: Policy) -> bool:
+    """Whether `FewRows` can be used: our decoder, with linear layers that compute nothing but weight and bias."""
+    if not policy.is_decoder:
+        return False
+    named = policy.model.model.layers.named_modules()
+    return all(type(module) is nn.Linear for name, module in named if name.endswith("_proj"))
 
 
 class FewRows(Plain):

@@ -21,7 +21,7 @@ from grpo.sampler import decoder_fused
 from grpo.sampler.cache import DecodeAttention
 from grpo.sampler.decoder_fused import FusedDecodeAttention, FusedRows
 from grpo.sampler.draw import Draw, block_masses, sample, streams, uniforms_at
-from grpo.sampler.products import FewRows, Joint
+from grpo.sampler.products import FewRows, Joint, fits
 from grpo.tree import build_trie
 
 GRAIN = {"cpu": 1, "cuda": 32}
@@ -42,11 +42,12 @@ class Rows:
         self.policy = policy
         self.grain = GRAIN[policy.device.type]
         usable = decode.usable(policy.device.type, policy.autocast_dtype is not None)
-        self.fused = kernels and policy.is_decoder and usable and policy.heads.width <= decode.WIDEST
+        few = fits(policy)
+        self.fused = kernels and few and usable and policy.heads.width <= decode.WIDEST
         self.rounded_to = policy.autocast_dtype if self.fused else None
         """The dtype of stored keys and values; None: float32 or wider."""
         kind = FusedRows if self.fused else FewRows
-        self.ops = kind(policy.model, own=own) if policy.is_decoder else None
+        self.ops = kind(policy.model, own=own) if few else None
         self.head = Joint([policy.head], [None])
         self.products = [self.head, *(self.ops.joint.values() if self.ops else ())]
         self.graphs: dict[tuple, Callable[[], None]] = {}

@@ -1,34 +1,21 @@
-"""What autograd keeps for backward, as bytes: also where the code under test packs what it keeps its own way."""
+"""What autograd keeps for backward, as bytes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest import mock
 
 import torch
 
 
 @contextmanager
 def noted() -> Iterator[dict[int, torch.Tensor]]:
-    """The tensors kept for backward within it, one per storage, by the storage's address; held, so that none is reused.
-
-    Hooks that are set within it are noted too, by what they pack, as deep as tuples go.
-    """
+    """The tensors kept for backward within it, one per storage, by its address; held, so that none is reused."""
     seen: dict[int, torch.Tensor] = {}
 
-    def note(packed):
-        if isinstance(packed, torch.Tensor):
-            seen[packed.untyped_storage().data_ptr()] = packed
-        elif isinstance(packed, tuple):
-            for item in packed:
-                note(item)
-        return packed
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
 
-    class Noting(torch.autograd.graph.saved_tensors_hooks):
-        def __init__(self, pack, unpack):
-            super().__init__(lambda tensor: note(pack(tensor)), unpack)
-
-    patched = mock.patch.object(torch.autograd.graph, "saved_tensors_hooks", Noting)
-    with patched, Noting(lambda tensor: tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         yield seen
 
 

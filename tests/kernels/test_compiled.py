@@ -67,7 +67,7 @@ def test_values_and_gradients_are_those_of_the_plain_layers_with_one_graph_for_a
     use_flex(monkeypatch, policy)
     policy.train()
     if checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.checkpoint_activations()
     for rows in SIZES:
         assert_equal(learned(policy, policy, rows), learned(plain, plain, rows), rtol=1e-4, atol=1e-4)
     assert graphs() <= 4  # a chunk's values and gradient; layers: one graph, the first apart if checkpointed
@@ -220,7 +220,7 @@ def assert_exact_and_near(plain, checkpointing, sizes, gap, cosine):
     forget()
     policy, reference = copy.deepcopy(plain), frozen_copy(plain)
     if checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.checkpoint_activations()
     compile_layers(policy, reference)
     made = []
     for rows in sizes:

@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from grpo.kernels import decode  # noqa: E402
+from grpo.policy.decoder import Norm  # noqa: E402
 from grpo.sampler.decoder_fused import FusedDecodeAttention  # noqa: E402
 from grpo.sampler.draw import BLOCK  # noqa: E402
 
@@ -97,9 +98,8 @@ def start_all(dtype: torch.dtype, head_width: int) -> None:
     room = FusedDecodeAttention(keys_and_values(690), max_rows=40, max_groups=5, max_branch=96, max_new_tokens=256)
     room.join(keys_and_values(90), [torch.arange(90)] * 5, group_size=8)
     new = torch.zeros(40, heads + 2 * key_heads, head_width, dtype=dtype)
-    room.attend_heads(0, new, *torch.zeros(2, 40, head_width), 0.125)
-    norm = torch.nn.RMSNorm(896)
-    norm.variance_epsilon = 1e-6
+    room.attend_heads(0, new, torch.zeros(2, 40, 1, head_width).unbind(), 0.125)
+    norm = Norm(896, 1e-6)
     decode.add_norm(torch.zeros(40, 896), torch.zeros(40, 896, dtype=dtype), norm, dtype)
     decode.gated(torch.zeros(40, 2 * 4864, dtype=dtype))
     decode.block_masses(torch.zeros(40, 151_936), 0.7, BLOCK)

@@ -251,8 +251,8 @@ def through_the_interface(inputs, **options):
 def test_the_interface_hands_on_what_a_layer_asks_for_and_without_a_tree_it_is_sdpa():
     tree = tree_of(TREES["siblings"])
     inputs = random_heads(len(tree.input_ids))
-    plan, mask = TreeAttention(tree.position_ids, tree.subtree_end, R), mask_of(tree.subtree_end)
-    for tree_attention, mask in ((plan, mask), (None, torch.ones_like(mask).tril())):
+    plan, seen = TreeAttention(tree.position_ids, tree.subtree_end, R), mask_of(tree.subtree_end)
+    for tree_attention, mask in ((plan, seen), (None, torch.ones_like(seen).tril())):
         for scaling in (0.3, None):  # None: the root of the width
             ours = through_the_interface(inputs, scaling=scaling, tree_attention=tree_attention)
             torch.testing.assert_close(ours, dense(*inputs, mask, scaling or D**-0.5), **EXACT)

@@ -7,7 +7,7 @@ from grpo.batch import Batch
 from grpo.policy import Policy, load_policy, token_logprobs
 from grpo.sampler import Sampler
 from grpo.sampler.stops import StopStrings
-from tests.fakes.models import byte_tokenizer, tiny_model, tiny_policy
+from tests.fakes.models import byte_tokenizer, plain_twin, tiny_model, tiny_policy
 from tests.fakes.puppet import GREEDY, drawn, ids, puppet_sampler, saved_puppet, special_tokenizer
 
 GAP = {"<eos>": 300}
@@ -34,6 +34,7 @@ def test_c43_ids_that_no_token_has_are_never_sampled(temperature, tmp_path):
 @pytest.mark.parametrize("tokenizer", [special_tokenizer(GAP), byte_tokenizer()], ids=["gap", "none"])
 def test_c43_c21_sampler_and_learner_leave_the_same_ids_out(tokenizer, precision):
     policy = tiny_policy("llama", precision, tokenizer, vocab_size=310, eos_token_id=None)
+    twin = plain_twin(policy, "llama", vocab_size=310, eos_token_id=None)
     got = Sampler(policy, tokenizer).generate([[65, 66]], **GREEDY | {"group_size": 8, "temperature": 0.9})
     batch = Batch([[65, 66]], got.completion_ids, got.completion_mask)
     learned, entropy = token_logprobs(policy, batch, 0.9)
@@ -42,7 +43,7 @@ def test_c43_c21_sampler_and_learner_leave_the_same_ids_out(tokenizer, precision
     assert len(present) == 257
     for row, length in zip(got.completion_ids, got.completion_mask.sum(1).tolist(), strict=True):
         sequence = torch.tensor([[65, 66, *row[:length].tolist()]])
-        logits = policy.model(input_ids=sequence, use_cache=False).logits[0, 1:-1, present] / 0.9
+        logits = twin(input_ids=sequence).logits[0, 1:-1, present] / 0.9
         among = torch.tensor([present.index(i) for i in row[:length].tolist()])
         plain = torch.log_softmax(logits, -1).gather(1, among[:, None])[:, 0]
         torch.testing.assert_close(learned[(got.completion_ids == row).all(1)][0][:length], plain, rtol=1e-4, atol=1e-4)
@@ -161,6 +162,16 @@ def test_c54_a_value_that_sampling_can_not_use_is_a_sentence(changes, said):
     sampler = Sampler(tiny_policy(), byte_tokenizer())
     with pytest.raises(ValueError, match=said):
         sampler.generate([[65, 66]], **GREEDY | changes)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma"])  # of our decoder, and of transformers
+def test_c54_a_model_of_transformers_in_half_precision_is_sampled_from_as_it_is(family):
+    """The kind: as above. Products of float32 and of bfloat16 would meet."""
+    policy = Policy(tiny_model(family, dtype=torch.bfloat16), byte_tokenizer())
+    got = Sampler(policy, byte_tokenizer()).generate([[65, 66]], **GREEDY | {"group_size": 4, "temperature": 1.0})
+    learned, _ = token_logprobs(policy, Batch([[65, 66]], got.completion_ids, got.completion_mask), 1.0)
+    assert learned.dtype == got.sampling_logprobs.dtype == torch.float32
+    torch.testing.assert_close(got.sampling_logprobs, learned, rtol=0.05, atol=0.1)
 
 
 @pytest.mark.parametrize("prompts", [None, 5, [[97.5, 98]], [[None]], [[True]], ["text"]])
