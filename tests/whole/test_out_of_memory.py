@@ -36,7 +36,7 @@ def with_room_for(tokens: int, place: str, policy: Policy) -> Policy:
             out_of_memory()
 
     def after_first_layer(_, args, output):
-        if args[0].shape[1] > tokens and output.requires_grad and place == "backward":
+        if args[0].shape[-2] > tokens and output.requires_grad and place == "backward":
             output.register_hook(out_of_memory)  # by then the head and the last layer have their gradients
 
     policy.register_forward_hook(after_forward)
@@ -109,10 +109,10 @@ def short_of_memory(rank: int = 1) -> None:
         return
     forward, learn, limits = Policy.forward, Learner.learn, [20]
 
-    def limited(self, tree, temperature, trunk=None):
+    def limited(self, tree, temperature):
         if torch.is_grad_enabled() and len(tree.input_ids) > limits[-1]:
             out_of_memory()
-        return forward(self, tree, temperature, trunk)
+        return forward(self, tree, temperature)
 
     def limiting(self, batch, step, sums):
         limits.append(20 if step == 1 else 10)
