@@ -329,7 +329,7 @@ def test_c28_c31_a_step_is_drawn_alike_whatever_was_drawn_before():
         last = one.sample(step)
     again = other.sample(3)
     assert torch.equal(last.completions.completion_ids, again.completions.completion_ids)
-    assert last.index == again.index and last.prompt_ids == again.prompt_ids
+    assert last.batch.prompt_index == again.batch.prompt_index and last.batch.prompt_ids == again.batch.prompt_ids
     drawn = [other.sample(step).completions for step in (1, 2, 3)]
     long = [tuple(row) for each in drawn for row in each.completion_ids[each.completion_mask[:, 8]].tolist()]
     assert len(set(long)) == len(long) > 5  # every sample has its own stream
@@ -366,7 +366,7 @@ def test_c60_each_line_has_the_prompt_that_was_really_asked(tmp_path):
     drawn = made.sample(1)
     write_transcripts(tmp_path / "rollouts" / "1.jsonl", made.reward(drawn), ("a", "b"), runs.digit_tokenizer())
     lines = [json.loads(line) for line in (tmp_path / "rollouts" / "1.jsonl").read_text().splitlines()]
-    asked = [runs.digit_tokenizer().decode(ids) for ids in drawn.prompt_ids]
+    asked = [runs.digit_tokenizer().decode(ids) for ids in drawn.batch.prompt_ids]
     assert [line["prompt"] for line in lines] == [prompt for prompt in asked for _ in range(4)]
 
 
