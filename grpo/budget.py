@@ -33,9 +33,10 @@ class Budget:
 class Pass:
     """Some rows of this rank's batch, cut into micro-batches by the present budget. It can be made several times."""
 
-    def __init__(self, budget: Budget, batch: Batch, rows: Sequence[int]):
-        """Cut the rows. Those without a token to learn from are left out. A collective call."""
-        self.budget, self.batch, self.rows = budget, batch, rows
+    def __init__(self, budget: Budget, batch: Batch, rows: Sequence[int] | None = None):
+        """Cut the rows; None: all. Those without a token to learn from are left out. A collective call."""
+        self.budget, self.batch = budget, batch
+        self.rows = range(len(batch.completion_ids)) if rows is None else rows
         self._cut()
 
     def _cut(self) -> None:

@@ -44,24 +44,15 @@ class Drawn:
     batch: Batch
     """The same completions with their prompts. There are no advantages yet; whatever else is filled in is kept."""
 
-    def select(self, prompts: Sequence[int]) -> "Drawn":
-        """Some of the n prompts, in the given order."""
-        problems = [self.problems[i] for i in prompts]
-        return Drawn(problems, self.completions.select(prompts, self.batch.group_size), self.batch.select(prompts))
-
-    @staticmethod
-    def join(parts: Sequence["Drawn"]) -> "Drawn":
-        """The prompts of all parts, one part after the other."""
-        problems = [problem for part in parts for problem in part.problems]
-        completions = Completions.join([part.completions for part in parts])
-        return Drawn(problems, completions, Batch.join([part.batch for part in parts]))
-
 
 @dataclass
 class Rollout:
     """What was sampled, its rewards and advantages, and the batch that learning reads."""
 
-    drawn: Drawn
+    problems: list[Problem]
+    """n problems."""
+    completions: Completions
+    """n * G completions."""
     reward_terms: Tensor
     """[K,n,G] unweighted; NaN where a reward function failed."""
     rewards: Tensor
@@ -73,17 +64,24 @@ class Rollout:
     batch: Batch
     """What learning reads. Rows that are not valid, or truncated under `mask_truncated`, have an all-False mask."""
 
-    def select(self, prompts: Sequence[int]) -> "Rollout":
-        """Some of the n prompts, in the given order. Rewards and advantages stay as they are."""
-        places = list(prompts)
-        values = self.reward_terms[:, places], self.rewards[places], self.valid[places], self.advantages[places]
-        return Rollout(self.drawn.select(places), *values, self.batch.select(places))
+    def select(self, prompts: list[int]) -> "Rollout":
+        """Some of the n prompts with all that belongs to them, in the given order. Advantages stay as they are."""
+        return Rollout(
+            problems=[self.problems[i] for i in prompts],
+            completions=self.completions.select(prompts, self.batch.group_size),
+            reward_terms=self.reward_terms[:, prompts],
+            rewards=self.rewards[prompts],
+            valid=self.valid[prompts],
+            advantages=self.advantages[prompts],
+            batch=self.batch.select(prompts),
+        )
 
     @staticmethod
     def join(parts: Sequence["Rollout"]) -> "Rollout":
         """The prompts of all parts, one part after the other."""
         return Rollout(
-            drawn=Drawn.join([part.drawn for part in parts]),
+            problems=[problem for part in parts for problem in part.problems],
+            completions=Completions.join([part.completions for part in parts]),
             reward_terms=torch.cat([part.reward_terms for part in parts], dim=1),
             rewards=torch.cat([part.rewards for part in parts]),
             valid=torch.cat([part.valid for part in parts]),
@@ -151,7 +149,7 @@ class Collector:
             keep = keep & completions.finished
         mask = drawn.batch.completion_mask & keep[:, None]
         batch = replace(drawn.batch, completion_mask=mask, advantages=advantages.view(-1).to(device))
-        return Rollout(drawn, reward_terms, rewards, valid, advantages, batch)
+        return Rollout(drawn.problems, completions, reward_terms, rewards, valid, advantages, batch)
 
 
 def encode_training(problems: list[Problem], tokenizer, config: Config) -> tuple[list[Problem], list]:
@@ -181,7 +179,7 @@ def no_completions(device: torch.device) -> Completions:
 
 def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     """Add a rollout to the step's metrics: rewards of valid samples, flat groups, lengths, truncation."""
-    valid, mask = rollout.valid, rollout.drawn.completions.completion_mask
+    valid, mask = rollout.valid, rollout.completions.completion_mask
     sums.add_where(valid, "reward/mean", rollout.rewards)
     for name, term in zip(reward_names, rollout.reward_terms, strict=True):
         sums.add_where(term.isfinite(), f"reward/{name}", term)
@@ -189,7 +187,7 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     sums.add("reward/flat_groups", (rollout.advantages == 0).all(-1).sum(), len(valid))
     sums.add("completion/length", mask.sum(), len(mask))
     sums.add("tokens/sampled", mask.sum())
-    sums.add("completion/truncated", (~rollout.drawn.completions.finished).sum(), len(mask))
+    sums.add("completion/truncated", (~rollout.completions.finished).sum(), len(mask))
 
 
 def write_transcripts(path: str | Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
@@ -200,24 +198,24 @@ def write_transcripts(path: str | Path, rollout: Rollout, reward_names: Sequence
     """
     path = Path(path)
     G = rollout.rewards.shape[1]
-    completions = rollout.drawn.completions
+    completions = rollout.completions
     finished = completions.finished.tolist()
     lengths = completions.completion_mask.sum(1).tolist()
     ids, logprobs = completions.completion_ids.tolist(), completions.sampling_logprobs.tolist()
     used = sorted({token for row, length in zip(ids, lengths, strict=True) for token in row[:length]})
     words = {token: tokenizer.decode([token]) for token in used}
-    prompts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in rollout.drawn.batch.prompt_ids]
+    prompts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in rollout.batch.prompt_ids]
     rows = []
     for row, text in enumerate(completions.texts):
         i, j = divmod(row, G)
         terms = [value if math.isfinite(value) else None for value in rollout.reward_terms[:, i, j].tolist()]
         rows.append(
             {
-                "prompt_index": rollout.drawn.batch.prompt_index[i],
+                "prompt_index": rollout.batch.prompt_index[i],
                 "sample": j,
-                "question": rollout.drawn.problems[i].info.get("question", rollout.drawn.problems[i].prompt),
+                "question": rollout.problems[i].info.get("question", rollout.problems[i].prompt),
                 "prompt": prompts[i],
-                "answer": rollout.drawn.problems[i].answer,
+                "answer": rollout.problems[i].answer,
                 "completion": text,
                 "rewards": dict(zip(reward_names, terms, strict=True)),
                 "reward": rollout.rewards[i, j].item() if rollout.valid[i, j] else None,

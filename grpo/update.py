@@ -4,18 +4,14 @@ A step is rollout plus learning; an update is one optimiser step. The loss of a 
 `(token_weights * per_token_loss).sum()`. Its weights are made from counts of the whole update on all ranks, so the
 gradient is the same however rows are cut into micro-batches or spread over ranks.
 
-The way from here to the formula of a loss: `Learner.learn`, `Learner._loss`, `objective.objective`, and a function of
-`losses.py`. Left out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and
-sharding.
+The way to the formula: `Learner.learn`, `Learner._loss`, `objective` of `objective.py`, a function of `losses.py`. Left
+out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and sharding.
 """
 
-import warnings
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from grpo import distributed
 from grpo.batch import Batch
@@ -30,14 +26,6 @@ from grpo.objective import objective
 from grpo.optimizer import learning_rate, make_optimizer
 from grpo.policy import Policy, scatter
 from grpo.weighting import WEIGHTINGS, count
-
-
-def data_parallel(policy: Policy) -> nn.Module:
-    """The policy in DDP where there are several ranks, else as it is."""
-    if distributed.world_size() == 1:
-        return policy
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in torch 2.9
-        return DistributedDataParallel(policy, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 class Learner:
@@ -66,13 +54,12 @@ class Learner:
         self.kl = lookup(KL, config.kl, "kl")
         self.weighting = lookup(WEIGHTINGS, config.weighting, "weighting")
         self.budget = Budget(policy, config.max_tokens_per_microbatch)
-        self.module = data_parallel(policy)
-        for _ in range(2):  # DDP rearranges its buckets in the forward after its first backward; have that done now
+        self.module = distributed.data_parallel(policy)
+        for _ in range(2):  # DDP rearranges its buckets, with all ranks, in the forward after its first backward
             self._sum_gradients_over_ranks()
         policy.zero_grad(set_to_none=True)
         self.optimizer = make_optimizer(policy, config)
-        fp16 = policy.autocast_dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=fp16)
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.autocast_dtype == torch.float16)
 
     @property
     def max_tokens(self) -> int:
@@ -88,8 +75,8 @@ class Learner:
             sums: the step's metrics; those of learning are added to it.
 
         Returns:
-            False if an update was skipped because its gradient was not finite. If fp16's loss scaler lowered its scale
-            instead, this does not count as skipped.
+            False if an update was skipped because its gradient was not finite. It does not count as skipped if fp16's
+            loss scaler lowered its scale instead.
 
         Raises:
             ValueError: a single sequence needs more memory than there is, or the batch lacks what is learned from.
@@ -103,7 +90,7 @@ class Learner:
 
         order = config.minibatch_size, config.group_size, (config.seed, step)
         updates = [rows for epoch in range(config.num_epochs) for rows in cut_groups(batch, *order, epoch)]
-        whole = Pass(self.budget, batch, range(len(batch.completion_ids)))
+        whole = Pass(self.budget, batch)
         if len(updates) > 1:
             batch = replace(batch, old_logprobs=self._frozen_logprobs(self.module, whole))
         batch = self.with_ref_logprobs(batch, whole)
@@ -116,7 +103,7 @@ class Learner:
             update = whole if len(updates) == config.num_epochs else Pass(self.budget, batch, rows)
             for attempt in update.attempts():
                 of_update = Sums()
-                with attempt, self._without_exchange():
+                with attempt, distributed.alone(self.module):
                     for micro in attempt:
                         loss = self._loss(batch, micro, counts, of_update)
                         self.scaler.scale(loss).backward()
@@ -127,17 +114,17 @@ class Learner:
         return finite
 
     def with_ref_logprobs(self, batch: Batch, whole: Pass | None = None) -> Batch:
-        """The batch with the log-probabilities of the reference. It may be called before there are advantages.
+        """The batch with the reference's log-probabilities. They may be had before there are advantages.
 
-        A collective call.
+        A collective call. A batch that has them stays as it is, and so does every batch where there is no reference.
 
         Args:
-            batch: this rank's rows. If it has them already, or there is no reference, it is returned as it is.
-            whole: a pass over all of its rows, if there is one.
+            batch: this rank's rows.
+            whole: a pass over all of them; None: it is made here.
         """
         if self.reference is None or batch.ref_logprobs is not None:
             return batch
-        whole = whole or Pass(self.budget, batch, range(len(batch.completion_ids)))
+        whole = whole or Pass(self.budget, batch)
         return replace(batch, ref_logprobs=self._frozen_logprobs(self.reference, whole))
 
     def _refuse(self, batch: Batch) -> None:
@@ -149,24 +136,23 @@ class Learner:
             raise ValueError(f"group_size is {self.config.group_size}: the batch has groups of {batch.group_size}")
 
     def _counts(self, batch: Batch, rows: list[int]) -> dict[str, int]:
-        """What the weights of an update are made from: its tokens and sequences, over all ranks."""
+        """The tokens and sequences of an update, over all ranks: what its weights are made from."""
         here = torch.tensor(count(batch.take(rows).completion_mask))
         num_tokens, num_sequences = distributed.all_sum(here).tolist()
         return {"num_tokens": num_tokens, "num_sequences": num_sequences}
 
     def _loss(self, batch: Batch, micro: Microbatch, counts: dict[str, int], sums: Sums) -> Tensor:
         """The micro-batch's share of the update's loss. Its share of the metrics is added to `sums`."""
-        config, rows = self.config, batch.take(micro.rows)
-        mask, advantages, sampling_logprobs = rows.completion_mask, rows.advantages, rows.sampling_logprobs
+        config, part = self.config, batch.take(micro.rows)
+        mask = part.completion_mask
         logprobs, entropy = scatter(micro.tree, self.module(micro.tree, config.temperature), mask.shape)
-        old_logprobs = logprobs.detach() if rows.old_logprobs is None else rows.old_logprobs
-
+        old_logprobs = logprobs.detach() if part.old_logprobs is None else part.old_logprobs
         found = objective(
             logprobs,
             old_logprobs,
-            sampling_logprobs,
-            rows.ref_logprobs,
-            advantages,
+            part.sampling_logprobs,
+            part.ref_logprobs,
+            part.advantages,
             mask,
             loss=self.loss,
             constants=self.constants,
@@ -182,7 +168,7 @@ class Learner:
         sums.add_where(mask, "policy/entropy", entropy)
         sums.add_where(mask, "policy/ratio_mean", (logprobs.detach() - old_logprobs).exp())
         sums.add_where(mask, "policy/clip_fraction", found.clipped)
-        gap = (old_logprobs - sampling_logprobs).abs()
+        gap = (old_logprobs - part.sampling_logprobs).abs()
         sums.add_where(mask, "policy/sampler_gap_mean", gap)
         if micro.rows:
             sums.maximum("policy/sampler_gap_max", gap.where(mask, 0).max())
@@ -203,15 +189,11 @@ class Learner:
                     logprobs[rows, micro.tree.column] = model(micro.tree, self.config.temperature)[0]
         return logprobs
 
-    def _without_exchange(self) -> AbstractContextManager:
-        """In here, a backward pass accumulates gradients on this rank alone."""
-        return nullcontext() if self.module is self.policy else self.module.no_sync()
-
     def _sum_gradients_over_ranks(self) -> None:
-        """Add up the gradients that the ranks have accumulated alone. This is the only place where they meet.
+        """Replace every gradient by its sum over the ranks, which have accumulated theirs alone. Nothing else does so.
 
-        DDP exchanges them in the backward pass of an empty micro-batch, which itself adds 0. It takes their average.
-        The weights count tokens over all ranks, so the sum is wanted: the average times the number of ranks.
+        DDP averages them in the backward pass of an empty micro-batch, which itself adds 0. Weights are made from
+        counts over all ranks, so the sum is wanted: the average times the number of ranks.
         """
         if self.module is self.policy:
             return
@@ -223,8 +205,7 @@ class Learner:
     def _step(self, sums: Sums) -> bool:
         """Clip the gradient and step the optimiser. Returns False if skipped (gradient not finite), as `learn` does."""
         self.scaler.unscale_(self.optimizer)
-        max_norm = self.config.max_grad_norm or torch.inf
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm)
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm or torch.inf)
         finite = bool(norm.isfinite())
         if finite:
             sums.add("optim/grad_norm", norm, 1)

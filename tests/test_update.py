@@ -1,14 +1,17 @@
 """Learning: the loss is the formula, rows are cut without a trace, and an update that went wrong is left out."""
 
 import copy
+import inspect
 import math
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 
-from grpo import losses, update
+from grpo import distributed, losses, update
 from grpo.batch import Batch
 from grpo.config import Config, constants
 from grpo.kl import KL
@@ -19,6 +22,7 @@ from grpo.objective import objective
 from grpo.policy import frozen_copy
 from grpo.update import Learner
 from grpo.weighting import WEIGHTINGS
+from tests.fakes import runs
 from tests.fakes.models import plain_logprobs, plain_twin, tiny_policy
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -81,6 +85,46 @@ def test_c55_each_row_is_in_one_update_whatever_the_numbers_are(index):
     """Kind: as above. No row is left out of the updates of an epoch, and none is in two."""
     updates = cut_groups(replace(experience(), prompt_index=index), 2, 2, (0, 1), 0)
     assert sorted(row for rows in updates for row in rows) == list(range(8))
+
+
+LEFT_OUT = {"minibatch_size": 2, "num_epochs": 2, "learning_rate": 0.1, "kl_coef": 0.3}
+
+
+def left_out(keep: list[int], out: Path | None = None) -> tuple[dict, dict]:
+    """(metrics, gradient) of a step of which the groups in `keep` are left. Rank r had each so-many-th of them."""
+    distributed.init("cpu", 120)
+    policy, whole = tiny_policy(precision="fp64"), experience()
+    here = range(distributed.rank(), len(whole.prompt_ids), distributed.world_size())
+    batch = whole.select(list(here)).select([place for place, number in enumerate(here) if number in keep])
+    metrics, moved, _ = learn(policy, batch, tiny_policy(precision="fp64", seed=1), **LEFT_OUT)
+    if out is not None:
+        torch.save((metrics, moved), f"{out}_{distributed.rank()}.pt")
+        distributed.shutdown()
+    return metrics, moved
+
+
+@pytest.mark.parametrize("keep", [[0, 2], [1, 2, 3], [3]])
+def test_c55_groups_that_are_left_out_are_as_if_never_drawn(keep):
+    """Kind: as above. What a filter leaves is a step of its own: weights, minibatches, metrics."""
+    metrics, moved = left_out(keep)
+    drawn = replace(experience().select(keep), prompt_index=list(range(len(keep))))
+    expected, gradient, _ = learn(
+        tiny_policy(precision="fp64"), drawn, tiny_policy(precision="fp64", seed=1), **LEFT_OUT
+    )
+    assert metrics == pytest.approx(expected, rel=1e-9)
+    assert_same(moved, gradient)
+
+
+def test_c04_c55_a_rank_that_lost_all_of_its_groups_learns_what_the_others_do(tmp_path):
+    """Of the groups 0 and 2 on rank 0, and 1 and 3 on rank 1, those of rank 0 are left."""
+    metrics, moved = left_out([0, 2])
+    out = tmp_path / "learned"
+    ranks = runs.start_ranks(partial(left_out, [0, 2], out), 2, out)
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.stderr for rank in ranks]
+    for rank in (0, 1):
+        there_metrics, there = torch.load(f"{out}_{rank}.pt")
+        assert there_metrics == pytest.approx(metrics, rel=1e-9)
+        assert_same(there, moved)
 
 
 def updates(made: Learner) -> int:
@@ -478,6 +522,42 @@ def test_the_correction_multiplies_the_surrogate_and_not_the_kl(correction, cap,
     assert_same(corrected, learn(copy.deepcopy(policy), scaled, **options)[1])
 
 
+def test_from_learn_to_the_loss_it_is_three_calls(monkeypatch):
+    """Nothing is bound or wrapped on the way, so that a reader can follow it."""
+    way = []
+
+    def asks(*tensors, clip_low, clip_high):
+        way.append([frame.function for frame in inspect.stack()[1:4]])
+        return losses.reinforce(*tensors, clip_low=clip_low, clip_high=clip_high)
+
+    monkeypatch.setitem(LOSSES, "asks", asks)
+    learn(tiny_policy(precision="fp64"), experience(), loss="asks")
+    assert way == [["objective", "_loss", "learn"]]
+
+
+def test_the_log_probabilities_of_the_reference_may_be_had_before_the_advantages():
+    """A reward may then use them. What is there already is used, and not computed again."""
+    policy, reference = tiny_policy(precision="fp64"), tiny_policy(precision="fp64", seed=1)
+    expected, gradient, _ = learn(copy.deepcopy(policy), experience(), reference, kl_coef=0.3)
+    of_reference, made = calls(reference), learner(policy, reference, kl_coef=0.3)
+    drawn = made.with_ref_logprobs(replace(experience(), advantages=None))
+    torch.testing.assert_close(drawn.ref_logprobs, plain(reference, drawn)[0].detach(), **EXACT)
+    assert drawn.ref_logprobs.dtype == torch.float64
+    assert made.with_ref_logprobs(drawn) is drawn and len(of_reference) == 1
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    sums = Sums()
+    made.learn(replace(drawn, advantages=experience().advantages), 1, sums)
+    assert sums.reduce() == pytest.approx(expected, rel=1e-9) and len(of_reference) == 1
+    assert_same({name: before[name] - p.detach() for name, p in policy.named_parameters()}, gradient)
+    other = replace(drawn, advantages=experience().advantages, ref_logprobs=drawn.ref_logprobs - 1)
+    assert learn(tiny_policy(precision="fp64"), other, None, kl_coef=0.3)[0]["policy/kl"] > 0.3  # of e - 1 - 1
+
+
+def test_without_a_reference_a_batch_stays_as_it_is():
+    batch = experience()
+    assert learner(tiny_policy(precision="fp64")).with_ref_logprobs(batch) is batch
+
+
 def test_without_a_reference_there_is_no_kl():
     metrics, _, _ = learn(tiny_policy(precision="fp64"), experience())
     assert "policy/kl" not in metrics
@@ -516,3 +596,5 @@ def test_c54_what_a_step_can_not_be_learned_without_is_said():
     for name in ("advantages", "sampling_logprobs"):
         with pytest.raises(ValueError, match=f"{name}: the batch has none"):
             learner(policy).learn(replace(experience(), **{name: None}), 1, Sums())
+    with pytest.raises(ValueError, match="group_size is 4: the batch has groups of 2"):
+        learner(policy, group_size=4).learn(experience(), 1, Sums())
