@@ -36,19 +36,19 @@ class Completions:
     texts: list[str]
     """B texts, cut before the stop string, without EOS and padding. Other special tokens stay."""
 
-    def batch(self, prompt_ids: Sequence[Sequence[int]] | Tensor, prompt_index: list[int] | None = None) -> "Batch":
-        """The completions with their prompts, as a batch that lacks only the advantages.
+    def batch(self, prompt_ids: Sequence[Sequence[int]] | Tensor, **others: Any) -> "Batch":
+        """The completions with their prompts, as a batch.
 
         Args:
             prompt_ids: the N prompts that were completed.
-            prompt_index: N numbers of the prompts in the step, counted over all ranks.
+            others: further fields of the batch, such as `advantages`.
         """
         return Batch(
             prompt_ids=prompt_ids,
             completion_ids=self.completion_ids,
             completion_mask=self.completion_mask,
             sampling_logprobs=self.sampling_logprobs,
-            prompt_index=prompt_index,
+            **others,
         )
 
     def select(self, prompts: Sequence[int], group_size: int) -> "Completions":

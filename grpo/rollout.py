@@ -131,7 +131,8 @@ class Collector:
             )
         else:
             completions = no_completions(self.sampler.policy.device)
-        return Drawn([self.problems[chosen[i]] for i in index], completions, completions.batch(prompt_ids, index))
+        problems = [self.problems[chosen[i]] for i in index]
+        return Drawn(problems, completions, completions.batch(prompt_ids, prompt_index=index))
 
     def reward(self, drawn: Drawn) -> Rollout:
         """Reward the completions and compute advantages, before rows are masked out."""

@@ -105,8 +105,8 @@ class Learner:
                 of_update = Sums()
                 with attempt, distributed.alone(self.module):
                     for micro in attempt:
-                        loss = self._loss(batch, micro, counts, of_update)
-                        self.scaler.scale(loss).backward()
+                        # Not given a name: a loss that outlives a failed attempt would keep its activations in memory.
+                        self.scaler.scale(self._loss(batch, micro, counts, of_update)).backward()
             self._sum_gradients_over_ranks()
             sums.merge(of_update)
             sums.add("optim/loss", 0, int(distributed.is_main()))  # one update more

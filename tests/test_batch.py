@@ -126,7 +126,7 @@ def test_completions_are_selected_by_prompt_and_joined():
 def test_c54_completions_and_prompts_make_a_batch_whatever_holds_the_prompts():
     completions = make_completions("abcd", 3)
     for prompts in ([[5, 6], [7, 8]], torch.tensor([[5, 6], [7, 8]]), [torch.tensor([5, 6]), (7, 8)]):
-        batch = completions.batch(prompts, [3, 9])
+        batch = completions.batch(prompts, prompt_index=[3, 9])
         assert batch.prompt_ids == [[5, 6], [7, 8]] and batch.prompt_index == [3, 9] and batch.advantages is None
         for name in ("completion_ids", "completion_mask", "sampling_logprobs"):
             assert getattr(batch, name) is getattr(completions, name)
