@@ -135,7 +135,7 @@ def ours(work: dict) -> dict:
             times["tokens_sampled"] = int(drawn.completions.completion_mask.sum())
             times["tokens_computed"] = int(metrics["tokens/computed"])
             steps.append(times | {"sampler_gap_max": metrics["policy/sampler_gap_max"]})
-    means = result(asked, steps, drawn.prompt_ids, device)
+    means = result(asked, steps, drawn.batch.prompt_ids, device)
     computed = sum(step["tokens_computed"] for step in means["steps"]) / asked.steps
     used = parameters_used(policy)
     flops, _ = measured(device, config.precision)

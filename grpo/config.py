@@ -226,13 +226,15 @@ def lookup(table: Mapping[str, T], name: str, option: str) -> T:
 
 
 def constants(loss: Callable, config: Config) -> dict[str, Any]:
-    """The keyword-only arguments of a function of `losses.py`, each with the value of the option of its name.
+    """The constants of a function of `losses.py`, each with the value of the option of its name.
+
+    Constants are its arguments that are keyword-only or have a default.
 
     Raises:
       ValueError: there is no such option. A default in the signature does not replace one: it could not be set.
     """
     parameters = signature(loss).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
     for name in names:
         if name not in vars(config):
             hint = options.did_you_mean(name, vars(config))

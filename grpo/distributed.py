@@ -1,18 +1,21 @@
 """Processes that work together: rank, world size, sums and exchanges. With one process every exchange is the identity.
 
 `torchrun` starts the processes and gives each its rank through the environment. All functions except `rank`,
-`world_size` and `is_main` are collective calls: every rank must make them, in the same order. Left out: wrapping the
-policy (DistributedDataParallel sums the gradients), and what the exchanged values mean.
+`world_size`, `is_main` and `alone` are collective calls: every rank must make them, in the same order. Left out: when
+gradients are summed (`update.py`), and what the exchanged values mean.
 """
 
 import os
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -130,6 +133,19 @@ def on_main(action: Callable[[], T]) -> T:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """The module in DistributedDataParallel, which averages its gradients over ranks; as it is on a single rank."""
+    if world_size() == 1:
+        return module
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in torch 2.9
+        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def alone(module: nn.Module) -> AbstractContextManager:
+    """A context in which the backward pass of a `data_parallel` module exchanges nothing with other ranks."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def _gather(tensor: Tensor) -> Tensor:

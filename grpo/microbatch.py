@@ -1,15 +1,14 @@
 """Cuts a step's groups into updates, and the rows of an update into micro-batches, which keep to a budget of tokens.
 
 A micro-batch is what one forward pass computes. How rows are cut changes memory and speed, and results only by
-rounding. Left out: what is computed from a micro-batch (`update.py`).
+rounding. Left out: a budget that fits into memory (`budget.py`), and what is computed (`update.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from grpo import distributed
 from grpo.batch import Batch
@@ -23,18 +22,51 @@ class Microbatch:
     One without rows has a tree of one token that predicts nothing, so that a rank without work can still take part.
     """
 
-    rows: Tensor
-    """[b] int64 indices into the rows of the batch."""
+    rows: list[int]
+    """Positions among the rows of the batch."""
     tree: PackedTree
     """The tree of these rows."""
 
 
-def empty(device: torch.device) -> Microbatch:
+def empty() -> Microbatch:
     """A micro-batch without rows."""
-    return Microbatch(torch.zeros(0, dtype=torch.long), pack([[0]], [[[]]]).to(device))
+    return Microbatch([], pack([[0]], [[[]]]))
 
 
-def cut_groups(batch: Batch, minibatch_size: int, group_size: int, seed: tuple[int, int], epoch: int) -> list[Tensor]:
+def cut_batch(batch: Batch, max_tokens: int) -> list[Batch]:
+    """Cut a batch into smaller ones by a token budget. For a loop of your own, on one process.
+
+    Args:
+        batch: any batch.
+        max_tokens: the most tokens of the tree that a forward pass computes. A longer sequence is a part of its own.
+
+    Returns:
+        Batches of single rows, each with its prompt. Rows without a token to learn from are left out.
+
+    Raises:
+        ValueError: `max_tokens` is no whole number above 0, such as an `auto` that nobody has resolved.
+    """
+    return [batch.take(micro.rows) for micro in cut_rows(batch, range(len(batch.completion_ids)), max_tokens)]
+
+
+def cut_rows(batch: Batch, rows: Sequence[int], max_tokens: int) -> list[Microbatch]:
+    """Cut rows of a batch into micro-batches, as `cut_batch` does. The trees are on the CPU."""
+    if not isinstance(max_tokens, int) or max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens!r}: must be a whole number, at least 1")
+    completions = [row for group in batch.completions() for row in group]
+    kept = [row for row in rows if completions[row]]
+    prompts = {row: batch.prompt_ids[row // batch.group_size] for row in kept}
+    made = []
+    for part in cut([read_tokens(prompts[row], completions[row]) for row in kept], max_tokens):
+        part = sorted(kept[i] for i in part)
+        tree = pack([prompts[row] for row in part], [[completions[row]] for row in part])
+        made.append(Microbatch(part, tree))
+    return made
+
+
+def cut_groups(
+    batch: Batch, minibatch_size: int, group_size: int, seed: tuple[int, int], epoch: int
+) -> list[list[int]]:
     """This rank's rows for each update of an epoch: whole groups, in an order that all ranks draw alike.
 
     A collective call. The numbers of the groups may have gaps, which filtering leaves; every group counts.
@@ -47,7 +79,7 @@ def cut_groups(batch: Batch, minibatch_size: int, group_size: int, seed: tuple[i
         epoch: from 0.
 
     Returns:
-        For each update, indices of rows.
+        For each update, positions of rows.
     """
     mine = batch.prompt_index or list(range(len(batch.prompt_ids)))
     numbers = sorted(set(chain.from_iterable(distributed.gather_objects(mine))))
@@ -61,33 +93,8 @@ def cut_groups(batch: Batch, minibatch_size: int, group_size: int, seed: tuple[i
     for start in range(0, N, per_update):
         chosen = [numbers[i] for i in order[start : start + per_update]]
         places = [i for number in chosen for i in place.get(number, ())]
-        groups = torch.tensor(places, dtype=torch.long)[:, None]
-        updates.append((groups * group_size + torch.arange(group_size)).flatten())
+        updates.append([i * group_size + j for i in places for j in range(group_size)])
     return updates
-
-
-def cut_rows(batch: Batch, rows: Tensor, max_tokens: int, device: torch.device) -> list[Microbatch]:
-    """Cut rows into micro-batches by the token budget. A collective call.
-
-    Args:
-        batch: this rank's batch.
-        rows: [b] int64 indices of its rows. Rows without a token to learn from are left out.
-        max_tokens: the most tokens of a micro-batch's tree. A longer sequence is a micro-batch of its own.
-        device: where the trees go.
-
-    Returns:
-        The micro-batches. Every rank gets as many as the rank with the most; those that it lacks are empty.
-    """
-    completions = [row for group in batch.completions() for row in group]
-    kept = [row for row in rows.tolist() if completions[row]]
-    prompts = {row: batch.prompt_ids[row // batch.group_size] for row in kept}
-    made = []
-    for part in cut([read_tokens(prompts[row], completions[row]) for row in kept], max_tokens):
-        part = sorted(kept[i] for i in part)
-        tree = pack([prompts[row] for row in part], [[completions[row]] for row in part])
-        made.append(Microbatch(torch.tensor(part), tree.to(device)))
-    missing = int(distributed.all_max(torch.tensor(len(made)))) - len(made)
-    return made + [empty(device)] * missing
 
 
 def distinct_tokens(batch: Batch) -> int:

@@ -6,7 +6,7 @@ Its parts are handed in as functions, of `losses.py`, `corrections.py` and `kl.p
 the weights with which tokens are added up (`weighting.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -32,7 +32,9 @@ def objective(
     mask: Tensor,
     *,
     loss: Callable,
-    correction: Callable[[Tensor, Tensor], Tensor],
+    constants: Mapping[str, float],
+    correction: Callable,
+    correction_cap: float,
     kl: Callable[[Tensor, Tensor], Tensor],
     kl_coef: float,
 ) -> Objective:
@@ -46,16 +48,18 @@ def objective(
         sampling_logprobs: [B,T], as the sampler saw them.
         ref_logprobs: [B,T], of the frozen reference; None: there is none, no penalty.
         advantages: [B] or [B,T]. mask: [B,T] bool, True = learned from.
-        loss: of `losses.py`, its constants bound.
-        correction: of `corrections.py`, its cap bound.
+        loss: of `losses.py`.
+        constants: {name: value} of the loss's keyword arguments.
+        correction: of `corrections.py`.
+        correction_cap: its cap.
         kl: of `kl.py`.
         kl_coef: weight of the KL, per nat.
 
     Returns:
         unreduced values, to be weighted and summed.
     """
-    surrogate, clipped = loss(logprobs, old_logprobs, advantages, mask)
-    corrected = correction(old_logprobs, sampling_logprobs) * surrogate
+    surrogate, clipped = loss(logprobs, old_logprobs, advantages, mask, **constants)
+    corrected = correction(old_logprobs, sampling_logprobs, cap=correction_cap) * surrogate
     if ref_logprobs is None:
         return Objective(corrected, clipped, None)
     penalty = kl(logprobs.where(mask, 0), ref_logprobs.where(mask, 0))  # not times a weight of 0: it may be infinite

@@ -13,7 +13,7 @@ Left out: filtering or resampling of flat groups, in which all advantages are 0.
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,19 +39,20 @@ class Drawn:
 
     problems: list[Problem]
     """n problems."""
-    index: list[int]
-    """n numbers: the place of each prompt in the step, counted over all ranks."""
-    prompt_ids: list[list[int]]
-    """n token lists."""
     completions: Completions
     """n * G completions."""
+    batch: Batch
+    """The same completions with their prompts. There are no advantages yet; whatever else is filled in is kept."""
 
 
 @dataclass
 class Rollout:
     """What was sampled, its rewards and advantages, and the batch that learning reads."""
 
-    drawn: Drawn
+    problems: list[Problem]
+    """n problems."""
+    completions: Completions
+    """n * G completions."""
     reward_terms: Tensor
     """[K,n,G] unweighted; NaN where a reward function failed."""
     rewards: Tensor
@@ -62,6 +63,31 @@ class Rollout:
     """[n,G]."""
     batch: Batch
     """What learning reads. Rows that are not valid, or truncated under `mask_truncated`, have an all-False mask."""
+
+    def select(self, prompts: list[int]) -> "Rollout":
+        """Some of the n prompts with all that belongs to them, in the given order. Advantages stay as they are."""
+        return Rollout(
+            problems=[self.problems[i] for i in prompts],
+            completions=self.completions.select(prompts, self.batch.group_size),
+            reward_terms=self.reward_terms[:, prompts],
+            rewards=self.rewards[prompts],
+            valid=self.valid[prompts],
+            advantages=self.advantages[prompts],
+            batch=self.batch.select(prompts),
+        )
+
+    @staticmethod
+    def join(parts: Sequence["Rollout"]) -> "Rollout":
+        """The prompts of all parts, one part after the other."""
+        return Rollout(
+            problems=[problem for part in parts for problem in part.problems],
+            completions=Completions.join([part.completions for part in parts]),
+            reward_terms=torch.cat([part.reward_terms for part in parts], dim=1),
+            rewards=torch.cat([part.rewards for part in parts]),
+            valid=torch.cat([part.valid for part in parts]),
+            advantages=torch.cat([part.advantages for part in parts]),
+            batch=Batch.join([part.batch for part in parts]),
+        )
 
 
 class Collector:
@@ -105,31 +131,26 @@ class Collector:
             )
         else:
             completions = no_completions(self.sampler.policy.device)
-        return Drawn([self.problems[chosen[i]] for i in index], index, prompt_ids, completions)
+        problems = [self.problems[chosen[i]] for i in index]
+        return Drawn(problems, completions, completions.batch(prompt_ids, prompt_index=index))
 
     def reward(self, drawn: Drawn) -> Rollout:
         """Reward the completions and compute advantages, before rows are masked out."""
         config, completions = self.config, drawn.completions
+        dtype, device = completions.sampling_logprobs.dtype, completions.completion_ids.device
         n, G, K = len(drawn.problems), config.group_size, len(config.rewards)
         scored = self.runner.score(completions.texts, [problem for problem in drawn.problems for _ in range(G)])
         values = [[torch.nan if value is None else value for value in term] for term in scored]
-        reward_terms = torch.tensor(values, dtype=torch.get_default_dtype()).view(K, n, G)
+        reward_terms = torch.tensor(values, dtype=dtype).view(K, n, G)
         rewards = weighted_sum(reward_terms, config.reward_weights)
         valid = rewards.isfinite()  # NaN where a term failed, infinite where too large for the dtype
         advantages = combine(reward_terms, config.reward_weights, self.advantage, config.combine, valid)
-        device = completions.completion_ids.device
         keep = valid.view(-1).to(device)
         if config.mask_truncated:
             keep = keep & completions.finished
-        batch = Batch(
-            prompt_ids=drawn.prompt_ids,
-            completion_ids=completions.completion_ids,
-            completion_mask=completions.completion_mask & keep[:, None],
-            advantages=advantages.view(-1).to(device),
-            sampling_logprobs=completions.sampling_logprobs,
-            prompt_index=drawn.index,
-        )
-        return Rollout(drawn, reward_terms, rewards, valid, advantages, batch)
+        mask = drawn.batch.completion_mask & keep[:, None]
+        batch = replace(drawn.batch, completion_mask=mask, advantages=advantages.view(-1).to(device))
+        return Rollout(drawn.problems, completions, reward_terms, rewards, valid, advantages, batch)
 
 
 def encode_training(problems: list[Problem], tokenizer, config: Config) -> tuple[list[Problem], list]:
@@ -153,21 +174,21 @@ def encode_training(problems: list[Problem], tokenizer, config: Config) -> tuple
 
 def no_completions(device: torch.device) -> Completions:
     """The completions of a rank without a prompt: no rows."""
-    empty = torch.zeros(0, 1, device=device)
+    empty = torch.zeros(0, 1, device=device, dtype=torch.float32)
     return Completions(empty.long(), empty.bool(), empty[:, 0].bool(), empty, [])
 
 
 def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     """Add a rollout to the step's metrics: rewards of valid samples, flat groups, lengths, truncation."""
-    valid, mask = rollout.valid, rollout.drawn.completions.completion_mask
-    sums.add("reward/mean", rollout.rewards[valid].sum(), valid.sum())
+    valid, mask = rollout.valid, rollout.completions.completion_mask
+    sums.add_where(valid, "reward/mean", rollout.rewards)
     for name, term in zip(reward_names, rollout.reward_terms, strict=True):
-        sums.add(f"reward/{name}", term[term.isfinite()].sum(), term.isfinite().sum())
+        sums.add_where(term.isfinite(), f"reward/{name}", term)
     sums.add("reward/invalid", (~valid).sum(), valid.numel())
     sums.add("reward/flat_groups", (rollout.advantages == 0).all(-1).sum(), len(valid))
     sums.add("completion/length", mask.sum(), len(mask))
     sums.add("tokens/sampled", mask.sum())
-    sums.add("completion/truncated", (~rollout.drawn.completions.finished).sum(), len(mask))
+    sums.add("completion/truncated", (~rollout.completions.finished).sum(), len(mask))
 
 
 def write_transcripts(path: str | Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
@@ -178,24 +199,24 @@ def write_transcripts(path: str | Path, rollout: Rollout, reward_names: Sequence
     """
     path = Path(path)
     G = rollout.rewards.shape[1]
-    completions = rollout.drawn.completions
+    completions = rollout.completions
     finished = completions.finished.tolist()
     lengths = completions.completion_mask.sum(1).tolist()
     ids, logprobs = completions.completion_ids.tolist(), completions.sampling_logprobs.tolist()
     used = sorted({token for row, length in zip(ids, lengths, strict=True) for token in row[:length]})
     words = {token: tokenizer.decode([token]) for token in used}
-    prompts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in rollout.drawn.prompt_ids]
+    prompts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in rollout.batch.prompt_ids]
     rows = []
     for row, text in enumerate(completions.texts):
         i, j = divmod(row, G)
         terms = [value if math.isfinite(value) else None for value in rollout.reward_terms[:, i, j].tolist()]
         rows.append(
             {
-                "prompt_index": rollout.drawn.index[i],
+                "prompt_index": rollout.batch.prompt_index[i],
                 "sample": j,
-                "question": rollout.drawn.problems[i].info.get("question", rollout.drawn.problems[i].prompt),
+                "question": rollout.problems[i].info.get("question", rollout.problems[i].prompt),
                 "prompt": prompts[i],
-                "answer": rollout.drawn.problems[i].answer,
+                "answer": rollout.problems[i].answer,
                 "completion": text,
                 "rewards": dict(zip(reward_names, terms, strict=True)),
                 "reward": rollout.rewards[i, j].item() if rollout.valid[i, j] else None,

@@ -2,77 +2,37 @@
 
 A step is rollout plus learning; an update is one optimiser step. The loss of a micro-batch is
 `(token_weights * per_token_loss).sum()`. Its weights are made from counts of the whole update on all ranks, so the
-gradient is the same however rows are cut into micro-batches or spread over ranks. This file only decides which rows are
-computed when. The loss of a token is in `objective.py`, and its weight in `weighting.py`.
+gradient is the same however rows are cut into micro-batches or spread over ranks.
 
-When memory runs out, rows are cut smaller and the pass is made again. This is why no rank may wait for another inside a
-pass. Each rank accumulates gradients alone, then all agree that none failed, and only then does DDP sum the gradients.
-Left out: sharding.
+The way to the formula: `Learner.learn`, `Learner._loss`, `objective` of `objective.py`, a function of `losses.py`. Left
+out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and sharding.
 """
 
-import gc
-import math
-import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from grpo import distributed
 from grpo.batch import Batch
+from grpo.budget import Budget, Pass
 from grpo.config import Config, constants, lookup
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
-from grpo.microbatch import Microbatch, cut_groups, cut_rows, distinct_tokens, empty
+from grpo.microbatch import Microbatch, cut_groups, distinct_tokens, empty
 from grpo.objective import objective
+from grpo.optimizer import learning_rate, make_optimizer
 from grpo.policy import Policy, scatter
 from grpo.weighting import WEIGHTINGS, count
-
-T = TypeVar("T")
-
-
-def learning_rate(config: Config, step: int) -> float:
-    """Learning rate of a step (counted from 1).
-
-    It warms up linearly. Then it is constant, or falls (linear, cosine) so that it would reach 0 just after the last
-    step.
-    """
-    if step <= config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    done = (step - 1 - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
-    return config.learning_rate * factor
-
-
-def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW over float32 master weights. Weight decay applies to matrices, not to vectors (norms, biases).
-
-    The moments are allocated here instead of in the first update, for three reasons: they do not fragment the memory,
-    the first step needs as much memory as the others, and a lack of memory shows before anything is sampled.
-    """
-    matrices = [p for p in policy.parameters() if p.ndim >= 2]
-    vectors = [p for p in policy.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    betas = (config.adam_beta1, config.adam_beta2)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
-    for p in matrices + vectors:
-        moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
-    return optimizer
 
 
 class Learner:
     """Makes the updates of a step. Built once per run; calls the policy only through `module`, as DDP requires."""
 
     def __init__(self, config: Config, policy: Policy, reference: nn.Module | None):
-        """Wrap the policy in DDP where there are several ranks, and look up the functions that the config names.
+        """Look up the functions that the config names, and wrap the policy in DDP where there are several ranks.
 
         Args:
             config: the run's config, with `max_tokens_per_microbatch` resolved to a number.
@@ -87,145 +47,165 @@ class Learner:
             raise ValueError(
                 "max_tokens_per_microbatch is 'auto': a Learner needs a number; `grpo.run.machine.resolve` gives one"
             )
-        self.config, self.reference = config, reference
-        loss = lookup(LOSSES, config.loss, "loss")
-        correction = lookup(CORRECTIONS, config.sampler_correction, "sampler_correction")
-        self.objective = partial(
-            objective,
-            loss=partial(loss, **constants(loss, config)),
-            correction=partial(correction, cap=config.correction_cap),
-            kl=lookup(KL, config.kl, "kl"),
-            kl_coef=config.kl_coef,
-        )
+        self.config, self.policy, self.reference = config, policy, reference
+        self.loss = lookup(LOSSES, config.loss, "loss")
+        self.constants = constants(self.loss, config)
+        self.correction = lookup(CORRECTIONS, config.sampler_correction, "sampler_correction")
+        self.kl = lookup(KL, config.kl, "kl")
         self.weighting = lookup(WEIGHTINGS, config.weighting, "weighting")
-        self.max_tokens = config.max_tokens_per_microbatch
-        """Token budget of a micro-batch. Halved whenever memory runs out, for the rest of the run."""
-        self.policy = policy
-        self.module: nn.Module = policy
-        if distributed.world_size() > 1:
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in torch 2.9
-                self.module = DistributedDataParallel(policy, broadcast_buffers=False, gradient_as_bucket_view=True)
-            # DDP rearranges its buckets, with all ranks, in the forward after its first backward. Have that done now.
-            for _ in range(2):
-                self._sum_over_ranks()
-            policy.zero_grad(set_to_none=True)
+        self.budget = Budget(policy, config.max_tokens_per_microbatch)
+        self.module = distributed.data_parallel(policy)
+        for _ in range(2):  # DDP rearranges its buckets, with all ranks, in the forward after its first backward
+            self._sum_gradients_over_ranks()
+        policy.zero_grad(set_to_none=True)
         self.optimizer = make_optimizer(policy, config)
-        fp16 = policy.autocast_dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=fp16)
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.autocast_dtype == torch.float16)
+
+    @property
+    def max_tokens(self) -> int:
+        """The present token budget of a micro-batch."""
+        return self.budget.max_tokens
 
     def learn(self, batch: Batch, step: int, sums: Sums) -> bool:
         """Make all updates of a step: all epochs and minibatches.
 
         Args:
-            batch: this rank's rows; may be empty.
+            batch: this rank's rows; may be empty. Groups may have been left out.
             step: counted from 1; decides the learning rate and the order of minibatches.
             sums: the step's metrics; those of learning are added to it.
 
         Returns:
-            False if an update was skipped because its gradient was not finite. If fp16's loss scaler lowered its scale
-            instead, this does not count as skipped.
+            False if an update was skipped because its gradient was not finite. It does not count as skipped if fp16's
+            loss scaler lowered its scale instead.
 
         Raises:
             ValueError: a single sequence needs more memory than there is, or the batch lacks what is learned from.
         """
-        config = self.config
+        self._refuse(batch)
+        config, rate = self.config, learning_rate(self.config, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums.add("optim/lr", rate, 1)
+        sums.add("tokens/computed", distinct_tokens(batch))
+
+        order = config.minibatch_size, config.group_size, (config.seed, step)
+        updates = [rows for epoch in range(config.num_epochs) for rows in cut_groups(batch, *order, epoch)]
+        whole = Pass(self.budget, batch)
+        if len(updates) > 1:
+            batch = replace(batch, old_logprobs=self._frozen_logprobs(self.module, whole))
+        batch = self.with_ref_logprobs(batch, whole)
+
+        finite = True
+        for rows in updates:
+            counts = self._counts(batch, rows)
+            if counts["num_tokens"] == 0:
+                continue
+            update = whole if len(updates) == config.num_epochs else Pass(self.budget, batch, rows)
+            for attempt in update.attempts():
+                of_update = Sums()
+                with attempt, distributed.alone(self.module):
+                    for micro in attempt:
+                        # Not given a name: a loss that outlives a failed attempt would keep its activations in memory.
+                        self.scaler.scale(self._loss(batch, micro, counts, of_update)).backward()
+            self._sum_gradients_over_ranks()
+            sums.merge(of_update)
+            sums.add("optim/loss", 0, int(distributed.is_main()))  # one update more
+            finite &= self._step(sums)
+        return finite
+
+    def with_ref_logprobs(self, batch: Batch, whole: Pass | None = None) -> Batch:
+        """The batch with the reference's log-probabilities. They may be had before there are advantages.
+
+        A collective call. A batch that has them stays as it is, and so does every batch where there is no reference.
+
+        Args:
+            batch: this rank's rows.
+            whole: a pass over all of them; None: it is made here.
+        """
+        if self.reference is None or batch.ref_logprobs is not None:
+            return batch
+        whole = whole or Pass(self.budget, batch)
+        return replace(batch, ref_logprobs=self._frozen_logprobs(self.reference, whole))
+
+    def _refuse(self, batch: Batch) -> None:
+        """Raise ValueError for a batch that can not be learned from."""
         for name in ("advantages", "sampling_logprobs"):
             if getattr(batch, name) is None:
                 raise ValueError(f"{name}: the batch has none, and a step can not be learned without them")
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        sums.add("optim/lr", learning_rate(config, step), 1)
-        everything = self._microbatches(batch, torch.arange(len(batch.completion_ids)))
-        sums.add("tokens/computed", distinct_tokens(batch))
-        order = config.minibatch_size, config.group_size, (config.seed, step)
-        epochs = [cut_groups(batch, *order, epoch) for epoch in range(config.num_epochs)]
-        if sum(map(len, epochs)) > 1:
-            batch = replace(batch, old_logprobs=self._frozen_logprobs(self.module, batch, everything))
-        ref_logprobs = None
-        if self.reference is not None:
-            ref_logprobs = self._frozen_logprobs(self.reference, batch, everything)
-        finite = True
-        for epoch, minibatches in enumerate(epochs):
-            for rows in minibatches:
-                parts = everything if len(minibatches) == 1 else self._microbatches(batch, rows)
-                finite &= self._update(batch, rows, parts, ref_logprobs, sums, first_epoch=epoch == 0)
-        return finite
+        if batch.prompt_ids and batch.group_size != self.config.group_size:
+            raise ValueError(f"group_size is {self.config.group_size}: the batch has groups of {batch.group_size}")
 
-    def _update(
-        self,
-        batch: Batch,
-        rows: Tensor,
-        microbatches: list[Microbatch],
-        ref_logprobs: Tensor | None,
-        sums: Sums,
-        *,
-        first_epoch: bool,
-    ) -> bool:
-        """One update on these rows of all ranks. Returns False if it was skipped, as `learn` does."""
-        mask = batch.completion_mask[rows.to(batch.completion_mask.device)]
-        num_tokens, num_sequences = distributed.all_sum(torch.tensor(count(mask))).tolist()
-        if num_tokens == 0:
-            return True
-        weigh = partial(
-            self.weighting,
-            num_tokens=num_tokens,
-            num_sequences=num_sequences,
-            max_new_tokens=self.config.max_new_tokens,
-        )
+    def _counts(self, batch: Batch, rows: list[int]) -> dict[str, int]:
+        """The tokens and sequences of an update, over all ranks: what its weights are made from."""
+        here = torch.tensor(count(batch.take(rows).completion_mask))
+        num_tokens, num_sequences = distributed.all_sum(here).tolist()
+        return {"num_tokens": num_tokens, "num_sequences": num_sequences}
 
-        def descend(micro: Microbatch, attempt: Sums) -> None:
-            with self.module.no_sync() if self.module is not self.policy else nullcontext():
-                loss = self._loss(batch, micro, ref_logprobs, weigh, attempt, first_epoch)
-                # DDP averages gradients over ranks; the weights already count over all of them.
-                self.scaler.scale(loss * distributed.world_size()).backward()
-
-        sums.merge(self._within_memory(batch, rows, microbatches, Sums, descend))
-        self._sum_over_ranks()
-        sums.add("optim/loss", 0, int(distributed.is_main()))
-        return self._step(sums)
-
-    def _loss(
-        self,
-        batch: Batch,
-        micro: Microbatch,
-        ref_logprobs: Tensor | None,
-        weigh: Callable[[Tensor], Tensor],
-        sums: Sums,
-        first_epoch: bool,
-    ) -> Tensor:
+    def _loss(self, batch: Batch, micro: Microbatch, counts: dict[str, int], sums: Sums) -> Tensor:
         """The micro-batch's share of the update's loss. Its share of the metrics is added to `sums`."""
-        rows = micro.rows.to(self.policy.device)
-        mask, advantages = batch.completion_mask[rows], batch.advantages[rows]
-        logprobs, entropy = scatter(micro.tree, self.module(micro.tree, self.config.temperature), mask.shape)
-        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[rows]
-        sampling_logprobs = batch.sampling_logprobs[rows]
-        reference = None if ref_logprobs is None else ref_logprobs[rows]
+        config, part = self.config, batch.take(micro.rows)
+        mask = part.completion_mask
+        logprobs, entropy = scatter(micro.tree, self.module(micro.tree, config.temperature), mask.shape)
+        old_logprobs = logprobs.detach() if part.old_logprobs is None else part.old_logprobs
+        found = objective(
+            logprobs,
+            old_logprobs,
+            part.sampling_logprobs,
+            part.ref_logprobs,
+            part.advantages,
+            mask,
+            loss=self.loss,
+            constants=self.constants,
+            correction=self.correction,
+            correction_cap=config.correction_cap,
+            kl=self.kl,
+            kl_coef=config.kl_coef,
+        )
+        weights = self.weighting(mask, **counts, max_new_tokens=config.max_new_tokens, dtype=logprobs.dtype)
+        loss = (weights * found.per_token_loss).sum()
 
-        found = self.objective(logprobs, old_logprobs, sampling_logprobs, reference, advantages, mask)
-        loss = (weigh(mask) * found.per_token_loss).sum()
-
-        def of_tokens(values: Tensor) -> Tensor:  # zeros instead of selecting: that would wait for the GPU
-            return values.detach().where(mask, 0)
-
-        tokens = mask.sum()
-        sums.add("optim/loss", loss.detach(), 0)  # weight 0: `_update` counts each update once
-        sums.add("policy/entropy", of_tokens(entropy).sum(), tokens)
-        sums.add("policy/ratio_mean", of_tokens(torch.exp(logprobs.detach() - old_logprobs)).sum(), tokens)
-        sums.add("policy/clip_fraction", of_tokens(found.clipped).sum(), tokens)
+        sums.add("optim/loss", loss, 0)  # weight 0: `learn` counts each update once
+        sums.add_where(mask, "policy/entropy", entropy)
+        sums.add_where(mask, "policy/ratio_mean", (logprobs.detach() - old_logprobs).exp())
+        sums.add_where(mask, "policy/clip_fraction", found.clipped)
+        gap = (old_logprobs - part.sampling_logprobs).abs()
+        sums.add_where(mask, "policy/sampler_gap_mean", gap)
+        if micro.rows:
+            sums.maximum("policy/sampler_gap_max", gap.where(mask, 0).max())
         if found.kl is not None:
-            sums.add("policy/kl", of_tokens(found.kl).sum(), tokens)
-        if first_epoch:
-            gap = of_tokens((old_logprobs - sampling_logprobs).abs())
-            sums.add("policy/sampler_gap_mean", gap.sum(), tokens)
-            if gap.numel():
-                sums.maximum("policy/sampler_gap_max", gap.max())
+            sums.add_where(mask, "policy/kl", found.kl)
         return loss
+
+    @torch.no_grad()
+    def _frozen_logprobs(self, model: nn.Module, whole: Pass) -> Tensor:
+        """[B,T] log-probabilities of a pass under a model, without gradient; 0 where there is no token."""
+        shape, device = whole.batch.completion_ids.shape, self.policy.device
+        dtype = torch.promote_types(next(self.policy.parameters()).dtype, torch.float32)
+        for attempt in whole.attempts():
+            logprobs = torch.zeros(shape, device=device, dtype=dtype)
+            with attempt:
+                for micro in attempt:
+                    rows = torch.tensor(micro.rows, dtype=torch.long).to(device)[micro.tree.row]
+                    logprobs[rows, micro.tree.column] = model(micro.tree, self.config.temperature)[0]
+        return logprobs
+
+    def _sum_gradients_over_ranks(self) -> None:
+        """Replace every gradient by its sum over the ranks, which have accumulated theirs alone. Nothing else does so.
+
+        DDP averages them in the backward pass of an empty micro-batch, which itself adds 0. Weights are made from
+        counts over all ranks, so the sum is wanted: the average times the number of ranks.
+        """
+        if self.module is self.policy:
+            return
+        logprobs, _ = self.module(empty().tree.to(self.policy.device), self.config.temperature)
+        logprobs.sum().backward()
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, distributed.world_size())
 
     def _step(self, sums: Sums) -> bool:
         """Clip the gradient and step the optimiser. Returns False if skipped (gradient not finite), as `learn` does."""
         self.scaler.unscale_(self.optimizer)
-        max_norm = self.config.max_grad_norm or torch.inf
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm)
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm or torch.inf)
         finite = bool(norm.isfinite())
         if finite:
             sums.add("optim/grad_norm", norm, 1)
@@ -237,71 +217,3 @@ class Learner:
         left_out = not finite and not backed_off
         sums.add("optim/skipped", int(left_out and distributed.is_main()))
         return not left_out
-
-    def _microbatches(self, batch: Batch, rows: Tensor) -> list[Microbatch]:
-        """Cut rows into micro-batches by the present budget. A collective call."""
-        return cut_rows(batch, rows, self.max_tokens, self.policy.device)
-
-    @torch.no_grad()
-    def _frozen_logprobs(self, policy: nn.Module, batch: Batch, microbatches: list[Microbatch]) -> Tensor:
-        """[B,T] log-probabilities of all rows under a policy, without gradient; 0 where there is no token."""
-        device, shape = self.policy.device, batch.completion_ids.shape
-
-        def fill(micro: Microbatch, logprobs: Tensor) -> None:
-            tree = micro.tree
-            values, _ = policy(tree, self.config.temperature)
-            logprobs[micro.rows.to(device)[tree.row], tree.column] = values
-
-        zeros = partial(torch.zeros, shape, device=device, dtype=torch.get_default_dtype())
-        return self._within_memory(batch, torch.arange(len(batch.completion_ids)), microbatches, zeros, fill)
-
-    def _within_memory(
-        self,
-        batch: Batch,
-        rows: Tensor,
-        microbatches: list[Microbatch],
-        start: Callable[[], T],
-        each: Callable[[Microbatch, T], None],
-    ) -> T:
-        """Make a pass over micro-batches. If memory runs out on any rank, all ranks halve the budget and start again.
-
-        Args:
-            batch, rows: what the micro-batches were cut from.
-            microbatches: the list is refilled in place with smaller ones when the budget is halved.
-            start: makes a new, empty collection for each attempt.
-            each: computes one micro-batch and adds it to the collection. It must make no collective call: a rank that
-                has run out of memory would not take part.
-
-        Returns:
-            The collection of the attempt that succeeded.
-
-        Raises:
-            ValueError: memory runs out with a micro-batch of a single sequence.
-        """
-        while True:
-            collected, trouble = start(), 0
-            for micro in microbatches:
-                try:
-                    each(micro, collected)
-                except torch.OutOfMemoryError:
-                    trouble = 1 if len(micro.rows) > 1 else 2  # 2: a single sequence, which cannot be cut
-                    break
-            trouble = int(distributed.all_max(torch.tensor(trouble)))
-            if trouble == 0:
-                return collected
-            self.optimizer.zero_grad(set_to_none=True)
-            if trouble == 2:
-                raise ValueError(
-                    f"max_tokens_per_microbatch is {self.max_tokens}: out of memory in learning from one sequence, "
-                    "so a lower value cannot help; use activation_checkpointing, or lower max_new_tokens or num_shots"
-                )
-            gc.collect()  # the error's traceback holds tensors in a reference cycle
-            torch.cuda.empty_cache()
-            self.max_tokens //= 2
-            microbatches[:] = self._microbatches(batch, rows)
-
-    def _sum_over_ranks(self) -> None:
-        """Sum the gradients over ranks, by DDP in the backward pass of an empty micro-batch, which itself adds 0."""
-        if self.module is not self.policy:
-            logprobs, _ = self.module(empty(self.policy.device).tree, self.config.temperature)
-            logprobs.sum().backward()

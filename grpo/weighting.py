@@ -15,7 +15,9 @@ def count(mask: Tensor) -> tuple[int, int]:
     return int(mask.sum()), int(mask.any(-1).sum())
 
 
-def token_mean(mask: Tensor, *, num_tokens: int, num_sequences: int, max_new_tokens: int) -> Tensor:
+def token_mean(
+    mask: Tensor, *, num_tokens: int, num_sequences: int, max_new_tokens: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """w_it = mask_it / num_tokens: every token of the update counts the same. Sum over the update: 1.
 
     DAPO, https://arxiv.org/abs/2503.14476 eq. 8, with the mean over the whole update rather than per group.
@@ -23,14 +25,17 @@ def token_mean(mask: Tensor, *, num_tokens: int, num_sequences: int, max_new_tok
     Args:
         mask: [B,T] bool, True = learned from; any part of the update.
         num_tokens, num_sequences: `count` of the whole update, over all ranks. max_new_tokens: not used here.
+        dtype: that of the log-probabilities.
 
     Returns:
-        [B,T] in torch's default dtype.
+        [B,T] in `dtype`.
     """
-    return _as_float(mask) / max(num_tokens, 1)
+    return mask.to(dtype) / max(num_tokens, 1)
 
 
-def sequence_mean(mask: Tensor, *, num_tokens: int, num_sequences: int, max_new_tokens: int) -> Tensor:
+def sequence_mean(
+    mask: Tensor, *, num_tokens: int, num_sequences: int, max_new_tokens: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """w_it = mask_it / length_i / num_sequences: every sequence counts the same. Sum over the update: 1.
 
     GRPO, https://arxiv.org/abs/2402.03300 eq. 3. A token of a long completion weighs less.
@@ -38,15 +43,18 @@ def sequence_mean(mask: Tensor, *, num_tokens: int, num_sequences: int, max_new_
     Args:
         mask: [B,T] bool, True = learned from; any rows of the update, each row whole.
         num_tokens, num_sequences: `count` of the whole update, over all ranks. max_new_tokens: not used here.
+        dtype: that of the log-probabilities.
 
     Returns:
-        [B,T] in torch's default dtype.
+        [B,T] in `dtype`.
     """
     length = mask.sum(-1, keepdim=True).clamp(min=1)
-    return _as_float(mask) / length / max(num_sequences, 1)
+    return mask.to(dtype) / length / max(num_sequences, 1)
 
 
-def constant_length(mask: Tensor, *, num_tokens: int, num_sequences: int, max_new_tokens: int) -> Tensor:
+def constant_length(
+    mask: Tensor, *, num_tokens: int, num_sequences: int, max_new_tokens: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """w_it = mask_it / (num_sequences * max_new_tokens): a sum per sequence, divided by a constant. Sum: at most 1.
 
     Dr. GRPO, https://arxiv.org/abs/2503.20783: no weight depends on the length of a completion.
@@ -55,15 +63,12 @@ def constant_length(mask: Tensor, *, num_tokens: int, num_sequences: int, max_ne
         mask: [B,T] bool, True = learned from; any part of the update.
         num_tokens, num_sequences: `count` of the whole update, over all ranks.
         max_new_tokens: the cap on the length of a completion, in tokens.
+        dtype: that of the log-probabilities.
 
     Returns:
-        [B,T] in torch's default dtype.
+        [B,T] in `dtype`.
     """
-    return _as_float(mask) / (max(num_sequences, 1) * max_new_tokens)
-
-
-def _as_float(mask: Tensor) -> Tensor:
-    return mask.to(torch.get_default_dtype())
+    return mask.to(dtype) / (max(num_sequences, 1) * max_new_tokens)
 
 
 WEIGHTINGS = {"token_mean": token_mean, "sequence_mean": sequence_mean, "constant_length": constant_length}

@@ -182,6 +182,11 @@ def test_a_constant_without_an_option_names_loss_constant_and_what_to_do():
     def sapo(logprobs, *, clip_low, clip_hi=1.05):
         """Its default must not be used in silence."""
 
+    def positional(logprobs, old_logprobs, advantages, mask, clip_hi=1.05):
+        """Nor this one."""
+
+    with pytest.raises(ValueError, match="^loss positional has the constant clip_hi, but no option has that name"):
+        constants(positional, Config())
     with pytest.raises(ValueError) as error:
         constants(sapo, Config())
     assert str(error.value) == (

@@ -41,6 +41,16 @@ def test_means_sums_and_maxima():
     assert sums.reduce() == {"policy/kl": 1.5, "tokens/sampled": 15.0, "policy/sampler_gap_max": -2.0}
 
 
+def test_a_mean_over_a_mask_leaves_out_whatever_stands_elsewhere():
+    values = torch.tensor([[1.0, 2.0], [torch.nan, torch.inf]], requires_grad=True)
+    sums = Sums()
+    sums.add_where(torch.tensor([[True, True], [False, False]]), "policy/kl", values)
+    sums.add_where(torch.tensor([True, False, True]), "policy/kl", torch.tensor([True, True, False]))
+    sums.add_where(torch.zeros(2, 0, dtype=torch.bool), "policy/kl", torch.zeros(2, 0))
+    assert sums.reduce() == {"policy/kl": 1.0}  # (1 + 2 + 1 + 0) / 4
+    assert all(not kept.requires_grad for kept in sums._values.values())
+
+
 def test_sums_are_kept_in_float64_and_without_gradient():
     value = torch.full((), 1.0, requires_grad=True)
     sums = Sums()

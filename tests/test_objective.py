@@ -1,7 +1,6 @@
 """The objective: its three parts meet as the formula says, in numbers worked out by hand."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -18,13 +17,19 @@ LOGPROBS = OLD + torch.tensor([[math.log(2), -math.log(2), 0.0]])
 SAMPLING = OLD - torch.tensor([[math.log(4), -math.log(2), 0.0]])
 REFERENCE = LOGPROBS - torch.tensor([[0.5, -2.0, 0.0]])
 MASK = torch.tensor([[True, True, False]])
-CLIPPED = partial(grpo, clip_low=0.2, clip_high=0.2)
+BOUNDS = {"clip_low": 0.2, "clip_high": 0.2}
 ADVANTAGE = torch.tensor([3.0])
+
+
+def parts_of(loss, correction, cap, kl) -> dict:
+    """What `objective` is put together from."""
+    terms = {"loss": loss, "constants": BOUNDS, "correction": correction, "correction_cap": cap}
+    return terms | {"kl": kl, "kl_coef": 0.1}
 
 
 def test_surrogate_correction_and_kl_are_put_together_as_by_hand():
     """Surrogates -min(2, 1.2) 3 = -3.6 and -min(0.5, 0.8) 3 = -1.5; factors min(4, 3), 0.5; k2 0.125 and 2."""
-    parts = {"loss": CLIPPED, "correction": partial(truncate, cap=3.0), "kl": k2, "kl_coef": 0.1}
+    parts = parts_of(grpo, truncate, 3.0, k2)
     found = objective(LOGPROBS, OLD, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts)
     torch.testing.assert_close(found.per_token_loss, torch.tensor([[-10.8 + 0.0125, -0.75 + 0.2, 0.0]]))
     torch.testing.assert_close(found.kl, torch.tensor([[0.125, 2.0, 0.0]]))
@@ -32,7 +37,7 @@ def test_surrogate_correction_and_kl_are_put_together_as_by_hand():
 
 
 def test_a_token_that_the_correction_masks_still_pays_its_kl():
-    parts = {"loss": CLIPPED, "correction": partial(masked, cap=3.0), "kl": k1, "kl_coef": 0.1}
+    parts = parts_of(grpo, masked, 3.0, k1)
     found = objective(LOGPROBS, OLD, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts)
     torch.testing.assert_close(found.per_token_loss, torch.tensor([[0.05, -0.75 - 0.2, 0.0]]))
 
@@ -40,7 +45,7 @@ def test_a_token_that_the_correction_masks_still_pays_its_kl():
 @pytest.mark.parametrize("there", [math.nan, math.inf, -math.inf, -1e30])
 def test_whatever_stands_where_nothing_is_learned_reaches_neither_loss_nor_gradient(there):
     logprobs = LOGPROBS.masked_fill(~MASK, there).requires_grad_()
-    parts = {"loss": CLIPPED, "correction": partial(truncate, cap=3.0), "kl": k3, "kl_coef": 0.1}
+    parts = parts_of(grpo, truncate, 3.0, k3)
     found = objective(logprobs, OLD, SAMPLING, REFERENCE.masked_fill(~MASK, -there), ADVANTAGE, MASK, **parts)
     assert (found.per_token_loss[0, 2], found.kl[0, 2]) == (0, 0) and found.per_token_loss.isfinite().all()
     (found.per_token_loss * MASK).sum().backward()
@@ -48,7 +53,7 @@ def test_whatever_stands_where_nothing_is_learned_reaches_neither_loss_nor_gradi
 
 
 def test_without_a_reference_there_is_no_kl():
-    parts = {"loss": CLIPPED, "correction": partial(none, cap=3.0), "kl": k2, "kl_coef": 0.1}
+    parts = parts_of(grpo, none, 3.0, k2)
     found = objective(LOGPROBS, OLD, SAMPLING, None, ADVANTAGE, MASK, **parts)
     torch.testing.assert_close(found.per_token_loss, torch.tensor([[-3.6, -1.5, 0.0]]))
     assert found.kl is None
@@ -57,8 +62,7 @@ def test_without_a_reference_there_is_no_kl():
 def test_the_gradient_is_that_of_both_terms_and_stops_at_the_correction():
     """d/dlp of -A c lp + 0.1 d^2 / 2 = -3 c + 0.1 d, with c = (4, 0.5) and d = (0.5, -2); the old policy gets none."""
     logprobs, old = LOGPROBS.clone().requires_grad_(), OLD.clone().requires_grad_()
-    loss = partial(reinforce, clip_low=0.2, clip_high=0.2)
-    parts = {"loss": loss, "correction": partial(truncate, cap=9.0), "kl": k2, "kl_coef": 0.1}
+    parts = parts_of(reinforce, truncate, 9.0, k2)
     objective(logprobs, old, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts).per_token_loss.sum().backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-11.95, -1.7, 0.0]]))
     assert old.grad is None

@@ -15,7 +15,7 @@ from grpo.config import Config
 from grpo.dataloader import draw_prompts, encode_prompts, render, stop_strings
 from grpo.metrics import Sums
 from grpo.policy import Policy
-from grpo.rollout import Collector, measure, write_transcripts
+from grpo.rollout import Collector, Rollout, measure, write_transcripts
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 from rewards.runner import RewardRunner
@@ -283,6 +283,51 @@ def test_c35_c08_a_failed_reward_is_left_out_of_its_baseline_and_counted():
     assert metrics["completion/length"] == pytest.approx(lengths.mean().item())
 
 
+def group(rollout, i: int) -> dict:
+    """All that belongs to a group of four, as plain values and without padding."""
+    rows, batch, completions = range(4 * i, 4 * i + 4), rollout.batch, rollout.completions
+    of_prompt = {"problem": rollout.problems[i], "prompt": batch.prompt_ids[i], "number": batch.prompt_index[i]}
+    of_rewards = {"terms": rollout.reward_terms[:, i].tolist()} | {
+        name: getattr(rollout, name)[i].tolist() for name in ("rewards", "valid", "advantages")
+    }
+    of_rows = {
+        "texts": [completions.texts[row] for row in rows],
+        "finished": [bool(completions.finished[row]) for row in rows],
+        "sampled": [completions.completion_ids[row][completions.completion_mask[row]].tolist() for row in rows],
+        "learned": [batch.completion_ids[row][batch.completion_mask[row]].tolist() for row in rows],
+        "learned by": [batch.advantages[row].item() for row in rows],
+    }
+    return of_prompt | of_rewards | of_rows
+
+
+def test_c08_rollouts_are_selected_by_prompt_and_joined():
+    """Groups stay whole, and keep the advantages that they had among all of their samples."""
+    made = collector(Runner(A, B), mask_truncated=True)
+    one, other = made.reward(made.sample(1)), made.reward(made.sample(2))
+    joined = Rollout.join([one.select([2, 0]), other.select([]), other.select([1])])
+    assert [group(joined, i) for i in range(3)] == [group(one, 2), group(one, 0), group(other, 1)]
+    assert len(joined.problems) == 3 and group(one, 2) != group(other, 2)
+    assert measured(joined)["completion/length"] == joined.completions.completion_mask.sum() / 12
+
+
+def test_what_is_filled_in_before_the_rewards_is_learned_from():
+    made = collector(Runner(A, B))
+    drawn = made.sample(1)
+    assert drawn.batch.advantages is None
+    drawn.batch.ref_logprobs = drawn.completions.sampling_logprobs - 1
+    assert made.reward(drawn).batch.ref_logprobs is drawn.batch.ref_logprobs
+
+
+def test_rewards_have_the_dtype_of_the_log_probabilities():
+    made = collector(Runner([0.1] * 12, B))
+    drawn = made.sample(1)
+    drawn.completions.sampling_logprobs = drawn.completions.sampling_logprobs.double()
+    rollout = made.reward(drawn)
+    for values in (rollout.reward_terms, rollout.rewards, rollout.advantages, rollout.batch.advantages):
+        assert values.dtype == torch.float64
+    assert rollout.reward_terms[0].eq(0.1).all()
+
+
 def test_a_step_whose_rewards_all_failed_teaches_nothing():
     made = collector(Runner([None] * 12, [1.0] * 12))
     rollout = made.reward(made.sample(1))
@@ -329,7 +374,7 @@ def test_c28_c31_a_step_is_drawn_alike_whatever_was_drawn_before():
         last = one.sample(step)
     again = other.sample(3)
     assert torch.equal(last.completions.completion_ids, again.completions.completion_ids)
-    assert last.index == again.index and last.prompt_ids == again.prompt_ids
+    assert last.batch.prompt_index == again.batch.prompt_index and last.batch.prompt_ids == again.batch.prompt_ids
     drawn = [other.sample(step).completions for step in (1, 2, 3)]
     long = [tuple(row) for each in drawn for row in each.completion_ids[each.completion_mask[:, 8]].tolist()]
     assert len(set(long)) == len(long) > 5  # every sample has its own stream
@@ -366,7 +411,7 @@ def test_c60_each_line_has_the_prompt_that_was_really_asked(tmp_path):
     drawn = made.sample(1)
     write_transcripts(tmp_path / "rollouts" / "1.jsonl", made.reward(drawn), ("a", "b"), runs.digit_tokenizer())
     lines = [json.loads(line) for line in (tmp_path / "rollouts" / "1.jsonl").read_text().splitlines()]
-    asked = [runs.digit_tokenizer().decode(ids) for ids in drawn.prompt_ids]
+    asked = [runs.digit_tokenizer().decode(ids) for ids in drawn.batch.prompt_ids]
     assert [line["prompt"] for line in lines] == [prompt for prompt in asked for _ in range(4)]
 
 
@@ -374,7 +419,7 @@ def test_real_rewards_grade_the_sampled_texts():
     with RewardRunner(("gsm8k.last_number", "gsm8k.format"), 5.0) as runner:
         made = collector(runner, rewards=("gsm8k.last_number", "gsm8k.format"))
         rollout = made.reward(made.sample(1))
-    rows = zip(rollout.drawn.completions.texts, [p for p in rollout.drawn.problems for _ in range(4)], strict=True)
+    rows = zip(rollout.completions.texts, [p for p in rollout.problems for _ in range(4)], strict=True)
     right = [text.strip(" +=\n#")[-1:] == problem.answer for text, problem in rows]
     assert [value > 0 for value in rollout.reward_terms[0].flatten().tolist()].count(True) <= right.count(True)
     assert rollout.reward_terms[0].sum() > 0 and rollout.valid.all()

@@ -1,32 +1,33 @@
 """Learning: the loss is the formula, rows are cut without a trace, and an update that went wrong is left out."""
 
 import copy
+import inspect
 import math
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from grpo import losses
+from grpo import distributed, losses, update
 from grpo.batch import Batch
 from grpo.config import Config, constants
 from grpo.kl import KL
 from grpo.losses import CLIPPING, LOSSES
 from grpo.metrics import Sums
 from grpo.microbatch import cut_groups
+from grpo.objective import objective
 from grpo.policy import frozen_copy
-from grpo.update import Learner, learning_rate, make_optimizer
+from grpo.update import Learner
 from grpo.weighting import WEIGHTINGS
+from tests.fakes import runs
 from tests.fakes.models import plain_logprobs, plain_twin, tiny_policy
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 LENGTHS = [3, 1, 5, 2, 4, 4, 1, 6]  # of 4 prompts, 2 completions each
 V = 257
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
 
 
 def config(**changes) -> Config:
@@ -35,9 +36,10 @@ def config(**changes) -> Config:
     return Config(**sizes | rates | changes)
 
 
-def experience(lengths=LENGTHS, seed: int = 0) -> Batch:
+def experience(lengths=LENGTHS, seed: int = 0, dtype=torch.float64) -> Batch:
     """Random rows of these lengths, two per prompt; all that the sampler and the rewards would have said is random."""
     random = torch.Generator().manual_seed(seed)
+    draw = {"generator": random, "dtype": dtype}
     B, T = len(lengths), max(lengths)
     mask = torch.arange(T) < torch.tensor(lengths)[:, None]
     trunk = [7, 8, 9]
@@ -45,8 +47,8 @@ def experience(lengths=LENGTHS, seed: int = 0) -> Batch:
         prompt_ids=[trunk[: 1 + i % 3] + [20 + i] for i in range(B // 2)],
         completion_ids=torch.where(mask, torch.randint(V, (B, T), generator=random), 0),
         completion_mask=mask,
-        advantages=torch.randn(B, generator=random),
-        sampling_logprobs=torch.where(mask, -torch.rand(B, T, generator=random), 0),
+        advantages=torch.randn(B, **draw),
+        sampling_logprobs=torch.where(mask, -torch.rand(B, T, **draw), 0),
         prompt_index=list(range(B // 2)),
     )
 
@@ -81,8 +83,48 @@ def test_c55_gaps_in_the_numbers_of_groups_change_nothing(changes):
 @pytest.mark.parametrize("index", [[3, 3, 7, 9], [9, 0, 4, 2]], ids=["one number twice", "any order"])
 def test_c55_each_row_is_in_one_update_whatever_the_numbers_are(index):
     """Kind: as above. No row is left out of the updates of an epoch, and none is in two."""
-    rows = torch.cat(cut_groups(replace(experience(), prompt_index=index), 2, 2, (0, 1), 0))
-    assert sorted(rows.tolist()) == list(range(8))
+    updates = cut_groups(replace(experience(), prompt_index=index), 2, 2, (0, 1), 0)
+    assert sorted(row for rows in updates for row in rows) == list(range(8))
+
+
+LEFT_OUT = {"minibatch_size": 2, "num_epochs": 2, "learning_rate": 0.1, "kl_coef": 0.3}
+
+
+def left_out(keep: list[int], out: Path | None = None) -> tuple[dict, dict]:
+    """(metrics, gradient) of a step of which the groups in `keep` are left. Rank r had each so-many-th of them."""
+    distributed.init("cpu", 120)
+    policy, whole = tiny_policy(precision="fp64"), experience()
+    here = range(distributed.rank(), len(whole.prompt_ids), distributed.world_size())
+    batch = whole.select(list(here)).select([place for place, number in enumerate(here) if number in keep])
+    metrics, moved, _ = learn(policy, batch, tiny_policy(precision="fp64", seed=1), **LEFT_OUT)
+    if out is not None:
+        torch.save((metrics, moved), f"{out}_{distributed.rank()}.pt")
+        distributed.shutdown()
+    return metrics, moved
+
+
+@pytest.mark.parametrize("keep", [[0, 2], [1, 2, 3], [3]])
+def test_c55_groups_that_are_left_out_are_as_if_never_drawn(keep):
+    """Kind: as above. What a filter leaves is a step of its own: weights, minibatches, metrics."""
+    metrics, moved = left_out(keep)
+    drawn = replace(experience().select(keep), prompt_index=list(range(len(keep))))
+    expected, gradient, _ = learn(
+        tiny_policy(precision="fp64"), drawn, tiny_policy(precision="fp64", seed=1), **LEFT_OUT
+    )
+    assert metrics == pytest.approx(expected, rel=1e-9)
+    assert_same(moved, gradient)
+
+
+def test_c04_c55_a_rank_that_lost_all_of_its_groups_learns_what_the_others_do(tmp_path):
+    """Of the groups 0 and 2 on rank 0, and 1 and 3 on rank 1, those of rank 0 are left."""
+    metrics, moved = left_out([0, 2])
+    out = tmp_path / "learned"
+    ranks = runs.start_ranks(partial(left_out, [0, 2], out), 2, out)
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.stderr for rank in ranks]
+    for rank in (0, 1):
+        there_metrics, there = torch.load(f"{out}_{rank}.pt")
+        assert there_metrics == pytest.approx(metrics, rel=1e-9)
+        assert_same(there, moved)
 
 
 def updates(made: Learner) -> int:
@@ -111,7 +153,7 @@ def plain(policy, batch: Batch):
 def test_c11_c18_c21_loss_gradient_and_metrics_are_the_formulas(loss, weighting):
     policy, batch = tiny_policy(precision="fp64"), experience()
     reference = tiny_policy(precision="fp64", seed=1)
-    noise = torch.randn(batch.completion_mask.shape, generator=torch.Generator().manual_seed(1)) / 4
+    noise = torch.randn(batch.completion_mask.shape, generator=torch.Generator().manual_seed(1)).double() / 4
     logprobs, entropy, twin = plain(policy, batch)
     ref_logprobs = plain(reference, batch)[0].detach()
     batch.old_logprobs = torch.where(batch.completion_mask, logprobs.detach() + noise, 0)
@@ -120,7 +162,8 @@ def test_c11_c18_c21_loss_gradient_and_metrics_are_the_formulas(loss, weighting)
     bound = constants(LOSSES[loss], config(clip_low=0.1, clip_high=0.2))
     expected = LOSSES[loss](logprobs, batch.old_logprobs, batch.advantages, mask, **bound)
     kl = KL["k3"](logprobs, ref_logprobs)
-    weights = WEIGHTINGS[weighting](mask, num_tokens=tokens, num_sequences=8, max_new_tokens=7)
+    counts = {"num_tokens": tokens, "num_sequences": 8, "max_new_tokens": 7}
+    weights = WEIGHTINGS[weighting](mask, **counts, dtype=torch.float64)
     total = (weights * (expected.per_token_loss + 0.3 * kl)).sum()
     total.backward()
 
@@ -151,7 +194,7 @@ def test_c18_the_gradient_of_a_token_is_that_of_its_own_logprob():
     policy, batch = tiny_policy(precision="fp64"), experience()
     for row, column in ((0, 0), (2, 4), (7, 5), (4, 1)):
         here = copy.deepcopy(policy)
-        batch.advantages = torch.zeros(batch.completion_mask.shape)
+        batch.advantages = torch.zeros(batch.completion_mask.shape, dtype=torch.float64)
         batch.advantages[row, column] = 2.0
         logprobs, _, twin = plain(here, batch)
         (-2.0 * logprobs[row, column] / sum(LENGTHS)).backward()
@@ -167,12 +210,11 @@ def calls(module) -> list:
 
 
 def test_c20_on_policy_the_ratio_is_exactly_1_without_an_extra_forward():
-    policy = tiny_policy()
-    torch.set_default_dtype(torch.float32)  # where a second forward of another cut would show
+    policy = tiny_policy()  # in float32, where a second forward of another cut would show
     reference = frozen_copy(policy)
     of_policy, of_reference = calls(policy), calls(reference)
     options = {"precision": "fp32", "kl_coef": 0.1, "max_tokens_per_microbatch": 12, "max_grad_norm": 1.0}
-    metrics, _, _ = learn(policy, experience(), reference, **options)
+    metrics, _, _ = learn(policy, experience(dtype=torch.float32), reference, **options)
     assert metrics["policy/ratio_mean"] == 1.0 and metrics["policy/clip_fraction"] == 0.0
     assert len(of_policy) == len(of_reference) > 2
     assert all(gradient for _, gradient in of_policy) and not any(gradient for _, gradient in of_reference)
@@ -189,26 +231,28 @@ def test_c21_the_gap_to_the_sampler_is_measured_on_the_sampled_tokens():
     assert metrics["policy/sampler_gap_max"] == pytest.approx(0.75, rel=1e-9)
 
 
-def spy_on_objective(made: Learner) -> list[tuple[float, float]]:
+@pytest.fixture
+def ratios(monkeypatch) -> list[tuple[float, float]]:
     """Grows by (smallest, largest) ratio of each call of the objective."""
-    seen, objective = [], made.objective
+    seen = []
 
-    def spied(logprobs, old_logprobs, *others):
+    def spied(logprobs, old_logprobs, *others, **parts):
         ratio = (logprobs - old_logprobs).detach().exp()[others[-1]]
         seen.append((ratio.min().item(), ratio.max().item()))
-        return objective(logprobs, old_logprobs, *others)
+        return objective(logprobs, old_logprobs, *others, **parts)
 
-    made.objective = spied
+    monkeypatch.setattr(update, "objective", spied)
     return seen
 
 
 @pytest.mark.parametrize(("minibatch_size", "num_epochs", "updates"), [(4, 1, 2), (0, 2, 2), (4, 2, 4), (6, 1, 2)])
-def test_c40_old_logprobs_are_recomputed_before_the_first_of_several_updates(minibatch_size, num_epochs, updates):
+def test_c40_old_logprobs_are_recomputed_before_the_first_of_several_updates(
+    minibatch_size, num_epochs, updates, ratios
+):
     policy, batch = tiny_policy(precision="fp64"), experience()
     batch.old_logprobs = torch.full(batch.completion_mask.shape, -99.0)  # whatever stood there
     forwards = calls(policy)
     made = learner(policy, minibatch_size=minibatch_size, num_epochs=num_epochs, learning_rate=0.05)
-    ratios = spy_on_objective(made)
     made.learn(batch, 1, Sums())
     assert len(ratios) == updates
     assert ratios[0] == pytest.approx((1.0, 1.0), abs=1e-12)
@@ -217,25 +261,25 @@ def test_c40_old_logprobs_are_recomputed_before_the_first_of_several_updates(min
     assert [gradient for _, gradient in forwards] == [False] + [True] * updates
 
 
-def test_one_update_leaves_given_old_logprobs_alone():
+def test_one_update_leaves_given_old_logprobs_alone(ratios):
     policy, batch = tiny_policy(precision="fp64"), experience()
-    batch.old_logprobs = plain(policy, batch)[0].detach() - math.log(2) * batch.completion_mask
+    batch.old_logprobs = plain(policy, batch)[0].detach() - math.log(2) * batch.completion_mask.double()
     made = learner(policy)
-    ratios = spy_on_objective(made)
     made.learn(batch, 1, Sums())
     assert ratios == [pytest.approx((2.0, 2.0), rel=1e-9)]
 
 
 def updates_of(made: Learner, batch: Batch, step: int = 1) -> list[list[int]]:
     """The rows of each update."""
-    seen, update = [], made._update
+    seen = []
 
-    def spied(batch, rows, *rest, **named):
-        seen.append(rows.tolist())
-        return update(batch, rows, *rest, **named)
+    def spied(*args):
+        updates = cut_groups(*args)
+        seen.extend(updates)
+        return updates
 
-    made._update = spied
-    made.learn(batch, step, Sums())
+    with mock.patch.object(update, "cut_groups", spied):
+        made.learn(batch, step, Sums())
     return seen
 
 
@@ -328,7 +372,6 @@ def test_c23_the_reference_stays_the_initial_policy():
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_c26_a_small_update_of_a_master_weight_is_not_lost(dtype):
-    torch.set_default_dtype(torch.float32)
     policy = tiny_policy(precision=dtype)
     before = torch.cat([p.detach().flatten() for p in policy.parameters()])
     made = Learner(config(precision=dtype, learning_rate=1e-5), policy, None)
@@ -365,7 +408,6 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted():
 
 
 def test_a_back_off_of_the_fp16_scaler_is_no_skipped_update():
-    torch.set_default_dtype(torch.float32)
     policy, batch = tiny_policy(precision="fp16"), experience()
     made = Learner(config(precision="fp16", learning_rate=1e-3), policy, None)
     assert made.scaler.is_enabled()
@@ -388,7 +430,6 @@ def test_a_back_off_of_the_fp16_scaler_is_no_skipped_update():
 
 
 def test_the_scale_of_fp16_changes_no_gradient():
-    torch.set_default_dtype(torch.float32)
     policy, norms = tiny_policy(precision="fp16"), []
     for scale in (1.0, 1024.0):
         here = copy.deepcopy(policy)
@@ -481,22 +522,45 @@ def test_the_correction_multiplies_the_surrogate_and_not_the_kl(correction, cap,
     assert_same(corrected, learn(copy.deepcopy(policy), scaled, **options)[1])
 
 
+def test_from_learn_to_the_loss_it_is_three_calls(monkeypatch):
+    """Nothing is bound or wrapped on the way, so that a reader can follow it."""
+    way = []
+
+    def asks(*tensors, clip_low, clip_high):
+        way.append([frame.function for frame in inspect.stack()[1:4]])
+        return losses.reinforce(*tensors, clip_low=clip_low, clip_high=clip_high)
+
+    monkeypatch.setitem(LOSSES, "asks", asks)
+    learn(tiny_policy(precision="fp64"), experience(), loss="asks")
+    assert way == [["objective", "_loss", "learn"]]
+
+
+def test_the_log_probabilities_of_the_reference_may_be_had_before_the_advantages():
+    """A reward may then use them. What is there already is used, and not computed again."""
+    policy, reference = tiny_policy(precision="fp64"), tiny_policy(precision="fp64", seed=1)
+    expected, gradient, _ = learn(copy.deepcopy(policy), experience(), reference, kl_coef=0.3)
+    of_reference, made = calls(reference), learner(policy, reference, kl_coef=0.3)
+    drawn = made.with_ref_logprobs(replace(experience(), advantages=None))
+    torch.testing.assert_close(drawn.ref_logprobs, plain(reference, drawn)[0].detach(), **EXACT)
+    assert drawn.ref_logprobs.dtype == torch.float64
+    assert made.with_ref_logprobs(drawn) is drawn and len(of_reference) == 1
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    sums = Sums()
+    made.learn(replace(drawn, advantages=experience().advantages), 1, sums)
+    assert sums.reduce() == pytest.approx(expected, rel=1e-9) and len(of_reference) == 1
+    assert_same({name: before[name] - p.detach() for name, p in policy.named_parameters()}, gradient)
+    other = replace(drawn, advantages=experience().advantages, ref_logprobs=drawn.ref_logprobs - 1)
+    assert learn(tiny_policy(precision="fp64"), other, None, kl_coef=0.3)[0]["policy/kl"] > 0.3  # of e - 1 - 1
+
+
+def test_without_a_reference_a_batch_stays_as_it_is():
+    batch = experience()
+    assert learner(tiny_policy(precision="fp64")).with_ref_logprobs(batch) is batch
+
+
 def test_without_a_reference_there_is_no_kl():
     metrics, _, _ = learn(tiny_policy(precision="fp64"), experience())
     assert "policy/kl" not in metrics
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
-        ("linear", [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
-        ("cosine", [0.25, 0.5, 0.75, 1, 1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
-    ],
-)
-def test_learning_rate_by_hand(schedule, expected):
-    made = config(schedule=schedule, warmup_steps=4, num_steps=8, learning_rate=3.0)
-    assert [learning_rate(made, step) / 3 for step in range(1, 9)] == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_learning_rate_that_is_logged_is_the_one_that_is_used():
@@ -508,19 +572,7 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_is_used():
         assert sums.reduce()["optim/lr"] == made.optimizer.param_groups[0]["lr"] == rate
 
 
-def test_matrices_decay_and_vectors_do_not():
-    policy = tiny_policy()
-    options = config(weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, learning_rate=3e-4)
-    optimizer = make_optimizer(policy, options)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
-    assert {p.ndim for p in optimizer.param_groups[0]["params"]} == {2}
-    assert {p.ndim for p in optimizer.param_groups[1]["params"]} == {1}
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(policy.parameters()))
-    assert all(group["betas"] == (0.8, 0.95) and group["lr"] == 3e-4 for group in optimizer.param_groups)
-
-
 def test_moments_are_made_before_the_first_update_and_are_those_of_torch():
-    torch.set_default_dtype(torch.float32)
     policy, batch = tiny_policy(), experience()
     policies = policy, copy.deepcopy(policy)
     ours, torchs = (Learner(config(learning_rate=1e-2, weight_decay=0.1), one, None) for one in policies)
@@ -544,3 +596,5 @@ def test_c54_what_a_step_can_not_be_learned_without_is_said():
     for name in ("advantages", "sampling_logprobs"):
         with pytest.raises(ValueError, match=f"{name}: the batch has none"):
             learner(policy).learn(replace(experience(), **{name: None}), 1, Sums())
+    with pytest.raises(ValueError, match="group_size is 4: the batch has groups of 2"):
+        learner(policy, group_size=4).learn(experience(), 1, Sums())

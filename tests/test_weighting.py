@@ -3,9 +3,6 @@
 Tests under `every_weighting` and `every_loss` hold for every entry of those tables.
 """
 
-from contextlib import contextmanager
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,15 +22,6 @@ repeatable = settings(deadline=None, max_examples=10, derandomize=True)
 # lengths 3, 1, 0 and 2 with a hole: 6 kept tokens in 3 sequences
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 0, 1]], dtype=torch.bool)
 COUNTS = {"num_tokens": 6, "num_sequences": 3, "max_new_tokens": 10}
-
-
-@contextmanager
-def float64():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_c02_count_leaves_out_rows_without_a_kept_token():
@@ -63,8 +51,7 @@ def test_c02_only_the_tokens_of_the_mask_have_a_weight(weighting):
 
 @pytest.mark.parametrize("name", sorted(SUM_TO_ONE))
 def test_c02_the_weights_sum_to_one_over_the_tokens_of_the_numerator(name):
-    with float64():
-        assert WEIGHTINGS[name](MASK, **COUNTS).sum().item() == pytest.approx(1, rel=1e-12)
+    assert WEIGHTINGS[name](MASK, **COUNTS, dtype=torch.float64).sum().item() == pytest.approx(1, rel=1e-12)
 
 
 @every_weighting
@@ -85,17 +72,21 @@ def test_c04_an_update_without_a_kept_token_has_weight_zero_and_no_nan(weighting
 
 
 @every_weighting
-def test_c36_the_mask_is_unchanged_and_the_dtype_is_the_default(weighting):
+def test_c36_the_mask_is_unchanged_and_the_dtype_is_the_one_asked_for(weighting):
     before = MASK.clone()
     weights = weighting(MASK, **COUNTS)
     assert weights.shape == MASK.shape and weights.dtype == torch.float32
     assert MASK.equal(before) and MASK.dtype == torch.bool
+    double = weighting(MASK, **COUNTS, dtype=torch.float64)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), weights)
 
 
 @every_weighting
-def test_the_dtype_follows_torchs_default(weighting):
-    with float64():
-        assert weighting(MASK, **COUNTS).dtype == torch.float64
+def test_no_weight_depends_on_torchs_default_dtype(weighting):
+    before = weighting(MASK, **COUNTS)
+    torch.set_default_dtype(torch.float64)
+    assert weighting(MASK, **COUNTS).dtype == torch.float32 and weighting(MASK, **COUNTS).equal(before)
 
 
 @every_weighting
@@ -135,12 +126,15 @@ def update(loss, weighting, parts, **kind):
             part_reference,
             advantages[rows],
             part_mask,
-            loss=partial(loss, **constants(loss, Config(clip_low=0.2, clip_high=0.3))),
-            correction=partial(CORRECTIONS[kind.get("correction", "none")], cap=1.2),
+            loss=loss,
+            constants=constants(loss, Config(clip_low=0.2, clip_high=0.3)),
+            correction=CORRECTIONS[kind.get("correction", "none")],
+            correction_cap=1.2,
             kl=KL[kind.get("kl", "k3")],
             kl_coef=0.04,
         )
-        weights = weighting(part_mask, num_tokens=num_tokens, num_sequences=num_sequences, max_new_tokens=T)
+        counts = {"num_tokens": num_tokens, "num_sequences": num_sequences, "max_new_tokens": T}
+        weights = weighting(part_mask, **counts, dtype=logprobs.dtype)
         part_loss = (weights * found.per_token_loss).sum()
         part_loss.backward()  # accumulates
         total += part_loss.item()
@@ -148,8 +142,7 @@ def update(loss, weighting, parts, **kind):
 
 
 def assert_cut_changes_nothing(loss, weighting, parts, **kind):
-    with float64():
-        whole, cut = (update(loss, weighting, p, **kind) for p in ([list(range(B))], parts))
+    whole, cut = (update(loss, weighting, p, **kind) for p in ([list(range(B))], parts))
     assert whole[1].abs().min() > 1e-6
     assert cut[0] == pytest.approx(whole[0], rel=1e-9)
     torch.testing.assert_close(cut[1], whole[1], rtol=1e-9, atol=1e-12)
