@@ -1,4 +1,4 @@
-"""The loop in docs/algorithm.md, as it stands but for a smaller model: it runs, and learns what a Learner learns."""
+"""The loop in docs/library.md, as it stands but for a smaller model: it runs, and learns what a Learner learns."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from grpo.policy import load_policy
 from grpo.update import Learner
 from tests.fakes import runs
 
-PAGE = (Path(__file__).parents[2] / "docs" / "algorithm.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
 (LOOP,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
 
 
