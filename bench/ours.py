@@ -94,7 +94,7 @@ def ours(work: dict) -> dict:
     Returns:
         The entries of `result`, and:
 
-        - `tokens_computed`: tokens of a step; `tokens_remembered`: those that the reference need not compute;
+        - `tokens_computed`: tokens of a step;
         - `parameters_used`, `state_bytes`: see the functions of these names;
         - `matrix_flops`: measured operations per second of the device; `learn_mfu`: the share that learning reaches;
         - `sampler_gap_max`: in nats;

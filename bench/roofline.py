@@ -110,8 +110,7 @@ def measure(asked: Roofline, place: str) -> dict:
     speeds = shape_speeds(model, ROWS[asked.device], asked)
     _, bandwidth = measured(torch.device(asked.device), asked.dtype)
     flops = mean_speed(model, speeds)
-    computed, remembered = step["tokens_computed"], step["tokens_remembered"]
-    floors = parts(asked, model, len(tokenizer), prompts(asked, tokenizer), computed, remembered)
+    floors = parts(asked, model, len(tokenizer), prompts(asked, tokenizer), step["tokens_computed"])
     rows = [asdict(part) | {"floor_s": part.floor(flops, bandwidth)} for part in floors]
     phases = {}
     for phase in ("rollout", "learn"):
@@ -171,9 +170,7 @@ def prompts(asked: Work, tokenizer) -> list[list[int]]:
     return [row.tolist() for row in encoded]
 
 
-def parts(
-    asked: Work, model: nn.Module, vocabulary: int, prompt_ids: list[list[int]], computed: float, remembered: int
-) -> list[Part]:
+def parts(asked: Work, model: nn.Module, vocabulary: int, prompt_ids: list[list[int]], computed: float) -> list[Part]:
     """The parts of a step, with operations and bytes.
 
     Args:
@@ -182,7 +179,6 @@ def parts(
         vocabulary: number of rows of the head that are used.
         prompt_ids: prompts of the step.
         computed: tokens that learning computes, in the packed tree.
-        remembered: leading tokens of it that the reference need not compute.
     """
     size, width = sizes(model), DTYPES[asked.dtype].itemsize
     N, B, T = asked.prompts, asked.prompts * asked.group, asked.new_tokens
@@ -199,11 +195,10 @@ def parts(
     prefill = 2 * (layers * stored + head * N) + per_key * keys_of_prompts
     decode = 2 * (layers + head) * B * (T - 1) + per_key * keys_of_decode
     forward = 2 * (layers * computed + head * B * T) + per_key * (keys_of_prompts + keys_of_decode)
-    known = 2 * layers * remembered + per_key * remembered * (remembered + 1) // 2
     return [
         Part("rollout", "prefill", prefill, weights + cache * stored),
         Part("rollout", "decode", decode, weights * (T - 1) + cache * read),
-        Part("learn", "reference forward", forward - known, weights),
+        Part("learn", "reference forward", forward, weights),
         Part("learn", "policy forward", forward, weights),
         Part("learn", "policy backward", 2 * forward, 2 * weights),
         Part("learn", "optimiser", 0, 7 * 4 * size.parameters),  # reads 4 arrays (weight, gradient, moments), writes 3

@@ -427,7 +427,7 @@ def test_grading_again_gives_the_same_eval_json(tmp_path, monkeypatch, samples):
     monkeypatch.setattr(compare, "load_policy", lambda *_, **__: (None, None))
     monkeypatch.setattr(compare, "Sampler", lambda *_, **__: None)
     monkeypatch.setattr(compare, "load_shapes", lambda *_: (None, None))
-    monkeypatch.setattr(compare, "learned_positions", lambda model: None)
+    monkeypatch.setattr(compare, "positions_of", lambda model: None)
     monkeypatch.setattr(compare, "prepare", lambda options, _: dict.fromkeys(options.shots))
     monkeypatch.setattr(
         compare,

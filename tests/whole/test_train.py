@@ -27,7 +27,6 @@ from grpo.config import Config, from_yaml
 from grpo.evaluation import grading
 from grpo.files import lock_directory
 from grpo.metrics import metric_names
-from grpo.policy import Policy, reference
 from grpo.sampler import Sampler
 from grpo.update import Learner
 from rewards.runner import RewardRunner
@@ -772,45 +771,13 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(plac
 
 
 def test_without_a_kl_no_reference_is_made(place, monkeypatch):
-    made, make = [], train.Reference
-    monkeypatch.setattr(train, "Reference", lambda policy: made.append(1) or make(policy))
+    made, make = [], train.frozen_copy
+    monkeypatch.setattr(train, "frozen_copy", lambda policy: made.append(1) or make(policy))
     assert train.main(argv(place, "no_kl", kl_coef=0, num_steps=2)) == 0
     assert not made and all(line["policy/kl"] is None for line in metrics(place / "no_kl"))
     assert train.main(argv(place, "kl", num_steps=2)) == 0
     assert made == [1]
     assert metrics(place / "kl")[0]["policy/kl"] == 0.0 < metrics(place / "kl")[1]["policy/kl"]
-
-
-def test_the_reference_computes_what_all_prompts_begin_with_once_per_run(place, tmp_path, monkeypatch):
-    """With the numbers of a run whose reference computes it in every pass, and resumed to the bit."""
-    data = Path(runs.write_problems(tmp_path / "data"))
-    for file in data.iterdir():
-        file.write_text(file.read_text().replace('"prompt": "', '"prompt": "1+2=3#'))
-    options = {"data_path": data, "max_tokens_per_microbatch": 40, "resume": "auto"}
-    trees, run_layers = [], Policy._run_layers
-
-    def counting(self, input_ids, *args):
-        trees.append(input_ids.tolist())
-        return run_layers(self, input_ids, *args)
-
-    def computed(name, worth, **changes):
-        """How often the trunk was computed alone, and in how many passes together with what follows."""
-        trees.clear()
-        monkeypatch.setattr(reference, "MIN_TRUNK", worth)
-        assert train.main(argv(place, name, **options | changes)) == 0
-        alone = trees.count(trunk)
-        return alone, sum(tree[: len(trunk)] == trunk for tree in trees) - alone
-
-    trunk = runs.digit_tokenizer()("1+2=3#").input_ids
-    monkeypatch.setattr(Policy, "_run_layers", counting)
-    never, begun = computed("each_pass", 100)
-    once, begun_without = computed("once", len(trunk))
-    assert (never, once) == (0, 1)
-    assert begun - begun_without >= 2 * 4  # passes of the reference: 4 steps, 2 micro-batches or more in each
-    for ours, theirs in zip(metrics(place / "once"), metrics(place / "each_pass"), strict=True):
-        assert ours["policy/kl"] == pytest.approx(theirs["policy/kl"], rel=1e-4, abs=1e-8)
-    assert computed("resumed", len(trunk), num_steps=2)[0] == computed("resumed", len(trunk))[0] == 1
-    runs.assert_same_run(place / "once", place / "resumed")
 
 
 def test_compiling_is_for_policy_and_reference_and_off_on_a_cpu(place, monkeypatch):
