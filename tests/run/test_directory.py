@@ -140,7 +140,7 @@ def test_a_halved_micro_batch_is_written_for_the_continuation_and_said_once(tmp_
     made, out = learner(tmp_path), io.StringIO()
     display = Display(4, console=Console(file=out))
     assert keep_smaller(directory, wanted, made.max_tokens, display) == wanted and out.getvalue() == ""
-    made.max_tokens = 16
+    made.budget.max_tokens = 16
     kept = keep_smaller(directory, wanted, made.max_tokens, display)
     assert kept == from_yaml(directory / "config.yaml") == replace(wanted, max_tokens_per_microbatch=16)
     assert keep_smaller(directory, kept, made.max_tokens, display) == kept
