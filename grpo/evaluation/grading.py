@@ -26,14 +26,14 @@ Gains = dict[tuple[str, str], np.ndarray]
 
 @dataclass
 class Grades:
-    """One model's graded answers to n problems at one number of shots, under one stop policy and one grader."""
+    """One model's graded answers, k to each of n problems, under one number of shots, stop policy and grader."""
 
     cell: dict
     """The rates, as they stand in `eval.json`."""
     right: np.ndarray
-    """[n]: the share of each problem's samples that are right."""
+    """[n, k] bool."""
     lenient: np.ndarray
-    """[n]: the same, as `last_number` reads the texts."""
+    """[n, k] bool: right as `last_number` reads the same text."""
 
 
 def check_graders(names: Sequence[str]) -> None:
@@ -74,21 +74,21 @@ def _grade(rows: Sequence[dict], stop: str, options: EvalOptions, runner: Reward
     In a cell, `correct` counts samples. `failures` and `partial` are there if a reward function failed, or paid for a
     part. The lenient accuracy is null where no gold is a number.
     """
-    k = 1 + max(row["sample"] for row in rows)
     read, troubles = _read(rows, stop, options, runner)
-    right = {name: np.array([is_right for _, is_right in pairs]) for name, pairs in read.items()}
+    k = 1 + max(row["sample"] for row in rows)
+    right = {name: np.array([is_right for _, is_right in pairs]).reshape(-1, k) for name, pairs in read.items()}
     numbers = any(one_number(answer) is not None for answer in {row["answer"] for row in rows})
-    lenient, lenient_ci95 = _rate(right["last_number"], k) if numbers else (None, None)
+    lenient, lenient_ci95 = _rate(right["last_number"]) if numbers else (None, None)
     ends = _ends(rows, stop)
     graded = []
     for grader in options.graders:
-        accuracy, ci95 = _rate(right[grader], k)
+        accuracy, ci95 = _rate(right[grader])
         cell = {
             "model": rows[0]["model"],
             "shots": rows[0]["shots"],
             "stop": stop,
             "grader": grader,
-            "n": len(rows) // k,
+            "n": len(right[grader]),
             "correct": int(right[grader].sum()),
             "accuracy": accuracy,
             "ci95": ci95,
@@ -98,11 +98,11 @@ def _grade(rows: Sequence[dict], stop: str, options: EvalOptions, runner: Reward
             **ends,
         }
         if k > 1:
-            cell |= _of_samples(read[grader], k, votes=grader in GRADERS)
+            cell |= _of_samples(read[grader], right[grader], votes=grader in GRADERS)
         for kind, found in troubles.items():
             if here := {name: found[name] for name in (grader, options.format) if name in found}:
                 cell[kind] = here
-        graded.append(Grades(cell, _per_problem(right[grader], k), _per_problem(right["last_number"], k)))
+        graded.append(Grades(cell, right[grader], right["last_number"]))
     return graded
 
 
@@ -151,25 +151,23 @@ def _ends(rows: Sequence[dict], stop: str) -> dict:
     }
 
 
-def _per_problem(right: np.ndarray, k: int) -> np.ndarray:
-    """[n * k] -> [n]: the share of each problem's samples."""
-    return right.reshape(-1, k).mean(1)
-
-
-def _rate(right: np.ndarray, k: int) -> tuple[float, list[float]]:
-    """An accuracy and its interval: Wilson's for single answers; with k samples, the bootstrap's over problems."""
-    shares = _per_problem(right, k)
-    interval = wilson(int(right.sum()), len(right)) if k == 1 else mean_interval(shares, 0, 1)
+def _rate(right: np.ndarray) -> tuple[float, list[float]]:
+    """An accuracy and its interval: Wilson's for single answers; with several, the bootstrap's over problems."""
+    shares = right.mean(1)
+    interval = wilson(int(right.sum()), len(right)) if right.shape[1] == 1 else mean_interval(shares, 0, 1)
     return float(shares.mean()), interval
 
 
-def _of_samples(read: Sequence[Graded], k: int, votes: bool) -> dict:
+def _of_samples(read: Sequence[Graded], right: np.ndarray, votes: bool) -> dict:
     """pass@1, 2, 4, ... and k, and the majority vote; none for a reward, which reads no value."""
-    problems = [read[i : i + k] for i in range(0, len(read), k)]
-    counts = [sum(right for _, right in samples) for samples in problems]
+    n, k = right.shape
+    counts = right.sum(1).tolist()
     sizes = sorted({k, *(2**i for i in range(k.bit_length()))})
     pass_at = {str(size): _with_interval([pass_at_k(k, count, size) for count in counts]) for size in sizes}
-    voted = _with_interval([majority(*zip(*samples, strict=True)) for samples in problems]) if votes else None
+    voted = None
+    if votes:
+        values = [[value for value, _ in read[i * k : (i + 1) * k]] for i in range(n)]
+        voted = _with_interval([majority(*pair) for pair in zip(values, right.tolist(), strict=True)])
     return {"samples": k, "pass_at": pass_at, "majority": voted}
 
 
@@ -189,14 +187,12 @@ def summarize(graded: Sequence[Grades]) -> dict:
         if grades.cell["lenient_accuracy"] is not None:
             right.setdefault((*key_of(grades.cell)[:3], "last_number"), grades.lenient)
     keys = [key for model, *key in right if model == "base" and ("tuned", *key) in right]
-    single = not any("samples" in grades.cell for grades in graded)
     result: dict = {"cells": [grades.cell for grades in graded], "paired": [], "split": [], "format": []}
     gains: dict[int, Gains] = {}
     for shots, stop, grader in sorted(keys, key=lambda key: key[0]):
         base, tuned = (right[model, shots, stop, grader] for model in ("base", "tuned"))
-        pair = {"shots": shots, "stop": stop, "grader": grader, **paired(base, tuned, single)}
-        result["paired"].append(pair)
-        gains.setdefault(shots, {})[grader, stop] = tuned - base
+        result["paired"].append({"shots": shots, "stop": stop, "grader": grader, **paired(base, tuned)})
+        gains.setdefault(shots, {})[grader, stop] = tuned.mean(1) - base.mean(1)
     for shots, gain in gains.items():
         for name, other in ALSO_CALLED.items():
             if (name, "stop_string") in gain:
@@ -213,22 +209,25 @@ def key_of(cell: dict) -> tuple[str, int, str, str]:
     return cell["model"], cell["shots"], cell["stop"], cell["grader"]
 
 
-def paired(base: np.ndarray, tuned: np.ndarray, single: bool) -> dict:
+def paired(base: np.ndarray, tuned: np.ndarray) -> dict:
     """Compare base and tuned on the same problems: a bootstrap interval of the difference, and the exact McNemar test.
 
+    The test is for single answers. With several samples per problem it is left out, and `p_value` is null.
+
     Args:
-        base, tuned: [n], the share of each problem's samples that are right.
-        single: whether each problem has one sample. The test is for these only; `p_value` is null otherwise.
+        base, tuned: [n, k] bool, which answers are right.
     """
     assert len(base) == len(tuned), "not the same problems"
-    difference = tuned - base
+    difference = tuned.mean(1) - base.mean(1)
     result, p_value = {"n": len(difference)}, None
-    if single:
-        only_base, only_tuned = int((difference < 0).sum()), int((difference > 0).sum())
-        both = int((base * tuned).sum())
-        neither = len(difference) - both - only_base - only_tuned
-        result |= {"both": both, "only_base": only_base, "only_tuned": only_tuned, "neither": neither}
-        p_value = mcnemar(only_base, only_tuned)
+    if base.shape[1] == tuned.shape[1] == 1:
+        result |= {
+            "both": int((base & tuned).sum()),
+            "only_base": int((base & ~tuned).sum()),
+            "only_tuned": int((~base & tuned).sum()),
+            "neither": int((~base & ~tuned).sum()),
+        }
+        p_value = mcnemar(result["only_base"], result["only_tuned"])
     interval = mean_interval(difference, -1, 1)
     return result | {"difference": float(difference.mean()), "ci95": interval, "p_value": p_value}
 

@@ -138,7 +138,7 @@ def test_c42_a_cell_has_the_fields_of_eval_json():
 def test_a_reward_function_grades_as_its_grader_does_and_reads_no_value():
     rows = rows_of([RIGHT, " 18", RIGHT + NEXT, " 20"], samples=2, early=True)
     reward, marker = grade(rows, ("gsm8k.correctness", "marker"), "gsm8k.format")
-    assert reward.right.tolist() == marker.right.tolist() == [0.5, 0.5]
+    assert reward.right.tolist() == marker.right.tolist() == [[True, False], [True, False]]
     assert reward.cell["format_rate"] == 0.5
     assert reward.cell["pass_at"] == marker.cell["pass_at"]
     assert reward.cell["majority"] is None and marker.cell["majority"]["value"] == 1.0
