@@ -83,26 +83,33 @@ def test_the_batch_changes_no_answer(place, batch):
     assert transcribe(sampler(), problems, options(place, batch=batch)) == at_once
 
 
-def test_answers_are_in_the_file_as_they_come_and_are_not_asked_again(place, tmp_path):
+def test_answers_are_in_the_file_as_they_come_and_are_not_asked_again(place, tmp_path, monkeypatch):
     """Whole problems that still are the same count; a line that was cut in the middle of writing does not."""
     several = options(place, samples=2, temperature=1.0, batch=4)
     problems, file = problems_of(several, 0), tmp_path / "rows"
     rows = transcribe(sampler(), problems, several)
-    asked = iter([False, False, True])
-    with pytest.raises(Interrupted):
-        transcribe(sampler(), problems, several, should_stop=lambda: next(asked), file=file)
-    content = file.read_bytes()
-    assert len(content.splitlines()) == 8 and all(json.loads(line) in rows for line in content.splitlines())
-    file.write_bytes(content[:-5])
-    others = list(problems)
-    first = json.loads(content.splitlines()[0])["index"]
-    others[first] = replace(problems[first], answer="7")
-    drawn, draws = sampler(), []
-    generate = drawn.generate
-    drawn.generate = lambda *args, **kwargs: draws.extend(kwargs["prompt_index"]) or generate(*args, **kwargs)
-    again = transcribe(drawn, others, several, file=file)
-    assert len(draws) == 7 and [row["completion"] for row in again] == [row["completion"] for row in rows]
-    assert [row["answer"] for row in again] == [problem.answer for problem in others for _ in range(2)]
+    draws, generate = [], Sampler.generate
+
+    def drawn(*arguments, **asked):
+        draws.extend(asked["prompt_index"])
+        return generate(*arguments, **asked)
+
+    monkeypatch.setattr(Sampler, "generate", drawn)
+
+    def interrupted(after: int) -> list[dict]:
+        stops = iter([False] * after + [True])
+        with pytest.raises(Interrupted):
+            transcribe(sampler(), problems, several, should_stop=lambda: next(stops), file=file)
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    first = interrupted(2)
+    assert len(first) == 8 and all(row in rows for row in first)
+    file.write_bytes(file.read_bytes()[:-5])
+    problems[first[0]["index"]] = replace(problems[first[0]["index"]], answer="7")
+    assert len(interrupted(1)) == 8  # two problems are left of the four, and two are new
+    again = transcribe(sampler(), problems, several, file=file)
+    assert len(draws) == 4 + 2 + 5 and [row["completion"] for row in again] == [row["completion"] for row in rows]
+    assert [row["answer"] for row in again] == [problem.answer for problem in problems for _ in range(2)]
     assert [json.loads(line) for line in file.read_text().splitlines()] == again
 
 
