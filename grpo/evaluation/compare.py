@@ -169,18 +169,10 @@ def _summarize(texts: list[list[dict]], options: EvalOptions) -> dict:
 
 
 def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions) -> dict:
-    """The evaluation during training: one cell, for the first number of shots, stop policy and grader.
+    """The evaluation during training: the cell of the first number of shots, stop policy and grader.
 
-    This is a collective call. All ranks grade, so that none waits long for another. The result of rank 0 counts,
-    because a grader may exceed its time limit on one rank only.
-
-    Args:
-        sampler: of the model.
-        problems: to answer, the same on every rank.
-        options: how to prompt, sample and grade.
-
-    Returns:
-        The cell.
+    This is a collective call, with the same problems on every rank. All ranks grade, so that none waits long for
+    another. The result of rank 0 counts, because a grader may exceed its time limit on one rank only.
     """
     rows = transcribe(sampler, problems, options, shots=options.shots[0])
     return distributed.broadcast_object(grading.grade(rows, options)[0].cell)

@@ -47,7 +47,7 @@ def transcribe(
         sampler: of the model.
         problems: all problems, the same on every rank.
         options: how to prompt and sample.
-        model: what the rows call the model: base or tuned.
+        model: what the rows call it, base or tuned.
         shots: number of worked examples in the prompts.
         should_stop: called between batches; True interrupts.
         file: rows are appended to it as they come. Problems that it answers already are not asked again.
@@ -72,17 +72,8 @@ def transcribe(
         problems, sampler.tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens
     )
     trunk, stop = trunk_length(prompt_ids), stop_strings(problems)
-    asks = [
-        {
-            "question": problem.info.get("question", problem.prompt),
-            "prompt": render(problem, sampler.tokenizer, options.chat),
-            "answer": problem.answer,
-            "info": problem.info,
-            "stop": stop,
-            "stop_early": options.stop_early,
-        }
-        for problem in problems
-    ]
+    ends = {"stop": stop, "stop_early": options.stop_early}
+    asks = [_asks(problem, sampler.tokenizer, options.chat) | ends for problem in problems]
     rows = distributed.on_main(lambda: transcripts.answered(file, asks, options.samples)) if file else []
     asked = set(range(len(problems))) - {row["index"] for row in rows}
     # Prompts of similar length share a batch, which saves padding. No result depends on this order.
@@ -107,6 +98,16 @@ def transcribe(
     if file:
         distributed.on_main(lambda: write_lines(file, rows))
     return rows
+
+
+def _asks(problem: Problem, tokenizer, chat: bool) -> dict:
+    """The fields of a row that say what was asked."""
+    return {
+        "question": problem.info.get("question", problem.prompt),
+        "prompt": render(problem, tokenizer, chat),
+        "answer": problem.answer,
+        "info": problem.info,
+    }
 
 
 def _answers(
