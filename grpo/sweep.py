@@ -13,7 +13,6 @@ parallel, and searching for the best setting.
 """
 
 import csv
-import io
 import itertools
 import json
 import re
@@ -37,6 +36,7 @@ from grpo.run.signals import STOPS
 
 OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
 """Options of a run that the sweep sets itself."""
+DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,14 @@ class Cell:
     command: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """The name of the run."""
+        return self.config.run_name
+
+    @property
     def directory(self) -> Path:
         """The run directory."""
-        return Path(self.config.out_dir) / self.config.run_name
+        return Path(self.config.out_dir) / self.name
 
     @property
     def trained_as(self) -> str:
@@ -84,10 +89,14 @@ def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:
     target = ours
     for word in argv:
         if word == "-h" or word.startswith("--"):
-            name = "help" if word == "-h" else word[2:].partition("=")[0].replace("-", "_")
-            target = ours if name in known else theirs
+            target = ours if option_of(word) in known else theirs
         target.append(word)
     return ours, theirs
+
+
+def option_of(flag: str) -> str:
+    """The option that a flag sets: `eval_shots` for `--eval-shots=0`."""
+    return "help" if flag == "-h" else flag.removeprefix("--").partition("=")[0].replace("-", "_")
 
 
 def parse_grid(words: tuple[str, ...]) -> dict[str, list[str]]:
@@ -103,91 +112,86 @@ def parse_grid(words: tuple[str, ...]) -> dict[str, list[str]]:
     values: list[str] | None = None
     for word in words:
         name, equals, value = word.partition("=")
-        if equals:
-            if name not in allowed or name in grid:
-                hint = options.did_you_mean(name, allowed)
-                raise ValueError(f"grid is {' '.join(words)!r}: {name} must be an option of train.py, once{hint}")
+        if not equals:
+            value = word
+        elif name in grid or name not in allowed:
+            hint = options.did_you_mean(name, allowed)
+            raise ValueError(f"grid is {' '.join(words)!r}: {name} must be an option of train.py, once{hint}")
+        else:
             values = grid[name] = []
-        if values is None or not (value if equals else word):
+        if values is None or not value:
             raise ValueError(f"grid is {' '.join(words)!r}: must be option=value,value,... for each option")
-        values.append(value if equals else word)
+        values.append(value)
     return grid
 
 
 def make_cells(sweep: Sweep, train_flags: list[str]) -> list[Cell]:
     """Make and check a cell for every combination of the grid. The last option varies fastest.
 
-    Args:
-        sweep: the options of the sweep.
-        train_flags: further flags of `train.py`.
-
     Raises:
         ValueError: the grid is wrong, a flag is set by the sweep itself, or two cells have the same name.
         SystemExit: the options of a cell are wrong; the error message of `train.py` is on stderr.
     """
     grid = parse_grid(sweep.grid)
-    given = {word[2:].partition("=")[0].replace("-", "_") for word in train_flags if word.startswith("--")}
+    given = {option_of(word) for word in train_flags if word.startswith("--")}
     if taken := sorted(given & {*OURS, *grid}):
         raise ValueError(f"--{taken[0]} is set by the sweep itself; leave it out")
-    shots = sweep.eval_shots or tuple(sorted({int(n) for n in grid.get("num_shots", ()) if n.isdigit()}))
-    cells = []
+    shots = sweep.eval_shots or sorted({int(n) for n in grid.get("num_shots", ()) if n.isdigit()})
+    script = str(Path(__file__).parent.parent / "train.py")
+    cells: dict[str, Cell] = {}
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
         name = re.sub(r"[^\w.+=,-]", "-", ",".join(f"{option}={value}" for option, value in setting.items()))
-        flags = [*train_flags, *(word for option in setting for word in (f"--{option}", setting[option]))]
-        flags += ["--run_name", name, "--out_dir", sweep.out, "--resume", "auto", "--final_eval", "True"]
-        flags += ["--eval_shots", *map(str, shots)] if shots else []
-        script = str(Path(__file__).parent.parent / "train.py")
-        cells.append(Cell(setting, parse_args(flags), (*shlex.split(sweep.launcher), script, *flags)))
-    names = [cell.config.run_name for cell in cells]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"grid is {' '.join(sweep.grid)!r}: two cells are called {repeated[0]!r}; values must differ")
-    return cells
+        if name in cells:
+            raise ValueError(f"grid is {' '.join(sweep.grid)!r}: two cells are called {name!r}; values must differ")
+        own = {"run_name": name, "out_dir": sweep.out, "resume": "auto", "final_eval": "True"}
+        flags = list(train_flags)
+        for option, value in (setting | own).items():
+            flags += [f"--{option}", value]
+        if shots:
+            flags += ["--eval_shots", *map(str, shots)]
+        cells[name] = Cell(setting, parse_args(flags), (*shlex.split(sweep.launcher), script, *flags))
+    return list(cells.values())
 
 
-def finished_cells(cell: Cell) -> dict | None:
-    """The evaluation of a cell whose run is finished.
+def evaluation_of(cell: Cell) -> list[dict] | None:
+    """The cells of the `eval.json` of a run, at the shots that are asked for; None if the run is not finished.
 
-    Returns:
-        {"base" or "tuned": {shots: the cell of eval.json}}, or None if the run is not finished. A run with other
-        options is not finished either; `train.py` will refuse to resume it. Nor is a run whose evaluation had other
-        options, such as fewer shots or another limit; `train.py` evaluates it again.
+    A run with other options is not finished either; `train.py` will refuse to resume it. Nor is a run whose evaluation
+    had other options, such as fewer shots or another limit; `train.py` evaluates it again.
     """
-    saved, result = cell.directory / "config.yaml", cell.directory / "eval" / "eval.json"
-    if not saved.exists() or not is_evaluated(options_of(cell.config, result.parent)):
+    config, saved, result = cell.config, cell.directory / "config.yaml", cell.directory / "eval" / "eval.json"
+    if not saved.exists() or not is_evaluated(options_of(config, result.parent)):
         return None
     before = from_yaml(saved)
-    precision = before.precision if cell.config.precision == "auto" else cell.config.precision
+    if config.precision == "auto":
+        config = replace(config, precision=before.precision)
     try:
-        check_resumable(before, replace(cell.config, precision=precision))
+        check_resumable(before, config)
     except ValueError:
         return None
-    if cell.config.num_steps > before.num_steps:
+    if config.num_steps > before.num_steps:
         return None
-    wanted = cell.config.eval_shots or (cell.config.num_shots,)
-    found: dict[str, dict[int, dict]] = {"base": {}, "tuned": {}}
-    for row in read_result(result)["cells"]:
-        if row["shots"] in wanted and row["grader"] == cell.config.eval_correct:
-            found[row["model"]][row["shots"]] = row
-    return found
+    shots = config.eval_shots or (config.num_shots,)
+    rows = read_result(result)["cells"]
+    return [row for row in rows if row["shots"] in shots and row["grader"] == config.eval_correct]
 
 
 def interval(values: list[float], ci95: list[float]) -> tuple[float, float, float, str]:
     """Mean and interval of one accuracy over seeds.
+
+    An interval over seeds covers what a seed changes (exemplars, order, sampling), and not the choice of problems.
 
     Args:
         values: one accuracy per seed.
         ci95: interval of the first value, over problems.
 
     Returns:
-        (mean, low, high, the kind of interval in words). The kind depends on the seeds:
+        (mean, low, high, the kind of interval in words):
 
-        - three or more: Student's t at 95 % for the mean over seeds;
-        - two: the smaller and the larger value;
-        - one, or all values equal (an untuned model without exemplars): `ci95`, Wilson's over problems.
-
-        An interval over seeds covers what a seed changes (exemplars, order, sampling). It does not cover the choice of
-        problems.
+        - of three or more seeds: Student's t at 95 % for their mean;
+        - of two: the smaller and the larger value;
+        - of one, or of equal values (an untuned model without exemplars): `ci95`, Wilson's over problems.
     """
     mean = float(np.mean(values))
     if len(set(values)) == 1:
@@ -198,13 +202,12 @@ def interval(values: list[float], ci95: list[float]) -> tuple[float, float, floa
     return mean, max(0.0, mean - half), min(1.0, mean + half), f"95 % t over {len(values)} seeds"
 
 
-def tabulate(done: list[tuple[Cell, dict]]) -> list[dict]:
+def tabulate(done: list[tuple[Cell, list[dict]]]) -> list[dict]:
     """One row per model, training setting and number of shots in the evaluation, over the finished seeds."""
     groups: dict[tuple[str, str, int], list[dict]] = {}
-    for cell, found in done:
-        for model, by_shots in found.items():
-            for shots, row in by_shots.items():
-                groups.setdefault((model, cell.trained_as, shots), []).append(row)
+    for cell, rows in done:
+        for row in rows:
+            groups.setdefault((row["model"], cell.trained_as, row["shots"]), []).append(row)
     table = []
     for (model, trained_as, shots), rows in groups.items():
         mean, low, high, kind = interval([row["accuracy"] for row in rows], rows[0]["ci95"])
@@ -225,36 +228,24 @@ def as_text(table: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def write(directory: Path, cells: list[Cell], done: list[tuple[Cell, dict]], failed: dict[str, str]) -> list[dict]:
-    """Write sweep.json, sweep.csv and sweep.png, and return the table."""
-    table = tabulate(done)
-    finished = [cell.config.run_name for cell, _ in done]
-    runs = [
-        {
-            "run": str(cell.directory),
-            "setting": cell.setting,
-            "state": "done" if cell.config.run_name in finished else failed.get(cell.config.run_name, "not run"),
-            "command": shlex.join(cell.command),
-        }
-        for cell in cells
-    ]
+def write(directory: Path, cells: list[Cell], states: dict[str, str], table: list[dict]) -> None:
+    """Write sweep.json, with the state of each cell by its name, and sweep.csv and sweep.png if the table has a row."""
+    runs = []
+    for cell in cells:
+        run = {"run": str(cell.directory), "setting": cell.setting, "state": states[cell.name]}
+        runs.append(run | {"command": shlex.join(cell.command)})
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / "sweep.json", json.dumps({"runs": runs, "table": table}, indent=1) + "\n")
     if table:
-        lines = io.StringIO()
-        writer = csv.DictWriter(lines, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-        write_whole(directory / "sweep.csv", lines.getvalue())
+        with open(directory / "sweep.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(table)
         heat_map(table, directory / "sweep.png")
-    return table
 
 
-def run_cell(cell: Cell) -> str | None:
-    """Run train.py for a cell. Its output goes to the terminal.
-
-    Returns:
-        None if the cell is finished, else the reason why it is not.
+def run_cell(cell: Cell) -> str:
+    """Run train.py for a cell, with its output to the terminal. Returns `done`, or why the cell is not finished.
 
     Raises:
         KeyboardInterrupt: after the run, which gets the same signal, has saved its state and ended.
@@ -269,25 +260,27 @@ def run_cell(cell: Cell) -> str | None:
             raise
     if code != 0:
         return f"failed with exit code {code}"
-    return None if finished_cells(cell) else "stopped before it was evaluated"
+    return DONE if evaluation_of(cell) else "stopped before it was evaluated"
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0 if all cells are done, 1 if some failed, 2 for a wrong option, 130 if interrupted."""
     ours, theirs = split_flags(argv)
     sweep = options.parse(Sweep, ours, "sweep")
-    failed: dict[str, str] = {}
+    states: dict[str, str] = {}
     try:
         cells = make_cells(sweep, theirs)
         for number, cell in enumerate(cells, start=1):
-            print(f"cell {number} of {len(cells)}: {cell.config.run_name}", end="", flush=True)
-            if finished_cells(cell):
+            print(f"cell {number} of {len(cells)}: {cell.name}", end="", flush=True)
+            if evaluation_of(cell):
+                states[cell.name] = DONE
                 print(": done before")
-            elif reason := run_cell(cell):
-                failed[cell.config.run_name] = reason
-                print(f"{cell.config.run_name}: {reason}", file=sys.stderr, flush=True)
-        done = [(cell, found) for cell in cells if (found := finished_cells(cell))]
-        table = write(Path(sweep.out), cells, done, failed)
+                continue
+            states[cell.name] = run_cell(cell)
+            if states[cell.name] != DONE:
+                print(f"{cell.name}: {states[cell.name]}", file=sys.stderr, flush=True)
+        table = tabulate([(cell, evaluation_of(cell)) for cell in cells if states[cell.name] == DONE])
+        write(Path(sweep.out), cells, states, table)
     except (ValueError, OSError) as error:
         print(f"sweep: error: {error}", file=sys.stderr)
         return 2
@@ -296,6 +289,7 @@ def main(argv: list[str]) -> int:
         return 130
     if table:
         print(f"\n{as_text(table)}\n{Path(sweep.out) / 'sweep.png'}")
+    failed = {name: state for name, state in states.items() if state != DONE}
     for name, reason in failed.items():
         print(f"sweep: {name}: {reason}", file=sys.stderr)
     return int(bool(failed))

@@ -31,7 +31,8 @@ if config.seed == 8:
     sys.exit(0)  # asked to stop
 cells = [
     {"model": model, "shots": shots, "grader": config.eval_correct, "n": 50, "accuracy": accuracy}
-    | {"ci95": [accuracy - 0.1, accuracy + 0.1], "stop": "stop_string"}
+    | {"ci95": [accuracy - 0.1, accuracy + 0.1], "stop": "stop_string", "lenient_accuracy": None}
+    | {"format_rate": 1.0, "finished": 1.0, "mean_tokens": 9.0}
     for model, gain in (("base", 0.0), ("tuned", 0.1 * config.num_shots + 0.2))
     for shots in config.eval_shots or (config.num_shots,)
     for accuracy in [0.1 + 0.01 * shots + 0.02 * config.seed + gain]
@@ -105,23 +106,20 @@ def test_a_cell_that_is_done_is_not_run_again(launch):
     assert out.count("done before") == 2
 
 
-def test_more_shots_need_another_evaluation_and_fewer_do_not(launch):
-    launch("--grid", "seed=0", "--eval_shots", "0,4")
-    assert launch("--grid", "seed=0", "--eval_shots", "4")[1] == []
-    assert launch("--grid", "seed=0", "--eval_shots", "0,8")[1] == ["seed=0"]
-
-
-def test_another_number_of_problems_needs_another_evaluation(launch):
-    launch("--grid", "seed=0", "--final_eval_limit", "50")
-    assert launch("--grid", "seed=0", "--final_eval_limit", "50", "--eval_batch", "8")[1] == []
-    assert launch("--grid", "seed=0", "--final_eval_limit", "60")[1] == ["seed=0"]
-
-
-def test_more_steps_go_on_and_other_options_are_run_for_train_to_refuse(launch):
-    launch("--grid", "seed=0", "--num_steps", "5")
-    assert launch("--grid", "seed=0", "--num_steps", "5")[1] == []
-    assert launch("--grid", "seed=0", "--num_steps", "6")[1] == ["seed=0"]
-    assert launch("--grid", "seed=0", "--num_steps", "6", "--temperature", "0.9")[1] == ["seed=0"]
+@pytest.mark.parametrize(
+    ("first", "done", "again"),
+    [
+        (["--eval_shots", "0,4"], ["--eval_shots", "4"], ["--eval_shots", "0,8"]),
+        (["--final_eval_limit", "50"], ["--final_eval_limit", "50", "--eval_batch", "8"], ["--final_eval_limit", "60"]),
+        (["--num_steps", "5"], ["--num_steps", "5"], ["--num_steps", "6"]),
+        ([], [], ["--temperature", "0.9"]),  # for train.py to refuse
+    ],
+)
+def test_a_cell_is_run_again_for_more_shots_problems_or_steps_and_for_other_options(launch, first, done, again):
+    grid = ("--grid", "seed=0")
+    assert launch(*grid, *first)[1] == ["seed=0"]
+    assert launch(*grid, *done)[1] == []
+    assert launch(*grid, *again)[1] == ["seed=0"]
 
 
 def test_a_failing_cell_stops_no_other_and_is_reported(launch, tmp_path):
@@ -194,8 +192,8 @@ def test_the_untuned_model_is_one_row_if_it_does_not_depend_on_the_setting(monke
     monkeypatch.setattr("matplotlib.axes.Axes.set_yticks", lambda axes, ticks, names: labels.append(names))
 
     def cell(setting: dict, base: float):
-        found = {model: {0: {"accuracy": a, "ci95": [0, 1], "n": 5}} for model, a in (("base", base), ("tuned", 0.5))}
-        return sweep.Cell(setting, Config(), ()), found
+        rows = [{"model": "base", "accuracy": base}, {"model": "tuned", "accuracy": 0.5}]
+        return sweep.Cell(setting, Config(), ()), [{"shots": 0, "ci95": [0, 1], "n": 5, **row} for row in rows]
 
     for second in (0.1, 0.2):
         table = sweep.tabulate([cell({"num_shots": "0"}, 0.1), cell({"num_shots": "2"}, second)])

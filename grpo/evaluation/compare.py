@@ -4,10 +4,10 @@ Each answer is generated once and can be graded many times. `transcribe.py` make
 and differences. An evaluation that was interrupted continues where it stopped. Left out: grading by another model.
 """
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,8 +20,7 @@ from grpo.config import Config
 from grpo.dataloader import encode_prompts
 from grpo.evaluation import grading, headline, transcripts
 from grpo.evaluation.protocol import EvalOptions, planned
-from grpo.evaluation.transcribe import Interrupted, say_progress, transcribe
-from grpo.files import write_lines
+from grpo.evaluation.transcribe import say_progress, transcribe
 from grpo.options import read_yaml, write_yaml
 from grpo.policy import load_policy, load_shapes, model_directory, positions_of, refuse_beyond_positions
 from grpo.run.hosts import at_hand
@@ -85,8 +84,9 @@ def compare_models(
 ) -> dict:
     """Evaluate base and tuned model at every number of shots; write transcripts, options and `eval.json` to `out`.
 
-    This is a collective call: ranks share the problems, and rank 0 writes. Both models are checked before either
-    answers. After an interruption `out` holds the answers so far. The next call with the same options keeps them.
+    This is a collective call: ranks share the problems, and rank 0 writes. The tuned model answers first, because its
+    weights are new: if they cannot be read, that shows before any work. After an interruption `out` holds the answers
+    so far. The next call with the same options keeps them.
 
     Args:
         options: what to evaluate, and how.
@@ -102,54 +102,32 @@ def compare_models(
         ValueError: a model, the data or a grader cannot be used, or `out` holds another evaluation.
         Interrupted: `should_stop()` was True on some rank.
     """
-    with at_hand(options.tuned) as tuned:
-        return _compare_models(replace(options, tuned=tuned), device, precision, should_stop, instead, kernels)
-
-
-def _compare_models(
-    options: EvalOptions,
-    device: torch.device,
-    precision: str,
-    should_stop: Callable[[], bool],
-    instead: bool,
-    kernels: bool,
-) -> dict:
-    """As `compare_models`, where every rank has the tuned model at hand."""
     out = Path(options.out or "eval")
-    models = {"base": (options.model, options.revision), "tuned": (options.tuned, None)}
-    models = {name: where for name, where in models.items() if where[0] is not None}
-    sources = {name: model_directory(path) for name, (path, _) in models.items()}
-    ingredients = distributed.on_main(lambda: transcripts.made_of(options, precision, sources))
-    answered = distributed.on_main(lambda: transcripts.left(out, ingredients, instead))
-    shapes = [_named(name, load_shapes, *where) for name, where in models.items()]
-    problems = prepare(options, [(tokenizer, positions_of(model)) for model, tokenizer in shapes])
-    if len(models) > 1:  # tuned weights that cannot be read must fail now, not after the base model has answered
-        _named("tuned", load_policy, options.tuned, device=device, precision=precision)
-    distributed.on_main(lambda: transcripts.begin(out, ingredients, instead))
-    texts: dict[str, list[dict]] = {}
-    for name, (path, revision) in models.items():
-        policy, tokenizer = load_policy(path, revision=revision, device=device, precision=precision)
-        sampler = Sampler(policy, tokenizer, kernels=kernels)
-        for shots, asked in problems.items():
-            start, file = time.perf_counter(), f"{name}_{shots}shots"
-            rows, cut = answered.get(file, []), None
-            try:
-                rows = transcribe(sampler, asked, options, should_stop, rows)
-            except Interrupted as interrupted:
-                rows, cut = interrupted.rows, interrupted
-            rows = texts[file] = [{"model": name, "shots": shots, **row} for row in rows]
-            distributed.on_main(partial(write_lines, out / f"{file}.jsonl", rows))
-            if cut:
-                raise cut
-            seconds = time.perf_counter() - start
-            say_progress(f"{name}, {headline.shots(shots)}: {len(rows):,} completions in {seconds:.0f} s")
-    result = _summarize(texts, options, options.stops)
-
-    def write() -> None:
-        write_yaml(replace(options, out=None), out / "options.yaml")  # without its place: the directory may be moved
-        transcripts.finish(out, result)
-
-    distributed.on_main(write)
+    texts = []
+    with at_hand(options.tuned) as tuned:
+        models = {"base": (options.model, options.revision)}
+        if tuned is not None:
+            models = {"tuned": (tuned, None)} | models
+        sources = {name: model_directory(path) for name, (path, _) in models.items()}
+        ingredients = distributed.on_main(lambda: transcripts.made_of(options, precision, sources))
+        shapes = [_named(name, load_shapes, *where) for name, where in models.items()]
+        problems = prepare(options, [(tokenizer, positions_of(model)) for model, tokenizer in shapes])
+        distributed.on_main(lambda: transcripts.begin(out, ingredients, instead))
+        for name, (path, revision) in models.items():
+            policy, tokenizer = _named(name, load_policy, path, revision=revision, device=device, precision=precision)
+            sampler = Sampler(policy, tokenizer, kernels=kernels)
+            for shots, asked in problems.items():
+                start = time.perf_counter()
+                file = out / transcripts.FILE.format(model=name, shots=shots)
+                rows = transcribe(sampler, asked, options, model=name, shots=shots, should_stop=should_stop, file=file)
+                texts.append(rows)
+                seconds = time.perf_counter() - start
+                say_progress(f"{name}, {headline.shots(shots)}: {len(rows):,} completions in {seconds:.0f} s")
+            del policy, sampler  # before the next model is loaded
+    result = _summarize(texts, options)
+    made = replace(options, out=None)  # without its place: the directory may be moved
+    distributed.on_main(lambda: write_yaml(made, out / "options.yaml"))
+    distributed.on_main(lambda: transcripts.finish(out, result))
     return result
 
 
@@ -158,7 +136,7 @@ def _named(name: str, load: Callable[..., T], *arguments: object, **options: obj
     try:
         return load(*arguments, **options)
     except ValueError as error:
-        raise ValueError(str(error) if name == "base" else f"tuned{str(error).removeprefix('model')}") from error
+        raise ValueError(str(error) if name == "base" else re.sub("^model", "tuned", str(error))) from error
 
 
 def regrade(options: EvalOptions) -> dict:
@@ -168,58 +146,33 @@ def regrade(options: EvalOptions) -> dict:
         ValueError: there are no transcripts, one is empty or incomplete, or a grader is unknown.
     """
     directory = Path(options.regrade)
-    files = sorted(directory.glob("*_*shots.jsonl"))
-    if not files:
-        raise ValueError(f"regrade: {directory} holds no transcripts (base_0shots.jsonl, ...)")
-    if (directory / transcripts.UNFINISHED).exists() and not (directory / "eval.json").exists():
-        raise ValueError(f"regrade: {directory} holds an unfinished evaluation; finish it with its own command")
-    texts = {file.stem: transcripts.read(file, "regrade") for file in files}
-    if not all(texts.values()):
-        raise ValueError(f"regrade: a transcript in {directory} is empty")
-    transcripts.refuse_partial(texts, directory)
-    out = Path(options.out) if options.out else directory
+    out = Path(options.out or directory)
+    texts = transcripts.read_all(directory)
     if out.resolve() != directory.resolve():
         transcripts.refuse_taken(out)
-    early = any(row["stop_early"] for rows in texts.values() for row in rows)
-    result = _summarize(texts, options, ("stop_string",) if early else grading.STOPS)
+    result = _summarize(texts, options)
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "options.yaml").exists():  # of the transcripts; the cells are now by these graders
-        now = {name: getattr(options, name) for name in ("graders", "format", "threshold")}
-        made = replace(read_yaml(EvalOptions, out / "options.yaml"), **now)
-        write_yaml(made, out / "options.yaml")
+    file = out / "options.yaml"
+    if file.exists():  # of the transcripts; the cells are now by these graders
+        made = read_yaml(EvalOptions, file)
+        graded = replace(made, graders=options.graders, format=options.format, threshold=options.threshold)
+        write_yaml(graded, file)
     transcripts.finish(out, result)
     return result
 
 
-def _summarize(texts: dict[str, list[dict]], options: EvalOptions, stops: Sequence[str]) -> dict:
-    return grading.summarize(
-        [
-            grades
-            for rows in texts.values()
-            for grades in grading.grade(
-                rows, options.graders, stops, options.format, options.timeout, options.threshold
-            )
-        ]
-    )
+def _summarize(texts: list[list[dict]], options: EvalOptions) -> dict:
+    graded = []
+    for rows in texts:
+        graded += grading.grade(rows, options)
+    return grading.summarize(graded)
 
 
 def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions) -> dict:
-    """The evaluation during training: one cell, for the first number of shots, stop policy and grader.
+    """The evaluation during training: the cell of the first number of shots, stop policy and grader.
 
-    This is a collective call. All ranks grade, so that none waits long for another. The result of rank 0 counts,
-    because a grader may exceed its time limit on one rank only.
-
-    Args:
-        sampler: of the model.
-        problems: to answer, the same on every rank.
-        options: how to prompt, sample and grade.
-
-    Returns:
-        A cell, as `grading.cell` makes it.
+    This is a collective call, with the same problems on every rank. All ranks grade, so that none waits long for
+    another. The result of rank 0 counts, because a grader may exceed its time limit on one rank only.
     """
-    answers = transcribe(sampler, problems, options)
-    rows = [{"model": "tuned", "shots": options.shots[0], **row} for row in answers]
-    grades = grading.grade(
-        rows, options.graders[:1], options.stops[:1], options.format, options.timeout, options.threshold
-    )
-    return distributed.broadcast_object(grading.cell(grades[0]))
+    rows = transcribe(sampler, problems, options, shots=options.shots[0])
+    return distributed.broadcast_object(grading.grade(rows, options)[0].cell)

@@ -76,3 +76,5 @@ GRADERS = {
     "lm_eval_strict": lm_eval_strict,
     "lm_eval_flexible": lm_eval_flexible,
 }
+ALSO_CALLED = {"gsm8k.correctness": "marker", "gsm8k_published.correctness": "marker_first"}
+"""Reward functions that are graders by another name."""

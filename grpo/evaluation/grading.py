@@ -6,57 +6,34 @@ misreads, and better answers. A cell is the result of one model, number of shots
 making the transcripts (`transcribe.py`).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 import rewards
 from data.problem import Problem
-from grpo.evaluation.graders import GRADERS, reaches
+from grpo.evaluation.graders import ALSO_CALLED, GRADERS, Graded, reaches
+from grpo.evaluation.protocol import EvalOptions
 from grpo.evaluation.statistics import majority, mcnemar, mean_interval, pass_at_k, wilson
 from rewards.gsm8k import one_number
 from rewards.runner import RewardRunner
 
 STOPS = ("stop_string", "eos")
+Gains = dict[tuple[str, str], np.ndarray]
+"""(grader, stop policy) -> [n], the gain on each problem: tuned minus base."""
 
 
 @dataclass
 class Grades:
-    """One model's graded answers at one number of shots, under one stop policy and one grader.
+    """One model's graded answers, k to each of n problems, under one number of shots, stop policy and grader."""
 
-    Rows are in the order of the n problems. The k samples of a problem are adjacent rows.
-    """
-
-    model: str
-    shots: int
-    stop: str
-    grader: str
-    values: list[str | None]
-    correct: np.ndarray
-    """[n * k] bool."""
+    cell: dict
+    """The rates, as they stand in `eval.json`."""
+    right: np.ndarray
+    """[n, k] bool."""
     lenient: np.ndarray
-    """[n * k] bool: right as `last_number` reads the same text."""
-    numbers: bool
-    """Whether any gold is a number; else the lenient reading says nothing."""
-    formatted: np.ndarray
-    """[n * k] bool: whether the text has the format."""
-    finished: np.ndarray
-    """[n * k] bool: ended by EOS or, under `stop_string`, by a stop string."""
-    run_on: np.ndarray
-    """[n * k] bool: the text contains a stop string. This does not depend on the stop policy."""
-    tokens: np.ndarray
-    """[n * k]: sampled tokens that count under the stop policy."""
-    samples: int
-    """k, the samples per problem."""
-    failures: dict[str, dict]
-    """Of the reward functions that made these grades: {name: {"texts": how many it failed on, "first": in words}}."""
-    partial: dict[str, dict]
-    """Of those that gave a part of their credit: {name: {"texts": to how many, "highest": part, "needed": number}}."""
-
-    def per_problem(self) -> np.ndarray:
-        """[n]: the share of each problem's samples that are right."""
-        return self.correct.reshape(-1, self.samples).mean(1)
+    """[n, k] bool: right as `last_number` reads the same text."""
 
 
 def check_graders(names: Sequence[str]) -> None:
@@ -68,86 +45,89 @@ def check_graders(names: Sequence[str]) -> None:
             rewards.load(name)
 
 
-def grade(
-    rows: Sequence[dict],
-    graders: Sequence[str],
-    stops: Sequence[str],
-    format_reward: str,
-    timeout: float,
-    threshold: float | None = None,
-) -> list[Grades]:
+def grade(rows: Sequence[dict], options: EvalOptions) -> list[Grades]:
     """Grade the transcripts of one model at one number of shots.
 
     Args:
-        rows: transcripts, as `evaluate.transcribe` makes them.
-        graders: keys of `GRADERS`, or reward functions `file.function`, which count as right from `threshold` on.
-        stops: entries of `STOPS`.
-        format_reward: the function that decides `format_rate`, named like a grader.
-        timeout: seconds per call of a reward function.
-        threshold: value of a reward function from which a text is right; None: its full value (`rewards.full_value`),
-            as it is for the format.
+        rows: transcripts, as `transcribe` makes them: the k samples of a problem are adjacent.
+        options: says which graders, and how.
 
     Returns:
-        One `Grades` per stop policy and grader. If a reward function fails on a text, the text counts as wrong and the
-        failure is counted in `failures`.
+        One `Grades` per stop policy and grader. Texts that were ended at the stop string have one stop policy only.
 
     Raises:
         ValueError: a grader is unknown.
     """
-    check_graders((*graders, format_reward))
-    problems = [Problem(row["prompt"], row["answer"], row["info"]) for row in rows]
-    run_on = np.array([row["stop_tokens"] is not None for row in rows])
-    ended = np.array([row["ended"] == "eos" for row in rows])
-    tokens = np.array([row["tokens"] for row in rows])
-    tokens_cut = np.array([row["stop_tokens"] or row["tokens"] for row in rows])
-    reward_names = dict.fromkeys(name for name in (format_reward, *graders) if name not in GRADERS)
-    needed = {name: rewards.full_value(name) for name in reward_names}
-    if threshold is not None:
-        needed |= {name: threshold for name in graders if name in reward_names}
-    numbers = any(one_number(answer) is not None for answer in {row["answer"] for row in rows})
+    check_graders((*options.graders, options.format))
+    reward_names = [name for name in dict.fromkeys((options.format, *options.graders)) if name not in GRADERS]
+    stops = STOPS[:1] if rows[0]["stop_early"] else STOPS
     graded = []
-    with RewardRunner(tuple(reward_names), timeout) as runner:
+    with RewardRunner(reward_names, options.timeout) as runner:
         for stop in stops:
-            stopped = stop == "stop_string"
-            texts = [cut(row) if stopped else row["completion"] for row in rows]
-            scores = dict(zip(runner.names, runner.score(texts, problems), strict=True))
-            failed = {name: _failure(scores[name], runner, name) for name in reward_names if None in scores[name]}
-            pairs = list(zip(texts, problems, strict=True))
-            read = {name: [read_one(*pair) for pair in pairs] for name, read_one in GRADERS.items()}
-            read |= {name: [(None, reaches(score, needed[name])) for score in scores[name]] for name in reward_names}
-            partial = {name: found for name in reward_names if (found := _partial(scores[name], needed[name]))}
-            for grader in graders:
-                graded.append(
-                    Grades(
-                        model=rows[0]["model"],
-                        shots=rows[0]["shots"],
-                        stop=stop,
-                        grader=grader,
-                        values=[value for value, _ in read[grader]],
-                        correct=np.array([right for _, right in read[grader]]),
-                        lenient=np.array([right for _, right in read["last_number"]]),
-                        numbers=numbers,
-                        formatted=np.array([right for _, right in read[format_reward]]),
-                        finished=ended | run_on if stopped else ended,
-                        run_on=run_on,
-                        tokens=tokens_cut if stopped else tokens,
-                        samples=1 + max(row["sample"] for row in rows),
-                        failures={name: failed[name] for name in (grader, format_reward) if name in failed},
-                        partial={name: partial[name] for name in (grader, format_reward) if name in partial},
-                    )
-                )
+            graded += _grade(rows, stop, options, runner)
     return graded
 
 
-def _failure(scores: Sequence[float | None], runner: RewardRunner, name: str) -> dict:
-    """On how many texts a reward function failed, and how on the first."""
-    return {"texts": scores.count(None), "first": runner.first_errors[name]}
+def _grade(rows: Sequence[dict], stop: str, options: EvalOptions, runner: RewardRunner) -> list[Grades]:
+    """As `grade`, under one stop policy.
+
+    In a cell, `correct` counts samples. `failures` and `partial` are there if a reward function failed, or paid for a
+    part. The lenient accuracy is null where no gold is a number.
+    """
+    read, troubles = _read(rows, stop, options, runner)
+    k = 1 + max(row["sample"] for row in rows)
+    right = {name: np.array([is_right for _, is_right in pairs]).reshape(-1, k) for name, pairs in read.items()}
+    numbers = any(one_number(answer) is not None for answer in {row["answer"] for row in rows})
+    lenient, lenient_ci95 = _rate(right["last_number"]) if numbers else (None, None)
+    ends = _ends(rows, stop)
+    graded = []
+    for grader in options.graders:
+        accuracy, ci95 = _rate(right[grader])
+        cell = {
+            "model": rows[0]["model"],
+            "shots": rows[0]["shots"],
+            "stop": stop,
+            "grader": grader,
+            "n": len(right[grader]),
+            "correct": int(right[grader].sum()),
+            "accuracy": accuracy,
+            "ci95": ci95,
+            "lenient_accuracy": lenient,
+            "lenient_ci95": lenient_ci95,
+            "format_rate": float(right[options.format].mean()),
+            **ends,
+        }
+        if k > 1:
+            cell |= _of_samples(read[grader], right[grader], votes=grader in GRADERS)
+        for kind, found in troubles.items():
+            if here := {name: found[name] for name in (grader, options.format) if name in found}:
+                cell[kind] = here
+        graded.append(Grades(cell, right[grader], right["last_number"]))
+    return graded
 
 
-def _partial(scores: Sequence[float | None], needed: float) -> dict | None:
-    """How many texts got more than nothing and too little to count; None if there is none."""
-    parts = [score for score in scores if score and score > 0 and not reaches(score, needed)]
-    return {"texts": len(parts), "highest": max(parts), "needed": needed} if parts else None
+def _read(
+    rows: Sequence[dict], stop: str, options: EvalOptions, runner: RewardRunner
+) -> tuple[dict[str, list[Graded]], dict[str, dict]]:
+    """What each grader reads in each text, and what was wrong with the reward functions among them.
+
+    If a reward function fails on a text, the text counts as wrong. Partial credit does not count either.
+    """
+    problems = [Problem(row["prompt"], row["answer"], row["info"]) for row in rows]
+    texts = [cut(row) if stop == "stop_string" else row["completion"] for row in rows]
+    read = {name: list(map(grader, texts, problems)) for name, grader in GRADERS.items()}
+    failures, partial = {}, {}
+    for name, scores in zip(runner.names, runner.score(texts, problems), strict=True):
+        needed = rewards.full_value(name)
+        if options.threshold is not None and name in options.graders:
+            needed = options.threshold
+        read[name] = [(None, reaches(score, needed)) for score in scores]
+        if None in scores:
+            failures[name] = {"texts": scores.count(None), "first": runner.first_errors[name]}
+        parts = [score for score in scores if score and score > 0 and not reaches(score, needed)]
+        if parts:
+            partial[name] = {"texts": len(parts), "highest": max(parts), "needed": needed}
+    return read, {"failures": failures, "partial": partial}
 
 
 def cut(row: dict) -> str:
@@ -156,110 +136,39 @@ def cut(row: dict) -> str:
     return text[: min((at for stop in row["stop"] if (at := text.find(stop)) >= 0), default=len(text))]
 
 
-def cell(grades: Grades) -> dict:
-    """The rates of one model, number of shots, stop policy and grader, as they stand in `eval.json`.
-
-    With one sample per problem the interval is Wilson's; with k, the bootstrap's over problems, `correct` counts
-    samples, and `pass_at` (1, 2, 4, ... and k) and `majority` (null for a reward, which reads no value) are there too.
-    `failures` and `partial`, as `Grades` has them, are there if a reward function failed, or paid for a part. The
-    lenient accuracy is null where no gold is a number.
-    """
-    k, per_problem = grades.samples, grades.per_problem()
-    lenient = grades.lenient.reshape(-1, k).mean(1)
-    n, correct = len(per_problem), int(grades.correct.sum())
-    result = {
-        "model": grades.model,
-        "shots": grades.shots,
-        "stop": grades.stop,
-        "grader": grades.grader,
-        "n": n,
-        "correct": correct,
-        "accuracy": float(per_problem.mean()),
-        "ci95": wilson(correct, n) if k == 1 else mean_interval(per_problem, 0, 1),
-        "lenient_accuracy": None,
-        "lenient_ci95": None,
-        "format_rate": float(grades.formatted.mean()),
-        "finished": float(grades.finished.mean()),
-        "run_on": float(grades.run_on.mean()),
-        "mean_tokens": float(grades.tokens.mean()),
-    }
-    if grades.numbers:
-        result["lenient_accuracy"] = float(grades.lenient.mean())
-        result["lenient_ci95"] = wilson(int(grades.lenient.sum()), n) if k == 1 else mean_interval(lenient, 0, 1)
-    if k > 1:
-        counts = grades.correct.reshape(-1, k).sum(1)
-        sizes = sorted({k, *(2**i for i in range(k.bit_length()))})
-        estimates = {size: [pass_at_k(k, int(c), size) for c in counts] for size in sizes}
-        votes = [majority(grades.values[i : i + k], grades.correct[i : i + k].tolist()) for i in range(0, n * k, k)]
-        result |= {
-            "samples": k,
-            "pass_at": {str(size): _with_interval(values) for size, values in estimates.items()},
-            "majority": _with_interval(votes) if grades.grader in GRADERS else None,
-        }
-    result |= {"failures": grades.failures} if grades.failures else {}
-    return result | ({"partial": grades.partial} if grades.partial else {})
-
-
-def paired(base: Grades, tuned: Grades) -> dict:
-    """Compare base and tuned on the same problems: a bootstrap interval of the difference, and the exact McNemar test.
-
-    The test is for single answers. With several samples per problem it is left out, and `p_value` is null.
-    """
-    assert (base.shots, base.stop, base.grader) == (tuned.shots, tuned.stop, tuned.grader)
-    assert len(base.per_problem()) == len(tuned.per_problem()), "not the same problems"
-    difference = tuned.per_problem() - base.per_problem()
-    result = {"shots": base.shots, "stop": base.stop, "grader": base.grader, "n": len(difference)}
-    p_value = None
-    if base.samples == tuned.samples == 1:
-        only_base, only_tuned = int((difference < 0).sum()), int((difference > 0).sum())
-        both = int((base.correct & tuned.correct).sum())
-        neither = len(difference) - both - only_base - only_tuned
-        result |= {"both": both, "only_base": only_base, "only_tuned": only_tuned, "neither": neither}
-        p_value = mcnemar(only_base, only_tuned)
-    return result | {
-        "difference": float(difference.mean()),
-        "ci95": mean_interval(difference, -1, 1),
-        "p_value": p_value,
+def _ends(rows: Sequence[dict], stop: str) -> dict:
+    """How the texts end: `finished` by EOS or a stop string that counts, `run_on` if they contain a stop string."""
+    run_on = np.array([row["stop_tokens"] is not None for row in rows])
+    finished = np.array([row["ended"] == "eos" for row in rows])
+    tokens = [row["tokens"] for row in rows]
+    if stop == "stop_string":
+        finished = finished | run_on
+        tokens = [row["stop_tokens"] or row["tokens"] for row in rows]
+    return {
+        "finished": float(finished.mean()),
+        "run_on": float(run_on.mean()),
+        "mean_tokens": float(np.mean(tokens)),
     }
 
 
-def split(shots: int, gain: Callable[[str, str], np.ndarray]) -> dict:
-    """Split the gain that the published evaluation measures into three parts.
-
-    Let D(g, s) be the gain under grader g and stop policy s. Then total = D(published, eos) is the sum of:
-
-    - stopping = D(published, eos) - D(published, stop_string): the gain from not running on;
-    - grader = D(published, stop_string) - D(last_number, stop_string): the gain from what that grader misreads;
-    - left = D(last_number, stop_string): the gain from better answers.
-
-    Args:
-        shots: number of worked examples, stored in the result.
-        gain: (grader, stop) -> [n], tuned minus base for each problem.
-
-    Returns:
-        {"shots", each part as a mean over problems, "ci95": {part: [low, high]}}.
-    """
-    run_on, stopped = gain("published", "eos"), gain("published", "stop_string")
-    left = gain("last_number", "stop_string")
-    return _parts(shots, total=run_on, stopping=run_on - stopped, grader=stopped - left, left=left)
+def _rate(right: np.ndarray) -> tuple[float, list[float]]:
+    """An accuracy and its interval: Wilson's for single answers; with several, the bootstrap's over problems."""
+    shares = right.mean(1)
+    interval = wilson(int(right.sum()), len(right)) if right.shape[1] == 1 else mean_interval(shares, 0, 1)
+    return float(shares.mean()), interval
 
 
-def format_split(shots: int, gain: Callable[[str, str], np.ndarray]) -> dict:
-    """Split the gain in the training reward into format and better answers.
-
-    total = D(marker, stop_string) = format + left, with left = D(last_number, stop_string). Arguments and result are as
-    in `split`.
-    """
-    total, left = gain("marker", "stop_string"), gain("last_number", "stop_string")
-    return _parts(shots, total=total, format=total - left, left=left)
-
-
-def _parts(shots: int, **parts: np.ndarray) -> dict:
-    means = {name: float(values.mean()) for name, values in parts.items()}
-    # `total` and `left` are gains, at most 1 per problem. The other parts are differences of two gains, at most 2.
-    most = {name: 1 if name in ("total", "left") else 2 for name in parts}
-    intervals = {name: mean_interval(values, -most[name], most[name]) for name, values in parts.items()}
-    return {"shots": shots, **means, "ci95": intervals}
+def _of_samples(read: Sequence[Graded], right: np.ndarray, votes: bool) -> dict:
+    """pass@1, 2, 4, ... and k, and the majority vote; none for a reward, which reads no value."""
+    n, k = right.shape
+    counts = right.sum(1).tolist()
+    sizes = sorted({k, *(2**i for i in range(k.bit_length()))})
+    pass_at = {str(size): _with_interval([pass_at_k(k, count, size) for count in counts]) for size in sizes}
+    voted = None
+    if votes:
+        values = [[value for value, _ in read[i * k : (i + 1) * k]] for i in range(n)]
+        voted = _with_interval([majority(*pair) for pair in zip(values, right.tolist(), strict=True)])
+    return {"samples": k, "pass_at": pass_at, "majority": voted}
 
 
 def _with_interval(values: Sequence[float]) -> dict:
@@ -270,34 +179,88 @@ def summarize(graded: Sequence[Grades]) -> dict:
     """The content of `eval.json`: cells and, if both models are there, paired differences and the splits of the gain.
 
     Base comes before tuned and few shots before many, whatever the order of `graded`. Where golds are numbers,
-    `last_number` is compared whether it was asked for or not, since every cell has read it. `gsm8k.correctness` is
-    `marker` by another name.
+    `last_number` is compared whether it was asked for or not, since every text was read by it.
     """
-    graded = sorted(graded, key=lambda grades: (grades.model, grades.shots))
-    result: dict = {"cells": [cell(grades) for grades in graded]}
-    by_key = {(g.model, g.shots, g.stop, g.grader): g for g in graded}
-    for g in (g for g in graded if g.numbers):
-        read = replace(g, grader="last_number", correct=g.lenient)
-        by_key.setdefault((g.model, g.shots, g.stop, "last_number"), read)
-    pairs = [(g, by_key.get(("tuned", *key[1:]))) for key, g in by_key.items() if key[0] == "base"]
-    pairs.sort(key=lambda pair: pair[0].shots)
-    result["paired"] = [paired(base, tuned) for base, tuned in pairs if tuned is not None]
-    for g in graded:
-        if g.grader == "gsm8k.correctness":
-            by_key.setdefault((g.model, g.shots, g.stop, "marker"), g)
-
-    def gain(shots: int) -> Callable[[str, str], np.ndarray]:
-        def of(grader: str, stop: str) -> np.ndarray:
-            base, tuned = (by_key[model, shots, stop, grader] for model in ("base", "tuned"))
-            return tuned.per_problem() - base.per_problem()
-
-        return of
-
-    for name, compute in (("split", split), ("format", format_split)):
-        result[name] = []
-        for shots in sorted({g.shots for g in graded}):
-            try:
-                result[name].append(compute(shots, gain(shots)))
-            except KeyError:
-                continue  # a grader, a stop policy or a model that this split needs was not asked for
+    graded = sorted(graded, key=lambda grades: (grades.cell["model"], grades.cell["shots"]))
+    right = {key_of(grades.cell): grades.right for grades in graded}
+    for grades in graded:
+        if grades.cell["lenient_accuracy"] is not None:
+            right.setdefault((*key_of(grades.cell)[:3], "last_number"), grades.lenient)
+    keys = [key for model, *key in right if model == "base" and ("tuned", *key) in right]
+    result: dict = {"cells": [grades.cell for grades in graded], "paired": [], "split": [], "format": []}
+    gains: dict[int, Gains] = {}
+    for shots, stop, grader in sorted(keys, key=lambda key: key[0]):
+        base, tuned = (right[model, shots, stop, grader] for model in ("base", "tuned"))
+        result["paired"].append({"shots": shots, "stop": stop, "grader": grader, **paired(base, tuned)})
+        gains.setdefault(shots, {})[grader, stop] = tuned.mean(1) - base.mean(1)
+    for shots, gain in gains.items():
+        for name, other in ALSO_CALLED.items():
+            if (name, "stop_string") in gain:
+                gain.setdefault((other, "stop_string"), gain[name, "stop_string"])
+        if gain.keys() >= {("published", "eos"), ("published", "stop_string"), ("last_number", "stop_string")}:
+            result["split"].append(split(shots, gain))
+        if gain.keys() >= {("marker", "stop_string"), ("last_number", "stop_string")}:
+            result["format"].append(format_split(shots, gain))
     return result
+
+
+def key_of(cell: dict) -> tuple[str, int, str, str]:
+    """What a cell is the result of."""
+    return cell["model"], cell["shots"], cell["stop"], cell["grader"]
+
+
+def paired(base: np.ndarray, tuned: np.ndarray) -> dict:
+    """Compare base and tuned on the same problems: a bootstrap interval of the difference, and the exact McNemar test.
+
+    The test is for single answers. With several samples per problem it is left out, and `p_value` is null.
+
+    Args:
+        base, tuned: [n, k] bool, which answers are right.
+    """
+    assert len(base) == len(tuned), "not the same problems"
+    difference = tuned.mean(1) - base.mean(1)
+    result, p_value = {"n": len(difference)}, None
+    if base.shape[1] == tuned.shape[1] == 1:
+        result |= {
+            "both": int((base & tuned).sum()),
+            "only_base": int((base & ~tuned).sum()),
+            "only_tuned": int((~base & tuned).sum()),
+            "neither": int((~base & ~tuned).sum()),
+        }
+        p_value = mcnemar(result["only_base"], result["only_tuned"])
+    interval = mean_interval(difference, -1, 1)
+    return result | {"difference": float(difference.mean()), "ci95": interval, "p_value": p_value}
+
+
+def split(shots: int, gain: Gains) -> dict:
+    """Split the gain that the published evaluation measures into three parts.
+
+    Let D(g, s) be the gain under grader g and stop policy s. Then total = D(published, eos) is the sum of:
+
+    - stopping = D(published, eos) - D(published, stop_string): the gain from not running on;
+    - grader = D(published, stop_string) - D(last_number, stop_string): the gain from what that grader misreads;
+    - left = D(last_number, stop_string): the gain from better answers.
+
+    Returns:
+        {"shots", each part as a mean over problems, "ci95": {part: [low, high]}}.
+    """
+    run_on, stopped = gain["published", "eos"], gain["published", "stop_string"]
+    left = gain["last_number", "stop_string"]
+    return _parts(shots, total=run_on, stopping=run_on - stopped, grader=stopped - left, left=left)
+
+
+def format_split(shots: int, gain: Gains) -> dict:
+    """Split the gain in the training reward into format and better answers, with a result as that of `split`.
+
+    total = D(marker, stop_string) = format + left, with left = D(last_number, stop_string).
+    """
+    total, left = gain["marker", "stop_string"], gain["last_number", "stop_string"]
+    return _parts(shots, total=total, format=total - left, left=left)
+
+
+def _parts(shots: int, **parts: np.ndarray) -> dict:
+    means = {name: float(values.mean()) for name, values in parts.items()}
+    # `total` and `left` are gains, at most 1 per problem. The other parts are differences of two gains, at most 2.
+    most = {name: 1 if name in ("total", "left") else 2 for name in parts}
+    intervals = {name: mean_interval(values, -most[name], most[name]) for name, values in parts.items()}
+    return {"shots": shots, **means, "ci95": intervals}

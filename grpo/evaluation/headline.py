@@ -6,11 +6,9 @@ comes from the file.
 
 from pathlib import Path
 
-from grpo.evaluation.graders import GRADERS
-from grpo.files import check_kinds, read_object
-
-ALSO_CALLED = {"gsm8k.correctness": "marker", "gsm8k_published.correctness": "marker_first"}
-"""Reward functions that are graders by another name."""
+from grpo.evaluation.graders import ALSO_CALLED, GRADERS
+from grpo.evaluation.grading import key_of
+from grpo.files import read_object
 
 
 def points(share: float) -> str:
@@ -35,27 +33,24 @@ def claim(pair: dict) -> str:
     the bootstrap over few problems gives too narrow an interval.
     """
     (low, high), p = pair["ci95"], pair["p_value"]
-    tested = "" if p is None else ", p < 0.001" if p < 0.001 else f", p = {p:.2g}"
-    measured = f"{points(pair['difference'])} points, 95 % interval {points(low)} to {points(high)}{tested}"
+    measured = f"{points(pair['difference'])} points, 95 % interval {points(low)} to {points(high)}"
+    if p is not None:
+        measured += ", p < 0.001" if p < 0.001 else f", p = {p:.2g}"
     if low <= 0 <= high:
-        size = f"at this sample size it would have to be larger than about {50 * (high - low):.1f} points"
-        return f"No difference can be claimed ({where(pair)}): measured {measured}; {size}."
-    if p is not None and p >= 0.05:
-        size = "too few answers differ to rule out chance"
-        return f"No difference can be claimed ({where(pair)}): measured {measured}; {size}."
-    return f"The tuned model is {'better' if low > 0 else 'worse'} ({where(pair)}): {measured}."
+        why = f"at this sample size it would have to be larger than about {50 * (high - low):.1f} points"
+    elif p is not None and p >= 0.05:
+        why = "too few answers differ to rule out chance"
+    else:
+        return f"The tuned model is {'better' if low > 0 else 'worse'} ({where(pair)}): {measured}."
+    return f"No difference can be claimed ({where(pair)}): measured {measured}; {why}."
 
 
 def main_grader(found: dict, own: str | None = None) -> str:
-    """The grader whose verdict counts.
+    """The grader whose verdict counts in an `eval.json`.
 
-    Args:
-        found: an `eval.json`.
-        own: what decides in the run that it belongs to (`eval_correct`); None: no run is known.
-
-    Returns:
-        `own`, where the file has it. Else the first grader that was asked for; but `last_number`, which neither format
-        nor running on changes, if that is asked for too and the first is a grader of numbers, not a reward function.
+    It is `own`, what decides in the run that the file belongs to (`eval_correct`), where the file has it. Else it is
+    the first grader that was asked for. If that one is no reward function and `last_number` was asked for too, it is
+    `last_number`, which neither format nor running on changes.
     """
     asked = [entry["grader"] for entry in found.get("cells") or found["paired"]]
     for name in (own, ALSO_CALLED.get(own)):
@@ -74,16 +69,22 @@ def main_pairs(found: dict, own: str | None = None) -> list[dict]:
     return [best[number] for number in sorted(best)]
 
 
+def main_pair(found: dict, config: dict) -> dict | None:
+    """The pair that counts for the run to which an `eval.json` belongs; None if there is none."""
+    return entry_of_run(main_pairs(found, config.get("eval_correct")), config)
+
+
 def entry_of_run(entries: list[dict], config: dict) -> dict | None:
     """The entry for the run's own `num_shots`, else the first; None if there is none."""
-    return next((entry for entry in entries if entry["shots"] == config.get("num_shots")), next(iter(entries), None))
+    own = [entry for entry in entries if entry["shots"] == config.get("num_shots")]
+    return next(iter(own + entries), None)
 
 
 def accuracies(found: dict, pair: dict) -> tuple[float, float]:
     """(accuracy of base, accuracy of tuned), with the shots, stop policy and grader of the pair."""
-    key = ("shots", "stop", "grader")
-    graded = {c["model"]: c["accuracy"] for c in readings(found) if all(c[name] == pair[name] for name in key)}
-    return graded["base"], graded["tuned"]
+    graded = {key_of(cell): cell["accuracy"] for cell in readings(found)}
+    base, tuned = (graded[key_of({"model": model, **pair})] for model in ("base", "tuned"))
+    return base, tuned
 
 
 def readings(found: dict) -> list[dict]:
@@ -91,58 +92,57 @@ def readings(found: dict) -> list[dict]:
 
     Where golds are no numbers there is no lenient accuracy.
     """
-    cells = []
+    asked = any(cell["grader"] == "last_number" for cell in found["cells"])
+    of_the_grader = ("correct", "failures", "partial", "pass_at", "majority")
+    shown = {}
     for cell in found["cells"]:
-        cells.append(cell)
-        asked = any(other["grader"] == "last_number" for other in found["cells"])
+        shown[key_of(cell)] = cell
         if not asked and cell["lenient_accuracy"] is not None:
-            lenient = {"accuracy": cell["lenient_accuracy"], "ci95": cell["lenient_ci95"], "grader": "last_number"}
-            of_the_grader = ("correct", "failures", "pass_at", "majority")
-            cells.append({name: value for name, value in cell.items() if name not in of_the_grader} | lenient)
-    return list({(c["model"], c["shots"], c["stop"], c["grader"]): c for c in cells}.values())
+            lenient = {name: value for name, value in cell.items() if name not in of_the_grader}
+            lenient |= {"accuracy": cell["lenient_accuracy"], "ci95": cell["lenient_ci95"], "grader": "last_number"}
+            shown.setdefault(key_of(lenient), lenient)
+    return list(shown.values())
 
 
 def failures(found: dict) -> list[str]:
     """A sentence for each reward function that failed on texts, or paid for a part of the answer, in some cell."""
-    said = {}
+    said = []
     for cell in found["cells"]:
-        texts, here = cell["n"] * cell.get("samples", 1), f"{cell['model']}, {shots(cell['shots'])}, {cell['stop']}"
+        texts = cell["n"] * cell.get("samples", 1)
+        here = f"{cell['model']}, {shots(cell['shots'])}, {cell['stop']}"
         for name, failed in cell.get("failures", {}).items():
-            said[name, here] = (
+            said.append(
                 f"{name} failed on {failed['texts']} of {texts} texts ({here}), which count as wrong; the first: "
                 f"{failed['first']}"
             )
         for name, part in cell.get("partial", {}).items():
-            said[name, "partial", here] = (
+            said.append(
                 f"{name} gave {part['texts']} of {texts} texts ({here}) a part of its credit, at most "
                 f"{part['highest']:g}; they do not count, because {part['needed']:g} is needed"
             )
-    return list(said.values())
+    return list(dict.fromkeys(said))  # each once, however many graders saw it
 
 
-def table_of(file: Path) -> str:
-    """The table of an `eval.json`.
+def read_result(file: Path) -> dict:
+    """The content of an `eval.json`.
 
     Raises:
         ValueError: it was written by another version, or is damaged; names the file and the field.
     """
-    found = read_result(file)
-    try:
-        return table(found)
-    except (LookupError, TypeError, AttributeError) as error:
+    found = read_object(file.read_bytes(), file, dict.fromkeys(("cells", "paired", "split", "format"), list))
+    try:  # whether it can be shown
+        table(found)
+        for pair in main_pairs(found):
+            accuracies(found, pair)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         what = f"{file} does not hold what this version writes ({type(error).__name__}: {error})"
         raise ValueError(f"{what}; delete it, to evaluate again") from error
-
-
-def read_result(file: Path) -> dict:
-    """The content of an `eval.json`; ValueError names the file and the field that is not as it should be."""
-    found = read_object(file.read_bytes(), file, dict.fromkeys(("cells", "paired", "split", "format"), list))
-    kinds = {"model": str, "shots": int, "stop": str, "grader": str, "accuracy": float | int, "ci95": list}
-    for cell in found["cells"]:
-        if not isinstance(cell, dict):
-            raise ValueError(f"{file}: a cell is {cell!r:.60}: must be an object")
-        check_kinds(cell, file, kinds)
     return found
+
+
+def table_of(file: Path) -> str:
+    """The table of an `eval.json`; ValueError as in `read_result`."""
+    return table(read_result(file))
 
 
 def table(found: dict) -> str:
@@ -157,17 +157,20 @@ def table(found: dict) -> str:
             f"{cell['mean_tokens']:>6.1f}"
         )
     for cell in found["cells"]:
-        if "pass_at" in cell:
-            rates = {f"pass@{size}": rate for size, rate in cell["pass_at"].items()}
-            rates |= {f"majority@{cell['samples']}": cell["majority"]} if cell["majority"] else {}
-            shown = "  ".join(f"{name} {rate['value']:.3f} ({_interval(rate['ci95'])})" for name, rate in rates.items())
-            lines.append(f"{_key(cell)} {shown}")
-    for title, parts in (("published grader, run-on kept", "split"), ("training reward", "format")):
-        for part in found[parts]:
-            rest = " + ".join(f"{name} {points(part[name])}" for name in part if name not in ("shots", "total", "ci95"))
-            lines.append(f"gain at {shots(part['shots'])} ({title}) {points(part['total'])} points = {rest}")
+        rates = {f"pass@{size}": rate for size, rate in cell.get("pass_at", {}).items()}
+        if cell.get("majority"):
+            rates[f"majority@{cell['samples']}"] = cell["majority"]
+        shown = [f"{name} {rate['value']:.3f} ({_interval(rate['ci95'])})" for name, rate in rates.items()]
+        if shown:
+            lines.append(f"{_key(cell)} {'  '.join(shown)}")
+    for title, kind in (("published grader, run-on kept", "split"), ("training reward", "format")):
+        for entry in found[kind]:
+            parts = [name for name in entry if name not in ("shots", "total", "ci95")]
+            rest = " + ".join(f"{name} {points(entry[name])}" for name in parts)
+            lines.append(f"gain at {shots(entry['shots'])} ({title}) {points(entry['total'])} points = {rest}")
     lines += [claim(pair) for pair in main_pairs(found)]
-    return "\n".join(lines + [f"warning: {sentence}" for sentence in failures(found)])
+    lines += [f"warning: {sentence}" for sentence in failures(found)]
+    return "\n".join(lines)
 
 
 def _key(cell: dict) -> str:

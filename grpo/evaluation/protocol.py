@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from grpo.config import Config
-from grpo.evaluation import grading
 from grpo.evaluation.graders import GRADERS
 from grpo.options import read_yaml
 
@@ -95,11 +94,6 @@ class EvalOptions:
                 if field.name not in ("regrade", *allowed) and getattr(self, field.name) != field.default:
                     only = ", ".join(allowed)
                     raise ValueError(f"{field.name}: must be left out with --regrade, which allows only {only}")
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop policies that can be applied to the generated texts."""
-        return ("stop_string",) if self.stop_early else grading.STOPS
 
 
 def options_of(config: Config, out: Path) -> EvalOptions:

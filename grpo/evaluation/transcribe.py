@@ -2,28 +2,27 @@
 
 Sampling is greedy by default. A completion ends at EOS or after `budget` tokens; stop policies and graders are applied
 to the text afterwards. With `stop_early` it ends at the stop string, which is faster but loses the run-on text. Left
-out: grading (`grading.py`) and writing files (`compare.py`).
+out: grading (`grading.py`), and which evaluation a file belongs to (`transcripts.py`).
 """
 
-import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 from data.problem import Problem
 from grpo import distributed
 from grpo.dataloader import encode_prompts, refuse_unequal, render, stop_strings
+from grpo.evaluation import transcripts
 from grpo.evaluation.protocol import EvalOptions
+from grpo.files import write_lines
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 
 
 class Interrupted(Exception):
-    """`should_stop` was True between two batches. `rows` holds the answers so far of all ranks, on every rank."""
-
-    def __init__(self, rows: list[dict]):
-        super().__init__()
-        self.rows = rows
+    """`should_stop` was True between two batches."""
 
 
 def say_progress(text: str) -> None:
@@ -36,22 +35,27 @@ def transcribe(
     sampler: Sampler,
     problems: Sequence[Problem],
     options: EvalOptions,
+    *,
+    model: str = "tuned",
+    shots: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
-    answered: Sequence[dict] = (),
+    file: Path | None = None,
 ) -> list[dict]:
-    """Answer every problem. This is a collective call: ranks share the problems.
+    """Answer every problem. This is a collective call: ranks share the problems, and rank 0 writes.
 
     Args:
         sampler: of the model.
         problems: all problems, the same on every rank.
         options: how to prompt and sample.
+        model: what the rows call it, base or tuned.
+        shots: number of worked examples in the prompts.
         should_stop: called between batches; True interrupts.
-        answered: rows of an earlier call; they are kept if their problem is still the same.
+        file: rows are appended to it as they come. Problems that it answers already are not asked again.
 
     Returns:
         On every rank, one row per problem and sample, in that order. A row holds:
 
-        - index, sample, question, prompt, answer, info, stop, stop_early;
+        - model, shots, index, sample, question, prompt, answer, info, stop, stop_early;
         - completion: the whole text, or the text up to the stop string under `stop_early`;
         - ended: `eos`, `stop` or `limit`;
         - tokens: number of sampled tokens;
@@ -67,42 +71,37 @@ def transcribe(
     prompt_ids = encode_prompts(
         problems, sampler.tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens
     )
-    trunk = trunk_length(prompt_ids)
-    known = [row for row in answered if _is_of(row, problems, sampler.tokenizer, options.chat)]
-    asked = set(range(len(problems))) - {row["index"] for row in known}
+    trunk, stop = trunk_length(prompt_ids), stop_strings(problems)
+    ends = {"stop": stop, "stop_early": options.stop_early}
+    asks = [_asks(problem, sampler.tokenizer, options.chat) | ends for problem in problems]
+    rows = distributed.on_main(lambda: transcripts.answered(file, asks, options.samples)) if file else []
+    asked = set(range(len(problems))) - {row["index"] for row in rows}
     # Prompts of similar length share a batch, which saves padding. No result depends on this order.
     order = sorted(asked, key=lambda i: (len(prompt_ids[i]), i))
-    mine = order[distributed.rank() :: distributed.world_size()]
-    at_once = max(1, options.batch // options.samples)
-    rounds = -(-len(order[:: distributed.world_size()]) // at_once)
-    rows = known if distributed.is_main() else []
-
-    def of_all_ranks() -> list[dict]:
-        gathered = [row for part in distributed.gather_objects(rows) for row in part]
-        return sorted(gathered, key=lambda row: (row["index"], row["sample"]))
-
+    at_once = max(1, options.batch // options.samples) * distributed.world_size()
     start = said = time.perf_counter()
-    for k in range(rounds):
+    for at in range(0, len(order), at_once):
         if distributed.any_true(should_stop()):
-            raise Interrupted(of_all_ranks())
+            raise Interrupted
         if time.perf_counter() - said > 60:
             said = time.perf_counter()
-            say_progress(f"  {k / rounds:.0%} of {len(problems):,} problems after {(said - start) / 60:.0f} min")
-        if index := mine[k * at_once : (k + 1) * at_once]:
-            rows += _answer(sampler, problems, prompt_ids, trunk, index, options)
-    return of_all_ranks()
-
-
-def _is_of(row: dict, problems: Sequence[Problem], tokenizer, chat: bool) -> bool:
-    """Whether a row read from a file still answers the problem that has its index now."""
-    if row["index"] >= len(problems):
-        return False
-    asks = json.loads(json.dumps(_asks(problems[row["index"]], tokenizer, chat)))
-    return all(row[name] == value for name, value in asks.items())
+            say_progress(f"  {at / len(order):.0%} of {len(problems):,} problems after {(said - start) / 60:.0f} min")
+        index = order[at : at + at_once][distributed.rank() :: distributed.world_size()]
+        new = []
+        for i, sample, answer in _answers(sampler, index, prompt_ids, trunk, stop, options):
+            new.append({"model": model, "shots": shots, "index": i, "sample": sample, **asks[i], **answer})
+        new = [row for part in distributed.gather_objects(new) for row in part]
+        if file:
+            distributed.on_main(partial(transcripts.append, file, new))
+        rows += new
+    rows.sort(key=lambda row: (row["index"], row["sample"]))
+    if file:
+        distributed.on_main(lambda: write_lines(file, rows))
+    return rows
 
 
 def _asks(problem: Problem, tokenizer, chat: bool) -> dict:
-    """The fields of a row that describe its problem."""
+    """The fields of a row that say what was asked."""
     return {
         "question": problem.info.get("question", problem.prompt),
         "prompt": render(problem, tokenizer, chat),
@@ -111,9 +110,12 @@ def _asks(problem: Problem, tokenizer, chat: bool) -> dict:
     }
 
 
-def _answer(sampler: Sampler, problems, prompt_ids, trunk: int, index: list[int], options: EvalOptions) -> list[dict]:
-    """Rows for the problems with these indices."""
-    stop = stop_strings(problems)
+def _answers(
+    sampler: Sampler, index: list[int], prompt_ids: list, trunk: int, stop: list[str], options: EvalOptions
+) -> Iterator[tuple[int, int, dict]]:
+    """Let the model answer the problems with these indices: (index, sample, fields of the row)."""
+    if not index:
+        return
     completions = sampler.generate(
         [prompt_ids[i].tolist() for i in index],
         group_size=options.samples,
@@ -127,30 +129,13 @@ def _answer(sampler: Sampler, problems, prompt_ids, trunk: int, index: list[int]
         trunk_tokens=trunk,
     )
     finder = sampler.stop_strings(tuple(stop))
-    rows = []
-    for row, (text, ids, length, finished) in enumerate(
-        zip(
-            completions.texts,
-            completions.completion_ids.tolist(),
-            completions.completion_mask.sum(1).tolist(),
-            completions.finished.tolist(),
-            strict=True,
-        )
-    ):
-        ids = ids[:length]
-        problem = problems[index[row // options.samples]]
-        eos = finished and bool(sampler.is_eos[ids[-1]])
-        rows.append(
-            {
-                "index": index[row // options.samples],
-                "sample": row % options.samples,
-                **_asks(problem, sampler.tokenizer, options.chat),
-                "stop": stop,
-                "stop_early": options.stop_early,
-                "completion": text,
-                "ended": "eos" if eos else "stop" if finished else "limit",
-                "tokens": len(ids),
-                "stop_tokens": finder.tokens_to_stop(ids),
-            }
-        )
-    return rows
+    for row, text in enumerate(completions.texts):
+        ids = completions.completion_ids[row][completions.completion_mask[row]].tolist()
+        if not completions.finished[row]:
+            ended = "limit"
+        elif sampler.is_eos[ids[-1]]:
+            ended = "eos"
+        else:
+            ended = "stop"
+        fields = {"completion": text, "ended": ended, "tokens": len(ids), "stop_tokens": finder.tokens_to_stop(ids)}
+        yield index[row // options.samples], row % options.samples, fields

@@ -1,28 +1,26 @@
 """The transcripts of an evaluation on disk: one file per model and number of shots, one line per answer.
 
-An interrupted evaluation also leaves `unfinished.json`, which records the options and model files behind its texts. The
-same evaluation continues from them, and any other refuses them. Left out: grading (`grading.py`).
+An evaluation that is not finished also leaves `unfinished.json`, which records the options and model files behind its
+texts. The same evaluation continues from them, and any other refuses them. Left out: making the answers
+(`transcribe.py`) and grading them (`grading.py`).
 """
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from grpo.evaluation.protocol import NO_RESULT, EvalOptions
-from grpo.files import read_object, write_whole
+from grpo.files import read_object, write_lines, write_whole
 
 ROW = dict.fromkeys(("model", "question", "prompt", "answer", "completion", "ended"), str)
 ROW |= dict.fromkeys(("shots", "index", "sample", "tokens"), int)
 ROW |= {"info": dict, "stop": list, "stop_early": bool, "stop_tokens": int | None}
 """The fields of a line, and their types."""
 
+FILE = "{model}_{shots}shots.jsonl"
+FILES = FILE.format(model="*", shots="*")
 UNFINISHED = "unfinished.json"
-
-
-def refuse_taken(out: Path) -> None:
-    """Raise ValueError if `out` holds a finished evaluation."""
-    if (out / "eval.json").exists():
-        raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
 
 
 def made_of(options: EvalOptions, precision: str, models: dict[str, str]) -> dict:
@@ -36,66 +34,49 @@ def made_of(options: EvalOptions, precision: str, models: dict[str, str]) -> dic
     Returns:
         Plain values that are equal after a round trip through JSON.
     """
-    files = {name: [_file(path) for path in sorted(Path(source).glob("*"))] for name, source in models.items()}
-    chosen = sorted(vars(options).keys() - NO_RESULT - {"shots", "graders", "format", "threshold"})
-    content = {name: getattr(options, name) for name in chosen} | {"precision": precision}
-    return json.loads(json.dumps(content | {"models": {name: files[name] or models[name] for name in models}}))
+    others = NO_RESULT | {"shots", "graders", "format", "threshold"}
+    content = {name: value for name, value in vars(options).items() if name not in others}
+    content |= {"precision": precision, "models": {}}
+    for name, source in models.items():
+        files = [(path.name, path.stat()) for path in sorted(Path(source).glob("*"))]
+        content["models"][name] = [[file, status.st_size, status.st_mtime_ns] for file, status in files] or source
+    return json.loads(json.dumps(content))
 
 
-def _file(path: Path) -> list:
-    status = path.stat()
-    return [path.name, status.st_size, status.st_mtime_ns]
-
-
-def left(out: Path, ingredients: dict, instead: bool = False) -> dict[str, list[dict]]:
-    """The rows that the same evaluation left when it was interrupted.
+def begin(out: Path, ingredients: dict, instead: bool = False) -> None:
+    """Make the directory and mark it as unfinished.
 
     Args:
-        out: the directory; it need not exist.
+        out: the directory. It may hold what the same evaluation left when it was interrupted.
         ingredients: what `made_of` returned for this evaluation.
-        instead: whether another evaluation in `out` may be replaced.
-
-    Returns:
-        {file name without suffix: its rows, as `read` returns them}.
+        instead: whether to replace another evaluation that is there.
 
     Raises:
         ValueError: another evaluation is there, finished or not.
+        OSError: the directory cannot be made.
     """
-    if not instead:
-        refuse_taken(out)
-    if _goes_on(out, ingredients):
-        return {path.stem: read(path, "out") for path in out.glob("*_*shots.jsonl")}
-    if not instead and (out / UNFINISHED).exists():
-        before = _unfinished(out)
+    mark = out / UNFINISHED
+    before = read_object(mark.read_bytes(), mark, {}) if mark.exists() else {}
+    if instead and before != ingredients:
+        shutil.rmtree(out, ignore_errors=True)
+    refuse_taken(out)
+    if any(out.glob(FILES)) and before != ingredients:
         names = sorted(name for name in before | ingredients if before.get(name) != ingredients.get(name))
         raise ValueError(
             f"out: {out} holds an unfinished evaluation with other options or weights ({', '.join(names)}); choose "
             "another directory, or delete this one"
         )
-    return {}
-
-
-def begin(out: Path, ingredients: dict, instead: bool = False) -> None:
-    """Make the directory and mark it as unfinished. With `instead`, delete another evaluation that is there.
-
-    Raises:
-        OSError: the directory cannot be made.
-    """
-    if instead and not _goes_on(out, ingredients):
-        shutil.rmtree(out, ignore_errors=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"out: {out} can not be made ({error.strerror})") from error
-    write_whole(out / UNFINISHED, json.dumps(ingredients) + "\n")
+    write_whole(mark, json.dumps(ingredients) + "\n")
 
 
-def _goes_on(out: Path, ingredients: dict) -> bool:
-    return (out / UNFINISHED).exists() and _unfinished(out) == ingredients
-
-
-def _unfinished(out: Path) -> dict:
-    return read_object((out / UNFINISHED).read_bytes(), out / UNFINISHED, {})
+def refuse_taken(out: Path) -> None:
+    """Raise ValueError if `out` holds a finished evaluation."""
+    if (out / "eval.json").exists():
+        raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
 
 
 def finish(out: Path, result: dict) -> None:
@@ -104,26 +85,63 @@ def finish(out: Path, result: dict) -> None:
     (out / UNFINISHED).unlink(missing_ok=True)
 
 
-def read(path: Path, option: str) -> list[dict]:
+def append(file: Path, rows: list[dict]) -> None:
+    """Add rows to a file."""
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def answered(file: Path, asks: list[dict], samples: int) -> list[dict]:
+    """The rows of a file that answer their problem, all samples of it. Nothing else stays in the file.
+
+    Args:
+        file: of an evaluation that was interrupted, perhaps in the middle of a line; it need not exist.
+        asks: for each problem, the fields of a row that describe it.
+        samples: per problem.
+    """
+    content = file.read_bytes() if file.exists() else b""
+    rows = parse(content[: content.rfind(b"\n") + 1], f"out: {file}")
+    asks = json.loads(json.dumps(asks))  # as a file has them
+    rows = [row for row in rows if row["index"] < len(asks) and row.items() >= asks[row["index"]].items()]
+    counts = Counter(row["index"] for row in rows)
+    rows = [row for row in rows if counts[row["index"]] == samples]
+    write_lines(file, rows)
+    return rows
+
+
+def parse(content: bytes, where: str) -> list[dict]:
     """The rows of a file.
 
     Raises:
-        ValueError: a line is not a row; the message names the option, the file and the line.
+        ValueError: a line is not a row; the message begins with `where` and the number of the line.
     """
-    with open(path, "rb") as lines:  # not splitlines: a completion may hold other line separators
-        return [read_object(line, f"{option}: {path}, line {i}", ROW) for i, line in enumerate(lines, start=1)]
+    # A completion may hold other line separators, but bytes are split at line breaks only.
+    return [read_object(line, f"{where}, line {i}", ROW) for i, line in enumerate(content.splitlines(), start=1)]
 
 
-def refuse_partial(texts: dict[str, list[dict]], directory: Path) -> None:
-    """Raise ValueError if a transcript has lost lines, or base and tuned did not answer the same problems."""
+def read_all(directory: Path) -> list[list[dict]]:
+    """The rows of each file of an evaluation, to be graded again.
+
+    Raises:
+        ValueError: there is no file, the evaluation is not finished, a line is not a row, or a file has lost lines.
+    """
+    files = sorted(directory.glob(FILES))
+    if not files:
+        raise ValueError(f"regrade: {directory} holds no transcripts (base_0shots.jsonl, ...)")
+    if (directory / UNFINISHED).exists() and not (directory / "eval.json").exists():
+        raise ValueError(f"regrade: {directory} holds an unfinished evaluation; finish it with its own command")
+    texts = []
     asked: dict[int, list[int]] = {}
-    for name, rows in texts.items():
-        index, samples = list(dict.fromkeys(row["index"] for row in rows)), 1 + max(row["sample"] for row in rows)
-        whole = len(rows) == len(index) * samples
-        whole = whole and all(row["sample"] == i % samples for i, row in enumerate(rows))
+    for file in files:
+        rows = parse(file.read_bytes(), f"regrade: {file}")
+        if not rows:
+            raise ValueError(f"regrade: a transcript in {directory} is empty")
+        index = list(dict.fromkeys(row["index"] for row in rows))
+        samples = 1 + max(row["sample"] for row in rows)
+        whole = len(rows) == len(index) * samples and all(row["sample"] == i % samples for i, row in enumerate(rows))
         if not whole or asked.setdefault(rows[0]["shots"], index) != index:
-            raise ValueError(
-                f"regrade: {directory / name}.jsonl must hold {samples} sample(s) of each problem that the others hold"
-            )
+            raise ValueError(f"regrade: {file} must hold {samples} sample(s) of each problem that the others hold")
         if not all(isinstance(text, str) for row in rows for text in row["stop"]):
-            raise ValueError(f"regrade: {directory / name}.jsonl: stop must be a list of texts")
+            raise ValueError(f"regrade: {file}: stop must be a list of texts")
+        texts.append(rows)
+    return texts

@@ -41,10 +41,7 @@ _FIXED = {metric for _, metric, *_ in _PANELS}
 
 
 def mean_and_band(runs: Sequence[Sequence[dict]]) -> tuple[list[int], dict[str, dict[str, list[float | None]]]]:
-    """Combine runs into one curve per metric, at the steps that all runs have.
-
-    Args:
-        runs: the lines of each `metrics.jsonl`.
+    """Combine runs, given as the lines of each `metrics.jsonl`, into one curve per metric, at the steps that all have.
 
     Returns:
         The steps, and {metric: {"mean": values}}. For several runs there are also "low" and "high", the smallest and
@@ -54,35 +51,33 @@ def mean_and_band(runs: Sequence[Sequence[dict]]) -> tuple[list[int], dict[str, 
     steps = sorted(set.intersection(*map(set, lines)))
     metrics = {}
     for name in dict.fromkeys(name for run in runs for line in run for name in line if name != "step"):
-        columns = [[line[step].get(name) for line in lines] for step in steps]
-        whole = [None if None in column else column for column in columns]
-        metrics[name] = {"mean": [column and _short(sum(column) / len(column)) for column in whole]}
+        columns = [[line[step].get(name) for step in steps] for line in lines]
+        values = np.array(columns, dtype=float)  # None becomes NaN
+        metrics[name] = {"mean": _short(values.mean(0))}
         if len(runs) > 1:
-            metrics[name]["low"] = [column and _short(min(column)) for column in whole]
-            metrics[name]["high"] = [column and _short(max(column)) for column in whole]
+            metrics[name] |= {"low": _short(values.min(0)), "high": _short(values.max(0))}
     return steps, metrics
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+def _short(values: np.ndarray) -> list[float | None]:
+    return [None if math.isnan(value) else float(f"{value:.6g}") for value in values]
 
 
-def panels_of(runs: Sequence[Sequence[dict]]) -> list[dict[str, str]]:
-    """The charts of runs.
+def panels_of(all_metrics: Sequence[dict[str, dict]]) -> list[dict[str, str]]:
+    """The charts: {"group", "metric", "title", "note"} for each metric that has a value in some series.
 
     Args:
-        runs: the lines of each `metrics.jsonl`.
-
-    Returns:
-        {"group", "metric", "title", "note"} for each metric that has a value in some run.
+        all_metrics: of each series, as `mean_and_band` returns them.
     """
-    names = dict.fromkeys(name for run in runs for line in run for name, value in line.items() if value is not None)
+    curves = [(name, curve["mean"]) for metrics in all_metrics for name, curve in metrics.items()]
+    names = dict.fromkeys(name for name, values in curves if any(value is not None for value in values))
     terms = [name for name in names if name.startswith("reward/") and name not in _FIXED]
     panels = []
     for group, metric, title, note in _PANELS:
-        for name in terms if metric == "reward/<term>" else [metric] * (metric in names):
+        for name in terms if metric == "reward/<term>" else [metric]:
             own = title.replace("<term>", name.removeprefix("reward/"))
-            panels.append({"group": group, "metric": name, "title": own, "note": note})
+            if name in names:
+                panels.append({"group": group, "metric": name, "title": own, "note": note})
     return panels
 
 

@@ -6,20 +6,20 @@ The template is `page.html` beside this file. It draws the JSON that is embedded
 which curves there are (`curves.py`), and running models or graders again.
 """
 
-import dataclasses
 import html
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
 
 from grpo.config import Config
 from grpo.evaluation import headline
+from grpo.evaluation.graders import ALSO_CALLED
 from grpo.files import check_kinds, read_object, write_whole
 from grpo.report import curves
 
@@ -47,7 +47,7 @@ class Run:
 
     path: Path
     config: dict[str, Any]
-    environment: dict[str, Any]
+    environment: dict[str, str]
     metrics: list[dict[str, float | None]]
     evaluation: dict | None
 
@@ -92,58 +92,50 @@ def read_run(path: Path) -> Run:
     for name in ("config.yaml", "metrics.jsonl"):
         if not (path / name).is_file():
             raise ValueError(f"{path} is not a run directory: it has no {name}")
-    whole_lines = (path / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+    config = _config(path / "config.yaml")
+    metrics = _metrics(path / "metrics.jsonl")
+    environment = _environment(path / "environment.json")
+    evaluations = [headline.read_result(file) for file in sorted(path.glob("eval*/eval.json"))]
+    own = config.get("eval_correct")
+    richest = max(evaluations, key=lambda found: _richness(found, own), default=None)
+    return Run(path, config, environment, metrics, richest)
+
+
+def _config(file: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path / 'config.yaml'} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
-        raise ValueError(f"{path / 'config.yaml'} must hold `name: value` lines")
-    metrics = [_metrics(line, f"{path / 'metrics.jsonl'}, line {i}") for i, line in enumerate(whole_lines, start=1)]
-    run = Run(path, config, {}, metrics, None)
-    if (environment := path / "environment.json").exists():
-        with _named(environment):
-            run = replace(run, environment=_in_turn(read_object(environment.read_bytes(), environment, {})))
-    evaluations = [_graded(run, file) for file in sorted(path.glob("eval*/eval.json"))]
-    return replace(run, evaluation=max(evaluations, key=lambda found: _richness(run, found), default=None))
+        raise ValueError(f"{file} must hold `name: value` lines")
+    return config
 
 
-def _richness(run: Run, found: dict) -> tuple[bool, int, int]:
-    """Whether an `eval.json` was graded as the run is, then how much it holds."""
-    own = run.config.get("eval_correct")
-    by_its_own = not found["cells"] or headline.main_grader(found, own) in (own, headline.ALSO_CALLED.get(own))
-    return by_its_own, len(found["split"]), len(found["cells"])
+def _metrics(file: Path) -> list[dict[str, float | None]]:
+    lines = []
+    for i, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):  # the last line may not be whole
+        where = f"{file}, line {i}"
+        lines.append(read_object(line, where, {"step": int}))
+        check_kinds(lines[-1], where, dict.fromkeys(lines[-1], int | float | None))
+    return lines
 
 
-def _metrics(line: bytes, where: str) -> dict[str, float | None]:
-    """Read a line of `metrics.jsonl`."""
-    numbers = read_object(line, where, {"step": int})
-    check_kinds(numbers, where, dict.fromkeys(numbers, int | float | None))
-    return numbers
-
-
-def _graded(run: Run, file: Path) -> dict:
-    """Read an `eval.json`, and check that the page can show it."""
-    found = read_object(file.read_bytes(), file, dict.fromkeys(("cells", "paired", "split", "format"), list))
-    with _named(file):
-        _evaluation(run, found)
-        _facts([replace(run, evaluation=found)], ())
-    return found
-
-
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Turn errors from unexpected content into one ValueError that names the file."""
+def _environment(file: Path) -> dict[str, str]:
+    """The environment of a run. Values that changed when it was resumed are listed in order of the starts."""
+    if not file.exists():
+        return {}
+    last = read_object(file.read_bytes(), file, {})
     try:
-        yield
-    except (LookupError, TypeError, AttributeError) as error:
+        starts = [*last.pop("earlier", []), last]
+        return {name: ", then ".join(dict.fromkeys(_text(start.get(name)) for start in starts)) for name in last}
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"{file} does not hold what a run writes ({type(error).__name__}: {error})") from error
 
 
-def _in_turn(environment: dict) -> dict[str, str]:
-    """The environment of a run. Values that changed when it was resumed are listed in order of the starts."""
-    starts = [*environment.pop("earlier", []), environment]
-    return {name: ", then ".join(dict.fromkeys(_text(start.get(name)) for start in starts)) for name in environment}
+def _richness(found: dict, own: str | None) -> tuple[bool, int, int]:
+    """Whether an `eval.json` was graded as the run is, then how much it holds."""
+    by_its_own = not found["cells"] or headline.main_grader(found, own) in (own, ALSO_CALLED.get(own))
+    return by_its_own, len(found["split"]), len(found["cells"])
 
 
 def build(runs: Sequence[Run]) -> dict:
@@ -153,25 +145,25 @@ def build(runs: Sequence[Run]) -> dict:
         experiment = {name: value for name, value in run.config.items() if name not in _SAME_EXPERIMENT}
         groups.setdefault(json.dumps(experiment, sort_keys=True, default=str), []).append(run)
     firsts = [group[0].config for group in groups.values()]
-    differing = [row["name"] for row in _table(firsts, {}, without=_SAME_EXPERIMENT) if row["differs"]]
-    evaluations = [(run, run.evaluation) for run in runs if run.evaluation]
+    differing = [row["name"] for row in _table(firsts, without=_SAME_EXPERIMENT) if row["differs"]]
+    series = [_series(group, differing) for group in groups.values()]
     return {
         "title": ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
-        "series": [_series(group, differing) for group in groups.values()],
-        "panels": curves.panels_of([run.metrics for run in runs]),
-        "evaluations": [_evaluation(run, found) for run, found in evaluations],
-        "options": _table([run.config for run in runs], _defaults(), without=("run_name", "out_dir")),
-        "environment": _table([run.environment for run in runs], {}),
+        "series": series,
+        "panels": curves.panels_of([one["metrics"] for one in series]),
+        "evaluations": [_evaluation(run) for run in runs if run.evaluation],
+        "options": _table([run.config for run in runs], vars(Config()), without=("run_name", "out_dir")),
+        "environment": _table([run.environment for run in runs]),
         "runs": [run.name for run in runs],
         "rollouts": [found for run in runs if (found := _rollouts(run, ROLLOUT_BYTES / len(runs)))],
     }
 
 
-def _evaluation(run: Run, found: dict) -> dict:
+def _evaluation(run: Run) -> dict:
     """What the page shows of an `eval.json`, with a claim (None without base and tuned) and what failed in words."""
-    pair = headline.entry_of_run(headline.main_pairs(found, run.config.get("eval_correct")), run.config)
-    said = {"claim": pair and headline.claim(pair), "failures": headline.failures(found)}
-    return {"run": run.name, **found, "cells": headline.readings(found), **said}
+    pair = headline.main_pair(run.evaluation, run.config)
+    shown = {"run": run.name, **run.evaluation, "cells": headline.readings(run.evaluation)}
+    return shown | {"claim": pair and headline.claim(pair), "failures": headline.failures(run.evaluation)}
 
 
 def render(page: dict) -> str:
@@ -200,38 +192,49 @@ def _series(runs: Sequence[Run], differing: Sequence[str]) -> dict:
 
 def _facts(runs: Sequence[Run], rewards: Sequence[float | None]) -> list[list[str]]:
     """The numbers at the top of the page, each as [label, value, note]. For several runs they are means."""
-    facts = []
-    evaluated = [(run.evaluation, run.config) for run in runs if run.evaluation]
-    pairs = [
-        (found, pair)
-        for found, config in evaluated
-        if (pair := headline.entry_of_run(headline.main_pairs(found, config.get("eval_correct")), config))
-    ]
-    if pairs:
-        base, tuned = (sum(headline.accuracies(*pair)[i] for pair in pairs) / len(pairs) for i in (0, 1))
-        gains = [pair["difference"] for _, pair in pairs]
-        low, high = map(points, pairs[0][1]["ci95"] if len(pairs) == 1 else (min(gains), max(gains)))
-        span = "95 % interval" if len(pairs) == 1 else f"{len(pairs)} runs:"
-        facts.append(["Accuracy, base to tuned", f"{100 * base:.1f} \N{RIGHTWARDS ARROW} {100 * tuned:.1f} %"])
-        facts[-1].append(headline.where(pairs[0][1]))
-        facts.append(["Gain", f"{points(sum(gains) / len(gains))} points", f"{span} {low} to {high}"])
-    splits = [entry for found, config in evaluated if (entry := headline.entry_of_run(found["split"], config))]
-    if splits:
-        names = ("total", "stopping", "grader", "left")
-        total, stopping, grader, left = (points(sum(entry[name] for entry in splits) / len(splits)) for name in names)
-        note = f"published evaluation: {stopping} learning to stop, {grader} grader's errors, {left} better answers"
-        facts.append(["Published gain", f"{total} points", note])
+    evaluated = [run for run in runs if run.evaluation]
+    facts = _gain(evaluated) + _published_gain(evaluated)
     kept = [value for value in rewards if value is not None]
     if kept:
         tenth = math.ceil(len(kept) / 10)
-        first, last = sum(kept[:tenth]) / tenth, sum(kept[-tenth:]) / tenth
-        facts.append(
-            ["Training reward", f"{first:.2f} \N{RIGHTWARDS ARROW} {last:.2f}", "means of the first and last tenth"]
-        )
-    seconds = sum(line.get("time/step") or 0.0 for run in runs for line in run.metrics)
-    tokens = sum(line.get("tokens/sampled") or 0 for run in runs for line in run.metrics)
+        first, last = fmean(kept[:tenth]), fmean(kept[-tenth:])
+        value = f"{first:.2f} \N{RIGHTWARDS ARROW} {last:.2f}"
+        facts.append(["Training reward", value, "means of the first and last tenth"])
+    lines = [line for run in runs for line in run.metrics]
+    seconds = sum(line.get("time/step") or 0.0 for line in lines)
+    tokens = sum(line.get("tokens/sampled") or 0 for line in lines)
     steps = " + ".join(str(len(run.metrics)) for run in runs)
     return [*facts, ["Steps", steps, f"{_duration(seconds)}, {tokens:,} tokens sampled"]]
+
+
+def _gain(runs: Sequence[Run]) -> list[list[str]]:
+    """The accuracies of base and tuned model, and their difference."""
+    found = [(run.evaluation, headline.main_pair(run.evaluation, run.config)) for run in runs]
+    found = [(evaluation, pair) for evaluation, pair in found if pair]
+    if not found:
+        return []
+    base, tuned = map(fmean, zip(*(headline.accuracies(*each) for each in found), strict=True))
+    pairs = [pair for _, pair in found]
+    gains = [pair["difference"] for pair in pairs]
+    low, high = pairs[0]["ci95"] if len(pairs) == 1 else (min(gains), max(gains))
+    span = "95 % interval" if len(pairs) == 1 else f"{len(pairs)} runs:"
+    value = f"{100 * base:.1f} \N{RIGHTWARDS ARROW} {100 * tuned:.1f} %"
+    return [
+        ["Accuracy, base to tuned", value, headline.where(pairs[0])],
+        ["Gain", f"{points(fmean(gains))} points", f"{span} {points(low)} to {points(high)}"],
+    ]
+
+
+def _published_gain(runs: Sequence[Run]) -> list[list[str]]:
+    """The gain that the published evaluation measures, and its parts."""
+    entries = [headline.entry_of_run(run.evaluation["split"], run.config) for run in runs]
+    entries = [entry for entry in entries if entry]
+    if not entries:
+        return []
+    names = ("total", "stopping", "grader", "left")
+    total, stopping, grader, left = (points(fmean([entry[name] for entry in entries])) for name in names)
+    note = f"published evaluation: {stopping} learning to stop, {grader} grader's errors, {left} better answers"
+    return [["Published gain", f"{total} points", note]]
 
 
 def points(share: float) -> str:
@@ -241,34 +244,28 @@ def points(share: float) -> str:
 
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-def _defaults() -> dict[str, Any]:
-    values = {field.name: field.default for field in dataclasses.fields(Config)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _table(columns: Sequence[dict], defaults: dict, without: Sequence[str] = ()) -> list[dict]:
+def _table(columns: Sequence[dict], defaults: dict | None = None, without: Sequence[str] = ()) -> list[dict]:
     """Options as rows: the value in each run as text, whether runs differ, and whether a value is not the default."""
     rows = []
     for name in dict.fromkeys(name for column in columns for name in column if name not in without):
-        values = [column.get(name) for column in columns]
-        rows.append(
-            {
-                "name": name,
-                "values": [_text(value) for value in values],
-                "differs": any(value != values[0] for value in values),
-                "changed": name in defaults and any(value != defaults[name] for value in values),
-            }
-        )
+        values = [_text(column.get(name)) for column in columns]
+        usual = _text(defaults[name]) if defaults and name in defaults else None
+        changed = usual is not None and set(values) != {usual}
+        rows.append({"name": name, "values": values, "differs": len(set(values)) > 1, "changed": changed})
     return rows
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _rollouts(run: Run, budget: float) -> dict | None:
@@ -281,9 +278,9 @@ def _rollouts(run: Run, budget: float) -> dict | None:
     chosen = [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(count)]
     steps = [_transcripts(file, budget / count) for file in chosen]
     left_out = [f"{count} of {len(files)} steps"] if count < len(files) else []
-    prompts = [(len(step["groups"]), step["prompts"]) for step in steps]
-    if any(here < there for here, there in prompts):
-        left_out.append(f"at least the first {min(here for here, _ in prompts)} prompts of each")
+    if any(len(step["groups"]) < step["prompts"] for step in steps):
+        fewest = min(len(step["groups"]) for step in steps)
+        left_out.append(f"at least the first {fewest} prompts of each")
     return {"run": run.name, "steps": steps, "left_out": ", ".join(left_out)}
 
 

@@ -37,14 +37,6 @@ def test_wilson_solves_its_equation(n, share):
         assert abs(rate - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / n), abs=1e-7)
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.11, 0.41, 0.9])
-def test_wilson_covers_a_rate_95_times_in_100(rate):
-    n = 100
-    bounds = [wilson(k, n) for k in range(n + 1)]
-    covered = sum(binom.pmf(k, n, rate) for k, (low, high) in enumerate(bounds) if low <= rate <= high)
-    assert 0.93 < covered < 0.98
-
-
 @pytest.mark.parametrize(
     ("only_first", "only_second", "p_value"),
     [
@@ -62,12 +54,6 @@ def test_mcnemar_by_hand(only_first, only_second, p_value):
     assert mcnemar(only_second, only_first) == mcnemar(only_first, only_second)
 
 
-def test_mcnemar_rejects_equal_models_at_most_5_times_in_100():
-    for disagreements in (4, 10, 37):
-        rejected = [k for k in range(disagreements + 1) if mcnemar(k, disagreements - k) < 0.05]
-        assert sum(binom.pmf(k, disagreements, 0.5) for k in rejected) <= 0.05
-
-
 @pytest.mark.parametrize(("n", "correct"), [(1, 0), (1, 1), (4, 1), (5, 0), (5, 2), (6, 5), (6, 6)])
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, correct):
     samples = [True] * correct + [False] * (n - correct)
@@ -75,13 +61,6 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, correct):
         subsets = list(itertools.combinations(samples, k))
         expected = sum(any(subset) for subset in subsets) / len(subsets)
         assert pass_at_k(n, correct, k) == pytest.approx(expected, abs=1e-15)
-
-
-def test_pass_at_k_is_unbiased():
-    n, rate = 8, 0.3
-    for k in (1, 2, 5, 8):
-        mean = sum(binom.pmf(c, n, rate) * pass_at_k(n, c, k) for c in range(n + 1))
-        assert mean == pytest.approx(1 - (1 - rate) ** k, abs=1e-12)
 
 
 def test_pass_at_k_of_many_samples_is_finite():
@@ -124,11 +103,6 @@ def test_c67_a_pair_does_not_vote_for_the_number_without_its_comma():
     assert majority(["1,080", "1080", "3", "18", "$18,"], [True, True, False, False, False]) == 0.5
 
 
-def test_majority_of_one_sample_is_its_grade():
-    for value, right in (("18", True), ("7", False), (None, False)):
-        assert majority([value], [right]) == float(right)
-
-
 def test_values_that_are_all_alike_have_the_interval_of_the_rule_of_three():
     assert mean_interval([0.0] * 100, 0, 1) == pytest.approx([0.0, 0.0295], abs=5e-5)  # 3 / n, nearly
     assert mean_interval([1.0] * 100, 0, 1) == pytest.approx([1 - 0.0295, 1.0], abs=5e-5)
@@ -139,18 +113,14 @@ def test_values_that_are_all_alike_have_the_interval_of_the_rule_of_three():
     assert mean_interval([0.5] * 20, 0, 1)[1] == pytest.approx(0.5 + unseen / 2)
 
 
-def test_mean_interval_is_scipys_percentile_bootstrap():
+def test_mean_interval_is_the_percentile_bootstrap():
     values = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], 60, p=[0.1, 0.6, 0.3])
     theirs = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(7)).confidence_interval
     assert mean_interval(values, -1, 1) == pytest.approx([theirs.low, theirs.high], abs=1 / 60)
     assert mean_interval(values, -1, 1) == mean_interval(list(values), -1, 1)  # the same every time
-
-
-def test_mean_interval_has_the_quantiles_of_the_resampled_mean():
     # Half of 100 values are 1: the resampled mean is binomial, its quantiles known.
-    low, high = mean_interval([1.0] * 50 + [0.0] * 50, 0, 1)
-    assert low == pytest.approx(binom.ppf(0.025, 100, 0.5) / 100, abs=0.011)
-    assert high == pytest.approx(binom.ppf(0.975, 100, 0.5) / 100, abs=0.011)
+    quantiles = binom.ppf([0.025, 0.975], 100, 0.5) / 100
+    assert mean_interval([1.0] * 50 + [0.0] * 50, 0, 1) == pytest.approx(quantiles, abs=0.011)
 
 
 @settings(max_examples=30, deadline=None)
@@ -162,16 +132,6 @@ def test_mean_interval_holds_the_mean_and_mirrors(quarters):
     assert len(set(quarters)) == 1 or values.min() <= low <= high <= values.max()
     mirrored = mean_interval(-values, -1, 1)
     assert mirrored == pytest.approx([-high, -low], abs=1e-12)
-
-
-def test_mean_interval_covers_a_paired_difference(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 500)
-    random = np.random.default_rng(2)
-    covered = 0
-    for _ in range(400):
-        low, high = mean_interval(random.choice([-1.0, 0.0, 1.0], 100, p=[0.08, 0.72, 0.2]), -1, 1)
-        covered += low <= 0.12 <= high
-    assert 0.9 < covered / 400 < 0.98
 
 
 def test_an_interval_over_problems_is_honest_where_one_over_samples_is_not(monkeypatch):

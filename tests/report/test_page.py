@@ -56,6 +56,7 @@ def graded() -> dict:
     )
     keys = [(stop, grader) for stop in ("stop_string", "eos") for grader in ("last_number", "published")]
     more = {"shots": 0, "n": 100, "format_rate": 0.9, "finished": 0.8, "run_on": 0.1, "mean_tokens": 50.0}
+    more |= {"lenient_accuracy": None, "lenient_ci95": None}
     rates = (("base", base), ("tuned", tuned))
     pair = {"shots": 0, "n": 100, "difference": 0.4, "ci95": [0.3, 0.5], "p_value": 1e-6}
     parts = {"total": 0.45, "stopping": 0.1, "grader": -0.05, "left": 0.4}
@@ -179,15 +180,11 @@ def test_large_rollouts_are_thinned_and_the_page_says_so(tmp_path, monkeypatch):
 
 
 def test_a_run_that_goes_on_is_read_up_to_its_last_whole_line(tmp_path):
-    run = make_run(tmp_path / "one")
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "rew')
-    assert data_of(report.write_report([run]))["series"][0]["steps"] == [1, 2, 3]
-
-
-def test_a_run_without_a_step_has_a_page(tmp_path):
     run = make_run(tmp_path / "one", steps=0)
     assert data_of(report.write_report([run]))["rollouts"] == []
+    (run / "metrics.jsonl").write_text('{"step": 1, "optim/loss": 1e999, "optim/lr": NaN}\n{"step": 2, "rew')
+    assert report.read_run(run).metrics == [{"step": 1, "optim/loss": None, "optim/lr": None}]
+    assert main([str(run)]) == 0
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl"])
@@ -200,26 +197,19 @@ def test_another_directory_is_an_error(tmp_path, capsys, missing):
 
 ROLLOUTS = "rollouts/step_000002.jsonl"
 WRONG = [  # (file, content, what is said of it)
-    ("metrics.jsonl", "hello\n", ", line 1: not JSON"),
     ("metrics.jsonl", '{"step": 1}\n{"step": 2, "rew\n{"step": 3}\n', ", line 2: not JSON"),
-    ("metrics.jsonl", "[1]\n", ", line 1: must be a JSON object, not [1]"),
     ("metrics.jsonl", '{"reward/mean": 1}\n', ", line 1: lacks 'step'"),
-    ("metrics.jsonl", '{"step": null}\n', ", line 1: step is None"),
     ("metrics.jsonl", '{"step": 1, "time/step": "x"}\n', ", line 1: time/step is 'x': must be of type int | float"),
     ("metrics.jsonl", "\xff\n", ", line 1: not JSON"),
     ("eval/eval.json", '{"cells": [', ": not JSON"),
-    ("eval/eval.json", "[]", ": must be a JSON object, not []"),
     ("eval/eval.json", "{}", ": lacks 'cells'"),
     ("eval/eval.json", json.dumps(graded() | {"paired": "x"}), ": paired is 'x': must be of type list"),
-    ("eval/eval.json", json.dumps(graded() | {"cells": [1]}), " does not hold what a run writes"),
-    ("eval/eval.json", json.dumps(graded() | {"split": [{"shots": 0}]}), " does not hold what a run writes"),
+    ("eval/eval.json", json.dumps(graded() | {"cells": [1]}), " does not hold what this version writes"),
+    ("eval/eval.json", json.dumps(graded() | {"split": [{"shots": 0}]}), " does not hold what this version writes"),
     (ROLLOUTS, '{"prompt_ind', ", line 1: not JSON"),
-    (ROLLOUTS, "[1]\n", ", line 1: must be a JSON object"),
     (ROLLOUTS, "{}\n", ", line 1: lacks 'question'"),
     (ROLLOUTS, json.dumps(completion(0, 0, "x") | {"tokens": 3}) + "\n", ", line 1: tokens is 3"),
-    (ROLLOUTS, json.dumps(completion(0, 0, "x") | {"completion": None}) + "\n", ", line 1: completion is None"),
     ("config.yaml", "a: [1", " is not YAML"),
-    ("config.yaml", "- 1\n", " must hold `name: value` lines"),
     ("config.yaml", "", " must hold `name: value` lines"),
     ("config.yaml", "1: 2\n", " must hold `name: value` lines"),
     ("config.yaml", "\xff", " is not YAML"),
@@ -236,13 +226,6 @@ def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path, capsys, file, co
     err = capsys.readouterr().err
     assert err.startswith(f"report: error: {run / file}{said}") and err.count("\n") == 1
     assert not (run / "report.html").exists()
-
-
-def test_numbers_that_are_not_finite_are_none(tmp_path):
-    run = make_run(tmp_path / "one")
-    (run / "metrics.jsonl").write_text('{"step": 1, "optim/loss": 1e999, "optim/lr": NaN}\n')
-    assert report.read_run(run).metrics == [{"step": 1, "optim/loss": None, "optim/lr": None}]
-    assert main([str(run)]) == 0
 
 
 def test_the_command_line_says_where_the_page_is(tmp_path, capsys):

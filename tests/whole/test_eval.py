@@ -12,6 +12,7 @@ import torch
 
 import eval as command
 from grpo.evaluation.protocol import EvalOptions
+from grpo.files import write_lines
 from grpo.options import read_yaml
 from grpo.sampler import Sampler
 from tests.fakes import runs
@@ -37,11 +38,15 @@ def result(place: Path, out: str) -> dict:
     return json.loads((place / out / "eval.json").read_text())
 
 
+def lines_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def test_base_and_tuned_side_by_side(place, capsys):
     assert command.main(argv(place, "both")) == 0
     out, err = capsys.readouterr()
     assert [line.rpartition(" in ")[0] for line in err.splitlines() if "completions" in line] == [
-        "base, 0 shots: 9 completions", "tuned, 0 shots: 9 completions"
+        "tuned, 0 shots: 9 completions", "base, 0 shots: 9 completions"
     ]  # fmt: skip
     assert read_yaml(EvalOptions, place / "both" / "options.yaml").budget == 8
     cells = result(place, "both")["cells"]
@@ -62,7 +67,7 @@ def test_shots_limit_and_one_model_alone(place, tmp_path):
     assert command.main([*words, "--device", "cpu", "--batch", "2", "--out", str(tmp_path / "out")]) == 0
     cells = result(tmp_path, "out")["cells"]
     assert {(cell["model"], cell["shots"], cell["n"]) for cell in cells} == {("base", 0, 3), ("base", 2, 3)}
-    rows = [json.loads(line) for line in (tmp_path / "out" / "base_2shots.jsonl").read_text().splitlines()]
+    rows = lines_of(tmp_path / "out" / "base_2shots.jsonl")
     assert all(row["prompt"].count("#### The final answer is") == 2 for row in rows)
 
 
@@ -75,14 +80,6 @@ def test_two_processes_give_the_same(place):
     assert ranks[0].stdout and not ranks[1].stdout
     for name in ("base_0shots.jsonl", "tuned_0shots.jsonl"):
         assert (place / "together" / name).read_text() == (place / "alone" / name).read_text()
-
-
-def test_regrade_needs_no_model(place, capsys):
-    assert command.main(argv(place, "graded")) == 0
-    first = result(place, "graded")
-    again = ["--regrade", str(place / "graded"), "--graders", "last_number", "--out", str(place / "regraded")]
-    assert command.main(again) == 0
-    assert result(place, "regraded") == first
 
 
 def test_a_prompt_too_long_at_the_last_number_of_shots_shows_before_any_work(place, tmp_path, capsys, monkeypatch):
@@ -141,16 +138,15 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def test_asked_to_stop_and_again_and_the_same_command_goes_on(place, monkeypatch, capsys):
-    """In the base's texts on two ranks, then in the tuned model's: nothing is answered twice, all as in one go."""
+    """In the tuned model's texts on two ranks, then in the base's: nothing is answered twice, all as in one go."""
     assert command.main(argv(place, "in_one")) == 0
     once, then = argv(place, "in_three", batch=2), argv(place, "in_three", batch=5)
     where = runs.asked_to_stop("grpo.sampler:Sampler.generate", 1, signal.SIGINT, rank=1)
-    ended = runs.start_ranks(
-        partial(runs.call_main, "eval", once, where), 2, place / "asked_ranks"
-    )  # 4 of the base's 9
+    # 4 of the tuned model's 9
+    ended = runs.start_ranks(partial(runs.call_main, "eval", once, where), 2, place / "asked_ranks")
     where = runs.asked_to_stop("grpo.sampler:Sampler.generate", 2, signal.SIGINT)
     assert [process.wait() for process in ended] == [0, 0], ended[0].stderr
-    ended.append(runs.start(then, place / "asked_out", program="eval", before=where))  # 5, and 5 of the tuned model
+    ended.append(runs.start(then, place / "asked_out", program="eval", before=where))  # 5, and 5 of the base's
     assert ended[2].wait() == 0, ended[2].stderr
     for process in ended:
         assert f"the answers so far are in {place / 'in_three'}, and the same command continues" in process.stderr
@@ -198,6 +194,7 @@ def test_what_was_answered_is_for_the_same_evaluation_only(place, capsys, tmp_pa
 def test_c62_a_part_of_another_version_is_a_sentence_that_names_what_differs(place, capsys, tmp_path, content, said):
     """Kind: a file that is read back is taken to be of this version, and another one ends in a traceback."""
     (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "base_0shots.jsonl").write_text("")
     (tmp_path / "part" / "unfinished.json").write_text(content)
     assert command.main(argv(place, tmp_path / "part")) == 2
     assert said in capsys.readouterr().err
@@ -206,15 +203,15 @@ def test_c62_a_part_of_another_version_is_a_sentence_that_names_what_differs(pla
 def test_a_problem_that_has_changed_is_asked_again(place, tmp_path, monkeypatch):
     data = Path(runs.write_problems(tmp_path / "data", num_test=9))
     cut_short(place, "changed", data_path=data)
-    kept = [json.loads(line)["index"] for line in (place / "changed" / "base_0shots.jsonl").read_text().splitlines()]
+    kept = [row["index"] for row in lines_of(place / "changed" / "tuned_0shots.jsonl")]
     assert len(kept) == 4
-    lines = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    lines = lines_of(data / "test.jsonl")
     lines[kept[0]]["answer"], lines[kept[1]]["prompt"] = "4", "1="
-    (data / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(data / "test.jsonl", lines)
     asked = answers_asked_for(monkeypatch)
     assert command.main(argv(place, "changed", data_path=data, graders="last_number,marker")) == 0
-    assert sorted(asked) == sorted([*range(9), *(set(range(9)) - set(kept[2:]))])  # by the tuned model, and the base
-    rows = [json.loads(line) for line in (place / "changed" / "base_0shots.jsonl").read_text().splitlines()]
+    assert sorted(asked) == sorted([*range(9), *(set(range(9)) - set(kept[2:]))])  # by the base, and the tuned model
+    rows = lines_of(place / "changed" / "tuned_0shots.jsonl")
     assert [row["index"] for row in rows] == list(range(9))
     assert rows[kept[0]]["answer"] == "4" and rows[kept[1]]["prompt"] == "1="
 
@@ -228,6 +225,19 @@ def test_a_problem_that_has_changed_is_asked_again(place, tmp_path, monkeypatch)
         ("graders", "last_numbr", "graders: 'last_numbr' is not one of"),
         ("format", "gsm8k.nope", "'gsm8k.nope' is not one of"),
         ("shots", "0,0", "shots is (0, 0): must be whole numbers >= 0, none twice"),
+        ("shots", "-1", "shots is (-1,): must be whole numbers >= 0, none twice"),
+        ("limit", "-1", "limit is -1: must be a whole number >= 0"),
+        ("budget", "0", "budget is 0: must be a whole number >= 1"),
+        ("batch", "0", "batch is 0"),
+        ("seed", str(2**63), "seed is 9223372036854775808"),
+        ("timeout", "0", "timeout is 0.0"),
+        ("timeout", "nan", "timeout is nan"),
+        ("temperature", "nan", "temperature is nan"),
+        ("temperature", "inf", "temperature is inf"),
+        ("threshold", "inf", "threshold is inf: must be None, or finite"),
+        ("samples", "2", "temperature is 0.0: must be finite, >= 0, and > 0 with several samples"),
+        ("graders", "", "graders is ()"),
+        ("regrade", "d", "model: give either --model or --regrade, not both"),
         ("max_prompt_tokens", "2", "max_prompt_tokens: 9 of 9 prompts are longer than 2 tokens"),
         ("chat", "True", "chat: True needs a tokenizer with a chat template"),
         ("limt", "3", "--limt is not an option; did you mean limit?"),
@@ -264,18 +274,6 @@ def test_help_needs_no_model(capsys):
     assert ended.value.code == 0 and "--regrade" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "said"),
-    [("timeout", 0, "timeout is 0.0"), ("timeout", "nan", "timeout"), ("temperature", "nan", "temperature is nan")]
-    + [("temperature", "inf", "temperature is inf"), ("seed", 2**63, "seed is 9223372036854775808")],
-)
-def test_a_number_that_can_not_be_is_one_sentence(place, capsys, option, value, said):
-    with pytest.raises(SystemExit) as ended:
-        command.main(argv(place, "never", **{option: value}))
-    err = capsys.readouterr().err
-    assert ended.value.code == 2 and said in err and err.count("\n") == 1
-
-
 def test_a_tuned_model_with_broken_weights_shows_before_the_base_is_asked(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Sampler, "generate", None)
     broken = shutil.copytree(place / "tuned", tmp_path / "broken")
@@ -284,21 +282,21 @@ def test_a_tuned_model_with_broken_weights_shows_before_the_base_is_asked(place,
     assert f"eval.py: error: tuned: {str(broken)!r} can not be loaded" in capsys.readouterr().err
 
 
-def test_regrading_overwrites_no_other_evaluation_and_is_remembered(place, capsys):
-    assert command.main(argv(place, "one")) == command.main(argv(place, "other")) == 0
-    before = result(place, "other")
-    words = ["--regrade", str(place / "one"), "--graders", "published"]
-    assert command.main([*words, "--out", str(place / "other")]) == 2
-    assert "holds an evaluation already" in capsys.readouterr().err and result(place, "other") == before
-    assert command.main(words) == 0
+def test_regrading_needs_no_model_is_remembered_and_overwrites_no_other_evaluation(place, capsys, monkeypatch):
+    assert command.main(argv(place, "one")) == 0
+    first = result(place, "one")
+    monkeypatch.setattr("grpo.evaluation.compare.load_policy", None)
+    words = ["--regrade", str(place / "one"), "--graders"]
+    assert command.main([*words, "last_number", "--out", str(place / "other")]) == 0
+    assert result(place, "other") == first
+    assert command.main([*words, "published", "--out", str(place / "other")]) == 2
+    assert "holds an evaluation already" in capsys.readouterr().err and result(place, "other") == first
+    with pytest.raises(SystemExit):
+        command.main([*words, "published", "--budget", "9"])
+    assert "budget: must be left out with --regrade, which allows only graders" in capsys.readouterr().err
+    assert command.main([*words, "published"]) == 0
     assert read_yaml(EvalOptions, place / "one" / "options.yaml").graders == ("published",)
-
-
-@pytest.mark.parametrize("line", ["{", "[1]", "null", "3", '{"model": "base"}', "\xff"])
-def test_a_line_that_is_none_of_a_transcript_is_named(place, tmp_path, capsys, line):
-    (tmp_path / "base_0shots.jsonl").write_text(line + "\n", encoding="latin-1")
-    assert command.main(["--regrade", str(tmp_path)]) == 2
-    assert "regrade: " in (err := capsys.readouterr().err) and "base_0shots.jsonl, line 1: " in err
+    assert {cell["grader"] for cell in result(place, "one")["cells"]} == {"published"}
 
 
 @pytest.fixture(scope="module")
@@ -308,26 +306,32 @@ def both(place) -> Path:
     return place / "complete"
 
 
+def changed(**change):
+    """A line of a transcript with another field."""
+    return lambda line: json.dumps(json.loads(line) | change) + "\n"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"completion": None}, "line 1: completion is None: must be of type str"),
-        ({"shots": "a"}, "line 1: shots is 'a': must be of type int"),
-        ({"tokens": "3"}, "line 1: tokens is '3'"),
-        ({"stop_tokens": [1]}, "line 1: stop_tokens is [1]: must be of type int | None"),
-        ({"info": None}, "line 1: info is None"),
-        ({"stop": "##"}, "line 1: stop is '##'"),
-        ({"stop": [3]}, "stop must be a list of texts"),
-        ({"sample": 3}, "must hold 4 sample(s) of each problem"),
-        ({"index": 99}, "must hold 1 sample(s) of each problem that the others hold"),
-        (None, "must hold 1 sample(s) of each problem that the others hold"),
+        (lambda line: "{\n", "line 1: not JSON"),
+        (lambda line: "\xff\n", "line 1: not JSON"),
+        (lambda line: "null\n", "line 1: must be a JSON object"),
+        (lambda line: '{"model": "base"}\n', "line 1: lacks 'question'"),
+        (lambda line: "", "must hold 1 sample(s) of each problem that the others hold"),
+        (changed(completion=None), "line 1: completion is None: must be of type str"),
+        (changed(shots="a"), "line 1: shots is 'a': must be of type int"),
+        (changed(stop_tokens=[1]), "line 1: stop_tokens is [1]: must be of type int | None"),
+        (changed(stop="##"), "line 1: stop is '##'"),
+        (changed(stop=[3]), "stop must be a list of texts"),
+        (changed(sample=3), "must hold 4 sample(s) of each problem"),
+        (changed(index=99), "must hold 1 sample(s) of each problem that the others hold"),
     ],
 )
-def test_a_transcript_of_wrong_values_is_one_sentence_and_loses_nothing(both, tmp_path, capsys, change, said):
+def test_a_damaged_transcript_is_one_sentence_and_loses_nothing(both, tmp_path, capsys, change, said):
     damaged = shutil.copytree(both, tmp_path / "damaged")
     first, *rest = (damaged / "tuned_0shots.jsonl").read_text().splitlines(keepends=True)
-    first = "" if change is None else json.dumps(json.loads(first) | change) + "\n"
-    (damaged / "tuned_0shots.jsonl").write_text(first + "".join(rest))
+    (damaged / "tuned_0shots.jsonl").write_text(change(first) + "".join(rest), encoding="latin-1")
     before = (damaged / "eval.json").read_text()
     capsys.readouterr()
     assert command.main(["--regrade", str(damaged), "--graders", "published"]) == 2
