@@ -1,12 +1,10 @@
-"""Load a policy and its tokenizer from the hub or a directory, save them, or read only a model's sizes.
+"""Load a policy and its tokenizer from the hub or a directory, or read only a model's sizes.
 
-Left out: what is no model (`directory.py`), what a model can not be used for (`limits.py`), adapters, quantization.
+Left out: saving (`save.py`), what is no model (`directory.py`), what a model can not be used for (`limits.py`), adapters,
+quantization.
 """
 
-import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -25,7 +23,6 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from grpo import distributed
-from grpo.files import give_usual_mode, write_whole
 from grpo.logprobs import linear_logprobs
 from grpo.policy import weights
 from grpo.policy.attention import PrefillAttention, TreeAttention
@@ -38,11 +35,6 @@ from grpo.tree import pack
 
 EMBEDDED = Path(__file__).parent.parent / "base_model"
 """Directory of the model named `embedded`: about a million parameters, made by `python -m grpo.pretrain`."""
-
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Numbers of a generation config that make it invalid where `do_sample` is not set."""
-KEPT = frozenset(("eos_token_id", "bos_token_id", "pad_token_id", "_from_model_config", "transformers_version"))
-"""What is left of a generation config that can not be saved otherwise."""
 
 
 def load_policy(
@@ -90,7 +82,7 @@ def _read_config(path: str, revision: str | None) -> tuple[object, PreTrainedTok
     """The config and the tokenizer; raises as `load_policy`."""
     source = model_directory(path)
     refuse_no_model(path, source)
-    with _one_sentence(path):
+    with one_sentence(path):
         config = AutoConfig.from_pretrained(source, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     refuse_quantized(path, config)
@@ -103,7 +95,7 @@ def _load_decoder(
 ) -> Policy:
     """Read the weights of a family that the decoder knows; raises as `load_policy`."""
     source = model_directory(path)
-    with _one_sentence(path):
+    with one_sentence(path):
         local = Path(source).is_dir()
         directory = Path(source) if local else weights.fetched(source, revision)
         unused = weights.fill(model, weights.stored(directory), dtype)
@@ -119,7 +111,7 @@ def _load_decoder(
 
 def _load_wrapped(path: str, revision: str | None, tokenizer, precision: str, dtype: torch.dtype) -> Policy:
     """Load a model of another family as transformers does; raises as `load_policy`."""
-    with _one_sentence(path):
+    with one_sentence(path):
         model, report = AutoModelForCausalLM.from_pretrained(
             model_directory(path), revision=revision, dtype=dtype, output_loading_info=True
         )
@@ -153,7 +145,7 @@ def load_shapes(
     path = str(path)
     config, tokenizer = _read_config(path, revision)
     model = weights.empty_decoder(config)
-    with _one_sentence(path), torch.device("meta"):
+    with one_sentence(path), torch.device("meta"):
         model = model or AutoModelForCausalLM.from_config(config)
         with suppress(OSError):  # not every model has one; what it names as EOS counts
             model.generation_config = GenerationConfig.from_pretrained(model_directory(path), revision=revision)
@@ -162,7 +154,7 @@ def load_shapes(
 
 
 @contextmanager
-def _one_sentence(path: str, what: str = "can not be loaded, as a directory or from the hub") -> Iterator[None]:
+def one_sentence(path: str, what: str = "can not be loaded, as a directory or from the hub") -> Iterator[None]:
     """Turn what transformers raises when it reads or writes a model into one sentence that names the option."""
     try:
         yield
@@ -175,96 +167,6 @@ def _one_sentence(path: str, what: str = "can not be loaded, as a directory or f
 def model_directory(path: str) -> str:
     """The directory or hub name that a config's `model` stands for; `embedded` is the only special name."""
     return str(EMBEDDED) if path == "embedded" else path
-
-
-def prepare_saving(
-    policy: Policy, tokenizer: PreTrainedTokenizerBase, path: str, revision: str | None = None, *, dtype: str = "base"
-) -> torch.dtype:
-    """Save everything but the weights on trial, so that what can not be saved shows before a run and not at its end.
-
-    A generation config that can not be saved loses its sampling numbers; nothing here samples with them.
-
-    Args:
-        policy, tokenizer: as `load_policy` gave them.
-        path, revision: where they come from.
-        dtype: `float32`, as it was learned (float64 under fp64), or `base`, where the base's config has half of that.
-
-    Returns:
-        the dtype for `save_model`.
-
-    Raises:
-        ValueError: config or tokenizer can not be saved.
-    """
-    with _one_sentence(path, "can not be saved, so that training it would be lost"):
-        with tempfile.TemporaryDirectory() as place:
-            _keep_savable(policy.model.generation_config, place)
-            _save_all_but_weights(policy.model, tokenizer, place)
-        config = AutoConfig.from_pretrained(model_directory(path), revision=revision)
-        base = config.dtype or config.get_text_config().dtype
-    return base if dtype == "base" and base in (torch.bfloat16, torch.float16) else policy.head.dtype
-
-
-def _keep_savable(config: GenerationConfig, place: str) -> None:
-    """Take out of a generation config what transformers refuses to write, such as a temperature without sampling."""
-    plain = GenerationConfig()
-    for names in ((), SAMPLING, vars(plain).keys() - KEPT):
-        for name in names:
-            setattr(config, name, getattr(plain, name, None))
-        try:
-            return config.save_pretrained(place)
-        except ValueError:
-            continue
-
-
-def _save_all_but_weights(model: CausalLM | PreTrainedModel, tokenizer, place: str | Path) -> None:
-    """Write config, generation config and tokenizer."""
-    model.config.save_pretrained(place)
-    model.generation_config.save_pretrained(place)
-    tokenizer.save_pretrained(place)
-
-
-def save_model(
-    policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: str | Path, dtype: torch.dtype | None = None
-) -> None:
-    """Write a Hugging Face directory (safetensors, configs, tokenizer), whole or not at all; replaces an older one.
-
-    Args:
-        dtype: of the weights in the files; None: as they are.
-
-    Raises:
-        OSError: the disk is full or not writable; the message is one sentence.
-    """
-    directory, dtype = Path(directory), dtype or policy.head.dtype
-    temporary = directory.with_name(directory.name + ".tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _save_all_but_weights(policy.model, tokenizer, temporary)
-        if policy.is_decoder:
-            weights.write(policy.model, temporary, dtype)
-        else:
-            policy.model.save_pretrained(temporary, state_dict=_in_dtype(policy.model, dtype), max_shard_size="5GB")
-        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
-        config["dtype"] = str(dtype).removeprefix("torch.")
-        write_whole(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-        give_usual_mode(temporary)
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
-    except Exception as error:  # on a full disk safetensors and tokenizers raise types of their own
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise OSError(f"cannot write {directory} ({reason})") from error
-
-
-def _in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The model's state; weights that are tied stay one tensor, which is written once."""
-    made: dict[tuple, torch.Tensor] = {}
-    state = {}
-    for name, weight in model.state_dict().items():
-        key = (weight.data_ptr(), weight.shape, weight.stride())
-        if key not in made or weight.numel() == 0:
-            made[key] = weight.to(dtype) if weight.is_floating_point() else weight
-        state[name] = made[key]
-    return state
 
 
 def _probe(vocabulary: int) -> tuple[list[int], list[list[int]]]:

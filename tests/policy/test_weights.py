@@ -145,7 +145,7 @@ def test_weights_of_no_layer_and_a_tied_head_may_be_left_over(tmp_path):
     assert not (policy.head == 1).all()
 
 
-MEASURE = """
+MEASURE = r"""
 import re, sys
 from pathlib import Path
 from grpo.policy import load_policy
