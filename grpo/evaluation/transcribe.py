@@ -62,12 +62,10 @@ def transcribe(
         - stop_tokens: number of tokens up to the end of the first stop string, or None if there is none.
 
     Raises:
-        ValueError: there is no problem, ranks have different problems, or a prompt is too long.
+        ValueError: ranks have different problems, or a prompt is too long.
         Interrupted: `should_stop()` was True on some rank.
     """
     refuse_unequal(problems)
-    if not problems:
-        raise ValueError("data: there is no problem to evaluate")
     prompt_ids = encode_prompts(
         problems, sampler.tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens
     )

@@ -130,11 +130,6 @@ def test_limit_takes_the_first_problems(place):
     assert problems_of(options(place, limit=4), 0) == problems_of(options(place), 0)[:4]
 
 
-def test_nothing_to_evaluate_is_an_error(place):
-    with pytest.raises(ValueError, match="no problem to evaluate"):
-        transcribe(sampler(), [], options(place))
-
-
 def test_compare_writes_cells_of_base_and_tuned_and_every_transcript(place):
     out = place / "compared"
     wanted = options(place, tuned=str(place / "other"), out=str(out))

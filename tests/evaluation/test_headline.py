@@ -153,7 +153,8 @@ def test_what_failed_is_said_once_however_many_graders_saw_it():
 
 
 def test_the_table_has_cells_parts_claims_and_failures():
-    several = {"samples": 2, "pass_at": {"1": {"value": 0.2, "ci95": [0.1, 0.3]}}, "majority": None}
+    several = {"samples": 2, "pass_at": {"1": {"value": 0.2, "ci95": [0.1, 0.3]}}}
+    several["majority"] = {"value": 0.25, "ci95": [0.2, 0.4]}
     parts = {"shots": 0, "total": 0.4, "stopping": 0.5, "grader": 0.0, "left": -0.1, "ci95": {}}
     form = {"shots": 0, "total": 0.4, "format": 0.1, "left": 0.3, "ci95": {}}
     pair = pair_of(10, 50, 100)
@@ -161,7 +162,8 @@ def test_the_table_has_cells_parts_claims_and_failures():
     lines = headline.table({"cells": cells, "paired": [pair], "split": [parts], "format": [form]}).splitlines()
     numbers = "100     0.200  0.100 .. 0.200     0.500   0.900     1.000    50.0"
     assert lines[1] == f"base       0  stop_string  gsm8k.correctness  {numbers}"
-    assert lines[3] == "base       0  stop_string  gsm8k.correctness pass@1 0.200 (0.100 .. 0.300)"
+    rates = "pass@1 0.200 (0.100 .. 0.300)  majority@2 0.250 (0.200 .. 0.400)"
+    assert lines[3] == f"base       0  stop_string  gsm8k.correctness {rates}"
     assert lines[4:6] == [
         "gain at 0 shots (published grader, run-on kept) +40.0 points = stopping +50.0 + grader +0.0 + left -10.0",
         "gain at 0 shots (training reward) +40.0 points = format +10.0 + left +30.0",

@@ -89,29 +89,6 @@ def test_a_prompt_too_long_at_the_last_number_of_shots_shows_before_any_work(pla
     assert "prompts are longer than 300 tokens" in capsys.readouterr().err
 
 
-def test_several_samples_are_printed_as_pass_and_majority(place, capsys):
-    assert command.main(argv(place, "several", samples=3, temperature=1.0, limit=4)) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "pass@" in line]
-    assert len(lines) == 4 and all("pass@1 " in line and "pass@3 " in line and "majority@3 " in line for line in lines)
-    (cell,) = [cell for cell in result(place, "several")["cells"] if (cell["model"], cell["stop"]) == ("base", "eos")]
-    assert f"majority@3 {cell['majority']['value']:.3f} (" in lines[1]
-
-
-def test_a_reward_that_fails_is_named_with_its_reason(place, capsys, monkeypatch):
-    monkeypatch.setattr("rewards.runner.RewardRunner.score", fails_on_the_last)
-    assert command.main(argv(place, "failing", graders="gsm8k.correctness", limit=3)) == 0
-    out = capsys.readouterr().out
-    assert "warning: gsm8k.correctness failed on 1 of 3 texts (tuned, 0 shots, eos), which count as wrong; the" in out
-    assert "first: it broke" in out and out.count("gsm8k.correctness failed") == 4
-    assert result(place, "failing")["cells"][0]["failures"]["gsm8k.correctness"] == {"texts": 1, "first": "it broke"}
-
-
-def fails_on_the_last(runner, completions, problems):
-    """Instead of `RewardRunner.score`: 1 for all but the last text."""
-    runner.first_errors = dict.fromkeys(runner.names, "it broke")
-    return [[1.0] * (len(completions) - 1) + [None] for _ in runner.names]
-
-
 def test_an_evaluation_that_is_there_is_not_overwritten(place, capsys):
     assert command.main(argv(place, "once", limit=2)) == 0
     before = (place / "once" / "eval.json").read_bytes()

@@ -25,6 +25,7 @@ from grpo import distributed
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, from_yaml
 from grpo.evaluation import grading
+from grpo.evaluation.protocol import EvalOptions
 from grpo.files import lock_directory
 from grpo.metrics import metric_names
 from grpo.sampler import Sampler
@@ -514,11 +515,11 @@ def test_a_signal_in_the_final_evaluation_keeps_the_model(place):
     process = runs.start(again, place / "asked_late", before=where)
     assert process.wait() == 0, process.stderr
     assert "the model is saved" in process.stderr and not (place / "asked_late" / "eval").exists()
-    answered = (place / "asked_late" / "eval.new" / "base_0shots.jsonl").read_text()
+    answered = (place / "asked_late" / "eval.new" / "tuned_0shots.jsonl").read_text()
     assert answered.count("\n") == 4
     runs.run(again, place / "asked_late")
     for line in answered.splitlines():
-        assert line in (place / "asked_late" / "eval" / "base_0shots.jsonl").read_text().splitlines()
+        assert line in (place / "asked_late" / "eval" / "tuned_0shots.jsonl").read_text().splitlines()
     assert not (place / "asked_late" / "eval.new").exists()
     assert (place / "asked_late" / "eval" / "eval.json").exists() and len(metrics(place / "asked_late")) == 1
 
@@ -535,8 +536,14 @@ def test_ranks_agree_on_the_step_they_stop_after(place):
 
 def _grade_otherwise() -> None:
     """As a grader does that runs into its time limit on one rank only: rank 0 sees a gain each time, rank 1 none."""
-    cell, seen = grading.cell, iter((0.1, 0.2, 0.3) if os.environ["RANK"] == "0" else (0.1, 0.1, 0.1))
-    grading.cell = lambda grades: cell(grades) | {"accuracy": next(seen)}
+    grade, seen = grading.grade, iter((0.1, 0.2, 0.3) if os.environ["RANK"] == "0" else (0.1, 0.1, 0.1))
+
+    def otherwise(rows: list[dict], options: EvalOptions) -> list[grading.Grades]:
+        (grades,) = grade(rows, options)
+        grades.cell["accuracy"] = next(seen)
+        return [grades]
+
+    grading.grade = otherwise
 
 
 def test_ranks_agree_on_what_an_evaluation_found(place):
