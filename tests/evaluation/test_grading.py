@@ -318,7 +318,7 @@ def test_c71_the_threshold_of_an_evaluation_is_an_option_and_what_was_graded_by_
     (tmp_path / "eval.json").write_text("{}")
     assert protocol.is_evaluated(options)
     assert not protocol.is_evaluated(replace(options, threshold=0.5))
-    with pytest.raises(ValueError, match="threshold is inf: must be None, or finite"):
+    with pytest.raises(ValueError, match="threshold is inf: must be None or finite"):
         replace(options, threshold=float("inf"))
 
 

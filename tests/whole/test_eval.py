@@ -227,7 +227,7 @@ def test_a_problem_that_has_changed_is_asked_again(place, tmp_path, monkeypatch)
         ("data", "gsm9k", "data: 'gsm9k' is not one of"),
         ("graders", "last_numbr", "graders: 'last_numbr' is not one of"),
         ("format", "gsm8k.nope", "'gsm8k.nope' is not one of"),
-        ("shots", "0,0", "shots is (0, 0): must be whole numbers >= 0, none twice"),
+        ("shots", "0,0", "shots is (0, 0): must be a list, each item a whole number >= 0, one or more, none twice"),
         ("max_prompt_tokens", "2", "max_prompt_tokens: 9 of 9 prompts are longer than 2 tokens"),
         ("chat", "True", "chat: True needs a tokenizer with a chat template"),
         ("limt", "3", "--limt is not an option; did you mean limit?"),

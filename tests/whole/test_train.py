@@ -707,7 +707,7 @@ def test_c63_what_is_missing_beside_checkpoints_or_was_done_already_is_said(plac
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("seed", 2**63, "seed is 9223372036854775808: must be below 2**63"),
+        ("seed", 2**63, "seed is 9223372036854775808: must be a whole number >= 0 and < 2**63"),
         ("data", "gsm9k", "data: 'gsm9k' is not one of arithmetic, "),
         ("data_path", "/nowhere", "data_path: /nowhere"),
         ("model", "/nowhere", "model: '/nowhere' can not be loaded"),
