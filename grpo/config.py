@@ -212,14 +212,6 @@ def constants(loss: Callable, config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def taken(config: Config) -> str:
-    """The error message if the run's directory is in use already; empty if the run may start or continue."""
-    directory = Path(config.out_dir) / config.run_name
-    if config.resume == "auto" or not directory.exists() or not any(directory.iterdir()):
-        return ""
-    return f"run_name: {directory} exists already; continue it with --resume auto, or take another name"
-
-
 def refuse_auto(config: Config) -> None:
     """Raise ValueError, which names the option, if an `auto` is not settled."""
     for name in options.facts_of(Config, "settled"):

@@ -7,13 +7,16 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from data.prompts import STOP, completion_prompt
 from grpo import distributed, options
+from grpo.batch import Completions
 from grpo.dataloader import tokenize
 from grpo.options import option
 from grpo.policy import load_policy
 from grpo.run.log import say
-from grpo.run.machine import precision_on, prepare
+from grpo.run.machine import settings, settle
 from grpo.sampler import Sampler
 
 
@@ -49,6 +52,25 @@ class SampleOptions:
             raise ValueError("question: give either --prompt or --question, not both")
 
 
+def complete(chosen: SampleOptions, device: torch.device) -> Completions:
+    """The completions that were asked for, by options without an `auto`."""
+    text, stop = chosen.prompt, chosen.stop
+    if chosen.question is not None:
+        text, stop = completion_prompt(chosen.question), STOP
+    elif text is None:
+        text = sys.stdin.read()
+    policy, tokenizer = load_policy(chosen.model, device=device, precision=chosen.precision)
+    return Sampler(policy, tokenizer).generate(
+        tokenize([text], tokenizer),
+        group_size=chosen.num,
+        max_new_tokens=chosen.max_new_tokens,
+        temperature=chosen.temperature,
+        seed=chosen.seed,
+        step=0,
+        stop=stop,
+    )
+
+
 def main(argv: list[str]) -> int:
     """Run the command. Returns the exit code: 0, or 2 for a wrong option or input."""
     if argv and not argv[0].startswith("-"):
@@ -56,22 +78,9 @@ def main(argv: list[str]) -> int:
     chosen = options.parse(SampleOptions, argv, "grpo.sample")
     try:
         device = distributed.init(chosen.device)
-        precision = precision_on(device, chosen.precision)
-        prepare(device, precision)
-        if chosen.question is not None:
-            text, stop = completion_prompt(chosen.question), STOP
-        else:
-            text, stop = chosen.prompt if chosen.prompt is not None else sys.stdin.read(), chosen.stop
-        policy, tokenizer = load_policy(chosen.model, device=device, precision=precision)
-        completions = Sampler(policy, tokenizer).generate(
-            tokenize([text], tokenizer),
-            group_size=chosen.num,
-            max_new_tokens=chosen.max_new_tokens,
-            temperature=chosen.temperature,
-            seed=chosen.seed,
-            step=0,
-            stop=stop,
-        )
+        chosen = settle(chosen, device)
+        with settings(device, chosen.precision):
+            completions = complete(chosen, device)
     except (ValueError, OSError) as error:
         say(f"grpo.sample: error: {error}")
         return 2

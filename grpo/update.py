@@ -85,7 +85,7 @@ class Learner:
         """
         if config.max_tokens_per_microbatch == "auto":
             raise ValueError(
-                "max_tokens_per_microbatch is 'auto': a Learner needs a number; `grpo.run.machine.resolve` gives one"
+                "max_tokens_per_microbatch is 'auto': a Learner needs a number; `grpo.run.machine.settle` gives one"
             )
         self.config, self.reference = config, reference
         loss = lookup(LOSSES, config.loss, "loss")

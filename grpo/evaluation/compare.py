@@ -13,65 +13,52 @@ from typing import TypeVar
 
 import torch
 
-import data
 from data.problem import Problem
 from grpo import distributed
 from grpo.config import Config
-from grpo.dataloader import encode_prompts
+from grpo.dataloader import ProblemSets, refuse_lengths
 from grpo.evaluation import grading, headline, transcripts
 from grpo.evaluation.protocol import EvalOptions, planned
 from grpo.evaluation.transcribe import Interrupted, say_progress, transcribe
 from grpo.files import write_lines
 from grpo.options import read_yaml, write_yaml
-from grpo.policy import learned_positions, load_policy, load_shapes, model_directory, refuse_beyond_positions
+from grpo.policy import learned_positions, load_policy, model_directory, refuse_beyond_positions
 from grpo.run.hosts import at_hand
 from grpo.sampler import Sampler
 
 T = TypeVar("T")
 
 
-def problems_of(options: EvalOptions, shots: int) -> list[Problem]:
-    """The problems of an evaluation, with `shots` worked examples in each prompt."""
-    problems = data.load(options.data, options.split, path=options.data_path, num_shots=shots, seed=options.seed)
-    return problems[: options.limit or None]
-
-
-def check_planned(config: Config, tokenizer, positions: int | None = None) -> None:
-    """Load what a run's evaluations will need, so that a mistake shows before the first step instead of after the last.
+def check_planned(config: Config, sets: ProblemSets) -> None:
+    """Look at what a run's evaluations will need, so that a mistake shows before the first step, not after the last.
 
     Args:
         config: the run's.
-        tokenizer: its model's.
-        positions: that its model has learned (`learned_positions`); None: no bound.
+        sets: its problems, prompts and shapes.
 
     Raises:
         ValueError: a grader is unknown, a split or its exemplars are missing, or a prompt is too long.
     """
     for options in planned(config):
-        prepare(options, [(tokenizer, positions)], "max_new_tokens")
+        prepare(options, sets, "max_new_tokens")
 
 
-def prepare(options: EvalOptions, models: Sequence[tuple], option: str = "budget") -> dict[int, list[Problem]]:
-    """Load the problems, and check every option that can be mistyped.
+def prepare(options: EvalOptions, sets: ProblemSets, option: str = "budget") -> None:
+    """Look at all problems of an evaluation for a model, and check every option that can be mistyped.
 
     Args:
         options: of the evaluation.
-        models: (tokenizer, learned positions or None) of all models; every prompt must fit with each of them.
+        sets: the problems, prompts and shapes of the model.
         option: the one that says how many new tokens there are, for the message.
-
-    Returns:
-        {number of shots: its problems}.
 
     Raises:
         ValueError: a grader is unknown, a split or its exemplars are missing, or a prompt is too long.
     """
     grading.check_graders((*options.graders, options.format))
-    problems = {shots: problems_of(options, shots) for shots in options.shots}
-    for tokenizer, positions in models:
-        for asked in problems.values():
-            ids = encode_prompts(asked, tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens)
-            refuse_beyond_positions(positions, ids, options.budget, option)
-    return problems
+    for shots in options.shots:
+        prompt_ids = sets.prompt_ids(options.split, shots, options.limit)
+        refuse_lengths(prompt_ids, options.max_prompt_tokens)
+        refuse_beyond_positions(learned_positions(sets.shapes[0]), prompt_ids, options.budget, option)
 
 
 def compare_models(
@@ -82,6 +69,7 @@ def compare_models(
     *,
     instead: bool = False,
     kernels: bool = True,
+    sets: ProblemSets | None = None,
 ) -> dict:
     """Evaluate base and tuned model at every number of shots; write transcripts, options and `eval.json` to `out`.
 
@@ -94,6 +82,7 @@ def compare_models(
         should_stop: called between batches; True interrupts the evaluation.
         instead: whether to replace another evaluation that `out` holds.
         kernels: whether the sampler may use the GPU kernels.
+        sets: the base model's problems, if they were loaded before.
 
     Returns:
         The content of `eval.json`, with the cells of the base model first.
@@ -103,7 +92,8 @@ def compare_models(
         Interrupted: `should_stop()` was True on some rank.
     """
     with at_hand(options.tuned) as tuned:
-        return _compare_models(replace(options, tuned=tuned), device, precision, should_stop, instead, kernels)
+        options = replace(options, tuned=tuned)
+        return _compare_models(options, device, precision, should_stop, instead, kernels, sets or ProblemSets(options))
 
 
 def _compare_models(
@@ -113,6 +103,7 @@ def _compare_models(
     should_stop: Callable[[], bool],
     instead: bool,
     kernels: bool,
+    sets: ProblemSets,
 ) -> dict:
     """As `compare_models`, where every rank has the tuned model at hand."""
     out = Path(options.out or "eval")
@@ -121,20 +112,24 @@ def _compare_models(
     sources = {name: model_directory(path) for name, (path, _) in models.items()}
     ingredients = distributed.on_main(lambda: transcripts.made_of(options, precision, sources))
     answered = distributed.on_main(lambda: transcripts.left(out, ingredients, instead))
-    shapes = [_named(name, load_shapes, *where) for name, where in models.items()]
-    problems = prepare(options, [(tokenizer, learned_positions(model)) for model, tokenizer in shapes])
-    if len(models) > 1:  # tuned weights that cannot be read must fail now, not after the base model has answered
+    asked = {"base": sets}
+    prepare(options, sets)
+    if options.tuned is not None:  # what cannot be read must fail now, not after the base model has answered
+        asked["tuned"] = _named("tuned", sets.of_model, options.tuned)
+        prepare(options, asked["tuned"])
         _named("tuned", load_policy, options.tuned, device=device, precision=precision)
     distributed.on_main(lambda: transcripts.begin(out, ingredients, instead))
     texts: dict[str, list[dict]] = {}
     for name, (path, revision) in models.items():
         policy, tokenizer = load_policy(path, revision=revision, device=device, precision=precision)
         sampler = Sampler(policy, tokenizer, kernels=kernels)
-        for shots, asked in problems.items():
+        for shots in options.shots:
+            questions = options.split, shots, options.limit
+            problems, prompt_ids = asked[name].problems(*questions), asked[name].prompt_ids(*questions)
             start, file = time.perf_counter(), f"{name}_{shots}shots"
             rows, cut = answered.get(file, []), None
             try:
-                rows = transcribe(sampler, asked, options, should_stop, rows)
+                rows = transcribe(sampler, problems, options, should_stop, rows, prompt_ids)
             except Interrupted as interrupted:
                 rows, cut = interrupted.rows, interrupted
             rows = texts[file] = [{"model": name, "shots": shots, **row} for row in rows]
@@ -203,7 +198,9 @@ def _summarize(texts: dict[str, list[dict]], options: EvalOptions, stops: Sequen
     )
 
 
-def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions) -> dict:
+def evaluate(
+    sampler: Sampler, problems: Sequence[Problem], options: EvalOptions, prompt_ids: Sequence | None = None
+) -> dict:
     """The evaluation during training: one cell, for the first number of shots, stop policy and grader.
 
     This is a collective call. All ranks grade, so that none waits long for another. The result of rank 0 counts,
@@ -213,11 +210,12 @@ def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions
         sampler: of the model.
         problems: to answer, the same on every rank.
         options: how to prompt, sample and grade.
+        prompt_ids: the problems' prompts in tokens; None: they are tokenized here.
 
     Returns:
         A cell, as `grading.cell` makes it.
     """
-    answers = transcribe(sampler, problems, options)
+    answers = transcribe(sampler, problems, options, prompt_ids=prompt_ids)
     rows = [{"model": "tuned", "shots": options.shots[0], **row} for row in answers]
     grades = grading.grade(
         rows, options.graders[:1], options.stops[:1], options.format, options.timeout, options.threshold

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from data.problem import Problem
 from grpo import distributed
-from grpo.dataloader import encode_prompts, refuse_unequal, render, stop_strings
+from grpo.dataloader import encode_all, refuse_lengths, refuse_unequal, render, stop_strings
 from grpo.evaluation.protocol import EvalOptions
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
@@ -38,6 +38,7 @@ def transcribe(
     options: EvalOptions,
     should_stop: Callable[[], bool] = lambda: False,
     answered: Sequence[dict] = (),
+    prompt_ids: Sequence | None = None,
 ) -> list[dict]:
     """Answer every problem. This is a collective call: ranks share the problems.
 
@@ -47,6 +48,7 @@ def transcribe(
         options: how to prompt and sample.
         should_stop: called between batches; True interrupts.
         answered: rows of an earlier call; they are kept if their problem is still the same.
+        prompt_ids: the problems' prompts in tokens; None: they are tokenized here.
 
     Returns:
         On every rank, one row per problem and sample, in that order. A row holds:
@@ -64,9 +66,9 @@ def transcribe(
     refuse_unequal(problems)
     if not problems:
         raise ValueError("data: there is no problem to evaluate")
-    prompt_ids = encode_prompts(
-        problems, sampler.tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens
-    )
+    if prompt_ids is None:
+        prompt_ids = encode_all(problems, sampler.tokenizer, options.chat)
+    refuse_lengths(prompt_ids, options.max_prompt_tokens)
     trunk = trunk_length(prompt_ids)
     known = [row for row in answered if _is_of(row, problems, sampler.tokenizer, options.chat)]
     asked = set(range(len(problems))) - {row["index"] for row in known}

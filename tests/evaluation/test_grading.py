@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -426,9 +427,8 @@ def test_grading_again_gives_the_same_eval_json(tmp_path, monkeypatch, samples):
     answers = iter(texts.values())  # both numbers of shots of base, then those of tuned
     monkeypatch.setattr(compare, "load_policy", lambda *_, **__: (None, None))
     monkeypatch.setattr(compare, "Sampler", lambda *_, **__: None)
-    monkeypatch.setattr(compare, "load_shapes", lambda *_: (None, None))
-    monkeypatch.setattr(compare, "learned_positions", lambda model: None)
-    monkeypatch.setattr(compare, "prepare", lambda options, _: dict.fromkeys(options.shots))
+    monkeypatch.setattr(compare, "ProblemSets", lambda options: Mock())  # whatever it is asked for
+    monkeypatch.setattr(compare, "prepare", lambda *_: None)
     monkeypatch.setattr(
         compare,
         "transcribe",
