@@ -210,7 +210,7 @@ def test_another_model_shares_problems_and_tokens_only_if_it_has_the_same_tokeni
     assert counted.loaded == {("test", 0): 1} and not counted.tokenized
     bytes_ = sets.of_model(other).prompt_ids("test", 0)
     prompts = [problem.prompt for problem in sets.problems("test", 0)]
-    assert [bytes(ids.tolist()).decode() for ids in bytes_] == prompts
+    assert [special_tokenizer(EOS).decode(ids) for ids in bytes_] == prompts
     assert [counted.tokenized[text] for text in prompts] == [1] * 7
     sets.of_model(with_template).prompt_ids("test", 0)
     assert [counted.tokenized[text] for text in prompts] == [2] * 7
