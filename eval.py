@@ -19,7 +19,7 @@ from grpo.evaluation.compare import compare_models, regrade
 from grpo.evaluation.protocol import EvalOptions
 from grpo.evaluation.transcribe import Interrupted
 from grpo.run.log import say
-from grpo.run.machine import precision_on, prepare
+from grpo.run.machine import settings, settle
 from grpo.run.signals import Signals
 
 
@@ -31,10 +31,9 @@ def main(argv: list[str]) -> int:
         if chosen.regrade is not None:
             result = distributed.on_main(lambda: regrade(chosen))
         else:
-            precision = precision_on(device, chosen.precision)
-            prepare(device, precision)
-            with Signals() as signals:
-                result = compare_models(chosen, device, precision, signals.asked)
+            chosen = settle(chosen, device)
+            with settings(device, chosen.precision), Signals() as signals:
+                result = compare_models(chosen, device, chosen.precision, signals.asked)
     except Interrupted:
         say(f"stopped; the answers so far are in {chosen.out or 'eval'}, and the same command continues")
         return 0

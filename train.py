@@ -11,29 +11,30 @@ buffers and asynchronous rollouts.
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpo  # noqa: F401  before torch, which reads settings when it is loaded
 
 # isort: split
 import torch
 
-import data
 from grpo import distributed
 from grpo.config import Config, parse_args
+from grpo.dataloader import ProblemSets
 from grpo.doctor import diagnose
 from grpo.doctor.watch import Watch
 from grpo.evaluation import headline, protocol
-from grpo.evaluation.compare import check_planned, compare_models, evaluate, problems_of
+from grpo.evaluation.compare import check_planned, compare_models, evaluate
 from grpo.evaluation.transcribe import Interrupted
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
-from grpo.policy import Policy, frozen_copy, load_policy, load_shapes, model_directory, prepare_saving, save_model
+from grpo.policy import Policy, frozen_copy, load_policy, model_directory, prepare_saving, save_model
 from grpo.report import write_report
 from grpo.rollout import Collector, measure, write_transcripts
 from grpo.run import inputs
-from grpo.run.directory import claim, is_trained, keep_smaller, open_directory, sole_user, take_evaluation
+from grpo.run.directory import begun, claim, is_trained, keep_smaller, open_directory, sole_user, take_evaluation
 from grpo.run.log import Clock, Log, say
-from grpo.run.machine import device_memory, peak_bytes, prepare, resolve
+from grpo.run.machine import device_memory, peak_bytes, settings, settle
 from grpo.run.signals import Signals
 from grpo.run.state import State, Stopped, due, restore_state, save_state, stop_before, why_stop
 from grpo.sampler import Sampler
@@ -41,37 +42,26 @@ from grpo.update import Learner
 from rewards.runner import RewardRunner
 
 
-def train(config: Config, directory: Path, device: torch.device, signals: Signals) -> None:
+def train(config: Config, sets: ProblemSets, directory: Path, device: torch.device, signals: Signals) -> None:
     """Do all steps that are left, then write `final/`.
 
     Raises:
         Stopped: after a signal, or after several updates without a finite gradient. The state is saved.
         ValueError: an option is wrong, or a step does not fit into memory.
     """
-    problems = data.load(config.data, "train", path=config.data_path, num_shots=config.num_shots, seed=config.seed)
-    free = min(distributed.gather_objects(device_memory(device)[0]))
-    config = distributed.on_main(lambda: diagnose.fit(config, problems, device, free))
-    policy, tokenizer = load_policy(
-        config.model,
-        revision=config.revision,
-        device=device,
-        precision=config.precision,
-        activation_checkpointing=config.activation_checkpointing,
-    )
-    weights = inputs.of_weights(policy)
-    reference = frozen_copy(policy) if config.kl_coef > 0 else None
-    if config.compile:
-        compile_layers(policy, reference)
+    free = least_free(device)
+    distributed.on_main(lambda: diagnose.refuse_unfit(config, sets, device, free))
+    policy, tokenizer, reference, base = load(config, device)
     learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer, kernels=config.compile)
     with RewardRunner(config.rewards, config.reward_timeout) as rewards:
-        collector = Collector(config, problems, sampler, rewards)
-        final_dtype = look_ahead(config, policy, tokenizer, sampler.positions, device, signals)
-        state, watch = restore_state(directory, learner), Watch(config)
+        problems, prompt_ids = sets.problems("train", config.num_shots), sets.prompt_ids("train", config.num_shots)
+        collector = Collector(config, problems, sampler, rewards, prompt_ids)
+        final_dtype = look_ahead(config, sets, policy, tokenizer, device, signals)
+        state = restore_state(directory, learner)
         stop_before(state, signals)
-        made_of = inputs.look(config, weights, policy.commit, problems, collector.prompt_ids)
-        inputs.check(directory, config, state.step, made_of)
-        claim(directory, config, device)
+        claim(directory, config, device, state.step, inputs.look(config, base, problems, collector.prompt_ids))
+        watch = Watch(config)
         with Log(directory, config, state.step) as log:
             while state.step < config.num_steps:
                 step = state.step + 1
@@ -82,8 +72,9 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
                 with clock("reward"):
                     rollout = collector.reward(drawn)
                 with clock("learn"):
+                    budget = learner.max_tokens
                     finite = learner.learn(rollout.batch, step, sums)
-                    config = keep_smaller(directory, config, learner.max_tokens, log.display)
+                    keep_smaller(directory, config, budget, learner.max_tokens, log.display)
 
                 state = state.after(step, finite)
                 measure(rollout, config.rewards, sums)
@@ -92,7 +83,7 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
                 if due(step, config.eval_every):
                     with clock("evaluate"):
                         sampler.refresh(policy)
-                        state, measured = validate(config, sampler, state)
+                        state, measured = validate(config, sets, sampler, state)
                     metrics |= measured
                 log.write(step, metrics)
                 for trouble in watch.see(step, metrics, distributed.gather_objects(rewards.first_errors)):
@@ -106,8 +97,23 @@ def train(config: Config, directory: Path, device: torch.device, signals: Signal
     distributed.on_main(lambda: save_model(policy, tokenizer, directory / "final", final_dtype))
 
 
+def load(config: Config, device: torch.device) -> tuple[Policy, Any, Policy | None, dict]:
+    """The policy that a run begins with, its tokenizer, its frozen copy for the KL, and what `inputs` says of it."""
+    policy, tokenizer = load_policy(
+        config.model,
+        revision=config.revision,
+        device=device,
+        precision=config.precision,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    reference = frozen_copy(policy) if config.kl_coef > 0 else None
+    if config.compile:
+        compile_layers(policy, reference)
+    return policy, tokenizer, reference, inputs.of_model(policy)
+
+
 def look_ahead(
-    config: Config, policy: Policy, tokenizer, positions: int | None, device: torch.device, signals: Signals
+    config: Config, sets: ProblemSets, policy: Policy, tokenizer, device: torch.device, signals: Signals
 ) -> torch.dtype:
     """Find what would go wrong later, before the first step: in evaluations, in writing `final/`, and by the doctor.
 
@@ -117,32 +123,34 @@ def look_ahead(
     Raises:
         ValueError: the run could not come to its end.
     """
-    check_planned(config, tokenizer, positions)
+    check_planned(config, sets)
     dtype = distributed.on_main(
         lambda: prepare_saving(policy, tokenizer, config.model, config.revision, dtype=config.final_dtype)
     )
-    distributed.on_main(lambda: diagnose.warn(config, policy.model, tokenizer, device, signals.asked))
+    distributed.on_main(lambda: diagnose.warn(config, sets, device, signals.asked))
     return dtype
 
 
-def validate(config: Config, sampler: Sampler, state: State) -> tuple[State, dict[str, float]]:
+def validate(config: Config, sets: ProblemSets, sampler: Sampler, state: State) -> tuple[State, dict[str, float]]:
     """Evaluate on the validation split. Returns the state, with the best step updated, and the `eval/...` metrics."""
     options = protocol.validation_options(config)
-    cell = evaluate(sampler, problems_of(options, config.num_shots), options)
+    asked = options.split, config.num_shots, options.limit
+    cell = evaluate(sampler, sets.problems(*asked), options, sets.prompt_ids(*asked))
     if cell["accuracy"] > state.best_accuracy:
         state = replace(state, best_step=state.step, best_accuracy=cell["accuracy"])
     numbers = {name: value for name, value in cell.items() if isinstance(value, int | float) and name != "shots"}
     return state, {f"eval/{name}": value for name, value in numbers.items()}
 
 
-def compare(config: Config, directory: Path, device: torch.device, signals: Signals) -> None:
+def compare(config: Config, sets: ProblemSets, directory: Path, device: torch.device, signals: Signals) -> None:
     """Evaluate the base model and `final/` on the test split, if this was not done before, and print both."""
     result = directory / "eval" / "eval.json"
     options = protocol.options_of(config, result.parent)
     if not distributed.on_main(lambda: protocol.is_evaluated(options)):
         # An older evaluation with other options stays in place until this one is finished.
         beside = replace(options, out=str(directory / "eval.new"))
-        compare_models(beside, device, config.precision, signals.asked, instead=True, kernels=bool(config.compile))
+        kernels = bool(config.compile)
+        compare_models(beside, device, config.precision, signals.asked, instead=True, kernels=kernels, sets=sets)
         take_evaluation(directory)
     if distributed.is_main():
         print(headline.table_of(result))
@@ -159,38 +167,57 @@ def report(directory: Path) -> None:
         say(f"warning: {directory} has no report.html ({type(error).__name__}: {error}); try python -m grpo.report")
 
 
-def check(config: Config, device: torch.device) -> int:
+def settled(asked: Config, sets: ProblemSets, device: torch.device, before: Config | None) -> Config:
+    """The config of a run: each `auto` has a value, the same on all ranks. `before`: what a resumed run began with."""
+    free = least_free(device)
+
+    def budget(known: Config) -> int:
+        return diagnose.budget(known, sets, device, free)
+
+    return distributed.on_main(lambda: settle(asked, device, before, budget))
+
+
+def least_free(device: torch.device) -> int:
+    """Bytes of memory that are free now, the smallest number of all ranks."""
+    return min(distributed.gather_objects(device_memory(device)[0]))
+
+
+def check(config: Config, sets: ProblemSets, device: torch.device) -> int:
     """Print what is wrong with the recipe, from data, tokenizer and sizes. Returns 1 for a finding `sure`, else 0."""
-    config = resolve(config, device)
-    report, code = distributed.on_main(
-        lambda: diagnose.check(config, *load_shapes(config.model, config.revision), device)
-    )
+    report, code = distributed.on_main(lambda: diagnose.check(config, sets, device))
     if distributed.is_main():
         print(report)
     return code
 
 
+def run(config: Config, sets: ProblemSets, directory: Path, device: torch.device, signals: Signals) -> None:
+    """Train if there are steps left, then evaluate and report."""
+    if distributed.is_main():
+        print(f"base model: {model_directory(config.model)}", flush=True)
+    with sole_user(directory):
+        if not is_trained(directory, config):
+            train(config, sets, directory, device, signals)
+        if config.final_eval:
+            compare(config, sets, directory, device, signals)
+        if distributed.is_main():
+            report(directory)
+
+
 def main(argv: list[str]) -> int:
     """Train, evaluate and report. Returns the exit code: 0, 2 for a wrong option or input, or that of `Stopped`."""
-    config, code = parse_args(argv), 0
+    asked, code = parse_args(argv), 0
     try:
-        device = distributed.init(config.device, config.ddp_timeout)
-        if config.check:
-            code = check(config, device)
-            distributed.shutdown()
-            return code
-        with Signals() as signals:
-            config, directory = open_directory(config, device)
-            prepare(device, config.precision)
-            if distributed.is_main():
-                print(f"base model: {model_directory(config.model)}", flush=True)
-            with sole_user(directory):
-                if not is_trained(directory, config):
-                    train(config, directory, device, signals)
-                if config.final_eval:
-                    compare(config, directory, device, signals)
-                if distributed.is_main():
-                    report(directory)
+        device = distributed.init(asked.device, asked.ddp_timeout)
+        sets = ProblemSets(asked)
+        if asked.check:
+            code = check(settled(asked, sets, device, None), sets, device)
+        else:
+            with Signals() as signals:
+                before = distributed.on_main(lambda: begun(asked))
+                config = settled(asked, sets, device, before)
+                directory = distributed.on_main(lambda: open_directory(config, before))
+                with settings(device, config.precision):
+                    run(config, sets, directory, device, signals)
     except Stopped as reason:
         say(reason)
         code = reason.code

@@ -17,7 +17,7 @@ from bench.work import Sampled, Work
 from data.problem import Problem
 from grpo import distributed
 from grpo.config import Config, from_yaml
-from grpo.dataloader import draw_prompts
+from grpo.dataloader import ProblemSets, draw_prompts
 from grpo.doctor import diagnose
 from grpo.doctor.speed import measured
 from grpo.kernels.compiled import compile_layers
@@ -25,7 +25,7 @@ from grpo.metrics import Sums
 from grpo.policy import Policy, frozen_copy, load_policy, load_shapes
 from grpo.rollout import Collector
 from grpo.run.log import Clock
-from grpo.run.machine import device_memory, peak_bytes, prepare, resolve
+from grpo.run.machine import device_memory, peak_bytes, settings, settle
 from grpo.sampler import Sampler
 from grpo.tree import shared_prefix
 from grpo.update import Learner
@@ -102,10 +102,16 @@ def ours(work: dict) -> dict:
     """
     asked = Work(**work)
     device = distributed.init(asked.device)
-    config = resolve(config_of(asked), device)
-    prepare(device, config.precision)
-    problems = problems_of(asked)
-    config = diagnose.fit(config, problems, device, device_memory(device)[0])
+    with settings(device, asked.dtype):
+        return timed(asked, device)
+
+
+def timed(asked: Work, device: torch.device) -> dict:
+    """What `ours` returns, in a process whose settings are made."""
+    problems, free = problems_of(asked), device_memory(device)[0]
+    sets = ProblemSets(config_of(asked), {("train", asked.shots): problems})
+    config = settle(config_of(asked), device, budget=lambda known: diagnose.budget(known, sets, device, free))
+    diagnose.refuse_unfit(config, sets, device, free)
     policy, tokenizer = load_policy(
         config.model,
         device=device,
@@ -120,7 +126,7 @@ def ours(work: dict) -> dict:
     sampler.is_eos[:] = False
     steps = []
     with RewardRunner(config.rewards, config.reward_timeout) as runner:
-        collector = Collector(config, problems, sampler, runner)
+        collector = Collector(config, problems, sampler, runner, sets.prompt_ids("train", asked.shots))
         for step in range(1, asked.warmup + asked.steps + 1):
             sums, clock = Sums(), Clock()
             with clock("rollout"):

@@ -25,7 +25,7 @@ from grpo import distributed, options
 from grpo.dataloader import encode_prompts
 from grpo.files import write_whole
 from grpo.policy import load_policy
-from grpo.run.machine import prepare
+from grpo.run.machine import settings
 from grpo.sampler import Sampler
 
 COLUMNS = ("one_in", "in_flight", "tokens_sampled", "padded", "rollout_s", "ms_per_token")
@@ -53,7 +53,9 @@ def main(argv: list[str]) -> int:
     asked = options.parse(Stopping, argv, "bench.stopping")
     try:
         check_out(asked.out)
-        rows = measure(asked)
+        device = distributed.init(asked.device)
+        with settings(device, asked.dtype):
+            rows = measure(asked, device)
         written = {"machine": machine(asked.device), "versions": versions(), "settings": vars(asked), "rollouts": rows}
         write_whole(Path(asked.out), json.dumps(written, indent=1) + "\n")
     except (ValueError, OSError) as error:
@@ -66,12 +68,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measure(asked: Stopping) -> list[dict]:
+def measure(asked: Stopping, device: torch.device) -> list[dict]:
     """One row of numbers for each pair of `one_in` and `in_flight`, after an untimed rollout."""
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    device = distributed.init(asked.device)
-    prepare(device, asked.dtype)
     policy, tokenizer = load_policy(asked.model, device=device, precision=asked.dtype)
     problems = problems_of_step(asked, problems_of(asked), 1)
     encoded = encode_prompts(problems, tokenizer, chat=False, max_prompt_tokens=LONGEST_PROMPT)

@@ -5,6 +5,7 @@ here imports torch or grpo.
 """
 
 import importlib
+import os
 import pkgutil
 import traceback
 
@@ -14,7 +15,9 @@ from data.splits import SPLITS
 NOT_DATA_SETS = {"problem", "prompts", "rows", "splits"}
 
 
-def load(name: str, split: str, *, path: str | None = None, num_shots: int = 0, seed: int = 0) -> list[Problem]:
+def load(
+    name: str, split: str, *, path: str | os.PathLike | None = None, num_shots: int = 0, seed: int = 0
+) -> list[Problem]:
     """The problems of one split of a data set. Their order depends only on the arguments.
 
     Args:
@@ -32,6 +35,11 @@ def load(name: str, split: str, *, path: str | None = None, num_shots: int = 0, 
         raise ValueError(f"data: {name!r} is not one of {', '.join(known)}")
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+    if not isinstance(path, str | os.PathLike | None):
+        raise ValueError(f"data_path: {path!r} is no path")
+    path = None if path is None else os.fspath(path)
+    if not isinstance(num_shots, int) or num_shots < 0:
+        raise ValueError(f"num_shots: {num_shots!r} must be a whole number >= 0")
     try:
         problems = importlib.import_module(f"data.{name}").load(split, path=path, num_shots=num_shots, seed=seed)
     except (ValueError, OSError):

@@ -1,18 +1,26 @@
 """Every option of a run, in one frozen flat dataclass. Its fields are the flags of `train.py` and the keys of a recipe.
 
-Left out: reading text (`options.py`), sizes that depend on the machine, and checking names of functions or files such
-as `loss` or `data`. Those are looked up with `lookup` where their tables are.
+A new option is a new field: nothing else has to know of it. What is known of an option stands on its line:
+
+- its range (without one, its type decides);
+- `may_change`: it may differ when a run is resumed. These are places, the length of the run, evaluation, checkpoints,
+  and how the work is divided. A change of any other option would make it another experiment;
+- `settled`: its `auto` gets a value when the machine is known (`run/machine.py`);
+- `evaluation`: the option of the final evaluation that takes its value (`evaluation/protocol.py`).
+
+Left out: reading text (`options.py`), what `auto` means, and checking names of functions or files
+such as `loss` or `data`. Those are looked up with `lookup` where their tables are.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar
 
 from grpo import options
+from grpo.options import option
 
 T = TypeVar("T")
 
@@ -25,60 +33,60 @@ class Config:
     """
 
     # The run.
-    run_name: str = "demo"
+    run_name: str = option("demo", may_change=True)
     """Name of the run; everything is written to <out_dir>/<run_name>. Allowed: letters, digits, `_ . + = , -`."""
-    out_dir: str = "runs"
+    out_dir: str = option("runs", may_change=True)
     """Directory that holds all runs."""
-    seed: int = 0
-    """Seed of data order, sampling and minibatch order. >= 0."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = option(0, ">= 0 and < 2**63", evaluation="seed")
+    """Seed of data order, sampling and minibatch order."""
+    device: Literal["auto", "cpu", "cuda"] = option("auto", may_change=True, settled=True)
     """Where to compute; auto: cuda if there is one. With torchrun, process k of a machine takes GPU k."""
-    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = option("auto", settled=True)
     """Dtype of matrix products; master weights are float32 (float64 in fp64). auto: bf16 on cuda, fp32 on cpu."""
-    resume: Literal["never", "auto"] = "never"
+    resume: Literal["never", "auto"] = option("never", may_change=True)
     """never: an existing run is an error. auto: continue from its newest checkpoint, or start if there is none."""
-    check: bool = False
+    check: bool = option(False, may_change=True)
     """Start nothing; only check options, data, tokenizer and model sizes, and say what is wrong with them."""
-    ddp_timeout: float = 600.0
-    """Seconds that a process waits for the others, for example for slow rewards, before it stops. > 0, at most 1e9."""
+    ddp_timeout: float = option(600.0, "> 0 and <= 1e9", may_change=True)  # torch: nanoseconds in 64 bits
+    """Seconds that a process waits for the others, for example for slow rewards, before it stops."""
 
     # Model and data.
-    model: str = "embedded"
+    model: str = option("embedded", evaluation="model")
     """embedded: the small base model in this repository; otherwise a local directory or a Hugging Face hub name."""
-    revision: str | None = None
+    revision: str | None = option(None, evaluation="revision")
     """Commit, tag or branch of a hub model; None: its default branch."""
-    data: str = "arithmetic"
+    data: str = option("arithmetic", evaluation="data")
     """Name of a file in data/: arithmetic, gsm8k, jsonl, ..."""
-    data_path: str | None = None
+    data_path: str | None = option(None, may_change=True, evaluation="data_path")
     """Directory with train.jsonl and test.jsonl (or .json, .parquet), or one file; None: the data's own source."""
-    num_shots: int = 0
-    """Worked examples put before each question. >= 0."""
-    chat: bool = False
+    num_shots: int = option(0, ">= 0")
+    """Worked examples put before each question."""
+    chat: bool = option(False, evaluation="chat")
     """Render prompts with the tokenizer's chat template; worked examples become turns of the chat."""
-    max_prompt_tokens: int = 1024
-    """Longest prompt in tokens; a longer prompt is an error at start-up and is never cut. >= 1."""
+    max_prompt_tokens: int = option(1024, ">= 1")
+    """Longest prompt in tokens; a longer prompt is an error at start-up and is never cut."""
     skip_long_prompts: bool = False
     """Skip training prompts that are longer or have no token, and say how many. Evaluations skip none."""
 
     # Rollouts. Sizes are global, over all processes.
-    num_steps: int = 30
-    """Number of steps; each step samples, rewards and learns. >= 1."""
-    prompts_per_step: int = 16
-    """Prompts drawn in a step. >= 1."""
-    group_size: int = 8
-    """Completions sampled for each prompt; the advantage compares them with each other. >= 1."""
-    max_new_tokens: int = 96
-    """Longest completion in tokens. >= 1."""
-    temperature: float = 1.0
-    """Sampling temperature; it divides the logits of policy, old policy and reference. > 0."""
+    num_steps: int = option(30, ">= 1", may_change=True)
+    """Number of steps; each step samples, rewards and learns."""
+    prompts_per_step: int = option(16, ">= 1")
+    """Prompts drawn in a step."""
+    group_size: int = option(8, ">= 1")
+    """Completions sampled for each prompt; the advantage compares them with each other."""
+    max_new_tokens: int = option(96, ">= 1", evaluation="budget")
+    """Longest completion in tokens."""
+    temperature: float = option(1.0, "> 0 and finite")
+    """Sampling temperature; it divides the logits of policy, old policy and reference."""
 
     # Rewards.
-    rewards: tuple[str, ...] = ("gsm8k.format", "gsm8k.correctness")
-    """Reward functions in rewards/, as file.function. At least one, none twice."""
-    reward_weights: tuple[float, ...] = (1.0, 1.0)
-    """One weight for each reward function. Finite."""
-    reward_timeout: float = 5.0
-    """Seconds that one call of a reward function may take; a slower call makes the sample invalid. > 0."""
+    rewards: tuple[str, ...] = option(("gsm8k.format", "gsm8k.correctness"), distinct=True)
+    """Reward functions in rewards/, as file.function."""
+    reward_weights: tuple[float, ...] = option((1.0, 1.0), "finite")
+    """One weight for each reward function."""
+    reward_timeout: float = option(5.0, "> 0 and finite", evaluation="timeout")
+    """Seconds that one call of a reward function may take; a slower call makes the sample invalid."""
 
     # Algorithm.
     combine: Literal["rewards", "advantages"] = "rewards"
@@ -89,132 +97,93 @@ class Config:
     """Function of grpo/losses.py: grpo, gspo, cispo, reinforce."""
     weighting: str = "token_mean"
     """Function of grpo/weighting.py, the weight of a token: token_mean, sequence_mean, constant_length."""
-    clip_low: float = 0.2
-    """The ratio is clipped below at 1 - clip_low. 0..1."""
-    clip_high: float = 0.2
-    """The ratio is clipped above at 1 + clip_high. >= 0, inf allowed."""
+    clip_low: float = option(0.2, ">= 0 and <= 1")
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float = option(0.2, ">= 0")
+    """The ratio is clipped above at 1 + clip_high; inf: never."""
     kl: str = "k3"
     """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3."""
-    kl_coef: float = 0.01
-    """Weight of the KL (nats per token) in the loss; 0: no reference is loaded. >= 0."""
+    kl_coef: float = option(0.01, ">= 0 and finite")
+    """Weight of the KL (nats per token) in the loss; 0: no reference is loaded."""
     sampler_correction: str = "none"
     """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask."""
-    correction_cap: float = 2.0
-    """Cap of the factor that sampler_correction computes. >= 1."""
-    num_epochs: int = 1
-    """Passes over the rollouts of a step. >= 1."""
-    minibatch_size: int = 0
+    correction_cap: float = option(2.0, ">= 1 and finite")
+    """Cap of the factor that sampler_correction computes."""
+    num_epochs: int = option(1, ">= 1")
+    """Passes over the rollouts of a step."""
+    minibatch_size: int = option(0, ">= 0")
     """Sequences in one update, a multiple of group_size; 0: all sequences of the step."""
     mask_truncated: bool = False
     """Leave completions that were cut at max_new_tokens out of the loss; they stay in the baseline."""
 
     # Optimiser (AdamW) and memory.
-    learning_rate: float = 2e-4
-    """Peak learning rate. >= 0."""
+    learning_rate: float = option(2e-4, ">= 0 and finite")
+    """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or falling to 0 after num_steps."""
-    warmup_steps: int = 0
-    """Steps in which the learning rate rises linearly from 0. >= 0."""
-    adam_beta1: float = 0.9
-    """Decay of the first moment. >= 0 and < 1."""
-    adam_beta2: float = 0.99
-    """Decay of the second moment. >= 0 and < 1."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay. >= 0."""
-    max_grad_norm: float = 1.0
-    """A gradient with a larger norm is scaled down to this norm; 0: off. >= 0."""
-    max_tokens_per_microbatch: int | Literal["auto"] = "auto"
-    """Tokens of a forward and backward pass, per process; auto: by memory. Halved if a GPU runs out of memory. >= 1."""
-    activation_checkpointing: bool = False
+    warmup_steps: int = option(0, ">= 0")
+    """Steps in which the learning rate rises linearly from 0."""
+    adam_beta1: float = option(0.9, ">= 0 and < 1")
+    """Decay of the first moment."""
+    adam_beta2: float = option(0.99, ">= 0 and < 1")
+    """Decay of the second moment."""
+    weight_decay: float = option(0.0, ">= 0 and finite")
+    """Decoupled weight decay."""
+    max_grad_norm: float = option(1.0, ">= 0 and finite")
+    """A gradient with a larger norm is scaled down to this norm; 0: off."""
+    max_tokens_per_microbatch: Literal["auto"] | int = option("auto", ">= 1", may_change=True, settled=True)
+    """Tokens of a forward and backward pass, per process; auto: by memory. Halved if a GPU runs out of memory."""
+    activation_checkpointing: bool = option(False, may_change=True)
     """Recompute activations in the backward pass, which takes less memory and about a third more time."""
-    compile: bool | Literal["auto"] = "auto"
+    compile: Literal["auto"] | bool = option("auto", may_change=True, settled=True)
     """Compile layers and attention for learning; this takes a minute or more in the first step. auto: only on cuda in
     bf16 or fp16, if there is a C compiler. Elsewhere True works too, but gains little."""
 
     # Checkpoints and evaluation.
-    checkpoint_every: int = 10
-    """Steps between checkpoints; 0: only at the end and when interrupted. >= 0."""
-    keep_checkpoints: int = 2
-    """Number of newest checkpoints to keep; the best on validation is kept too. >= 1."""
-    final_dtype: Literal["base", "float32"] = "base"
+    checkpoint_every: int = option(10, ">= 0", may_change=True)
+    """Steps between checkpoints; 0: only at the end and when interrupted."""
+    keep_checkpoints: int = option(2, ">= 1", may_change=True)
+    """Number of newest checkpoints to keep; the best on validation is kept too."""
+    final_dtype: Literal["base", "float32"] = option("base", may_change=True)
     """Dtype of the weights in final/. base: that of the base model's files (bfloat16 halves the size, and rounds
     what was learned); float32: as it was learned."""
-    eval_every: int = 0
-    """Steps between evaluations on validation; 0: never. >= 0."""
-    eval_limit: int = 200
-    """Number of problems in an evaluation during training; 0: all. >= 0."""
-    eval_batch: int = 64
-    """Problems sampled at once in evaluations, per process. >= 1."""
-    eval_shots: tuple[int, ...] | None = None
-    """Numbers of worked examples in the final evaluation, none twice; None: num_shots. >= 0."""
-    final_eval: bool = True
+    eval_every: int = option(0, ">= 0", may_change=True)
+    """Steps between evaluations on validation; 0: never."""
+    eval_limit: int = option(200, ">= 0", may_change=True)
+    """Number of problems in an evaluation during training; 0: all."""
+    eval_batch: int = option(64, ">= 1", may_change=True, evaluation="batch")
+    """Problems sampled at once in evaluations, per process."""
+    eval_shots: tuple[int, ...] | None = option(None, ">= 0", distinct=True, may_change=True)
+    """Numbers of worked examples in the final evaluation; None: num_shots."""
+    final_eval: bool = option(True, may_change=True)
     """Evaluate base and tuned model on the test split at the end."""
-    final_eval_limit: int = 500
-    """Number of problems in the final evaluation; 0: all. >= 0."""
-    eval_correct: str = "gsm8k.correctness"
+    final_eval_limit: int = option(500, ">= 0", may_change=True, evaluation="limit")
+    """Number of problems in the final evaluation; 0: all."""
+    eval_correct: str = option("gsm8k.correctness", may_change=True)
     """Reward function that decides in evaluations whether an answer is right."""
-    eval_threshold: float | None = None
-    """Value of eval_correct from which an answer is right; None: its full value, 1 unless it states another. Finite."""
-    eval_format: str = "gsm8k.format"
+    eval_threshold: float | None = option(None, "finite", may_change=True, evaluation="threshold")
+    """Value of eval_correct from which an answer is right; None: its full value, 1 unless it states another."""
+    eval_format: str = option("gsm8k.format", may_change=True, evaluation="format")
     """Reward function that decides in evaluations whether an answer has the format: by its full value."""
-    tensorboard: bool = False
+    tensorboard: bool = option(False, may_change=True)
     """Also write TensorBoard files (needs the extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for the first option that is out of its range."""
-        for name, allowed, holds in _rules(self):
+        """Raises ValueError for the first option that is not allowed: by its own line, or beside the others."""
+        options.check(self)
+        plain, group_size = r"\w[\w.+=,-]*", self.group_size
+        rules = (
+            ("run_name", "a plain name (letters, digits, _.+=,-)", re.fullmatch(plain, self.run_name)),
+            ("reward_weights", f"one number for each of {self.rewards}", len(self.reward_weights) == len(self.rewards)),
+            ("minibatch_size", f"0 or a multiple of group_size ({group_size})", self.minibatch_size % group_size == 0),
+        )
+        for name, allowed, holds in rules:
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: must be {allowed}")
 
 
-_WHOLE = {
-    0: ("seed", "num_shots", "minibatch_size", "warmup_steps", "checkpoint_every", "eval_every", "eval_limit")
-    + ("final_eval_limit",),
-    1: ("max_prompt_tokens", "num_steps", "prompts_per_step", "group_size", "max_new_tokens", "num_epochs")
-    + ("keep_checkpoints", "eval_batch"),
-}
-_POSITIVE = ("ddp_timeout", "temperature", "reward_timeout")
-_NOT_NEGATIVE = ("kl_coef", "learning_rate", "weight_decay", "max_grad_norm")
-_CHOICES = ("device", "precision", "resume", "combine", "schedule", "final_dtype")
-
-
-def _rules(c: Config) -> list[tuple[str, str, bool]]:
-    """One (option, what is allowed, whether it holds) per rule. A NaN fails every comparison, so it is refused."""
-    choices = {name: get_args(get_type_hints(Config)[name]) for name in _CHOICES}
-    tokens, shots, group_size = c.max_tokens_per_microbatch, c.eval_shots, max(1, c.group_size)
-    return [
-        *((name, f">= {low}", getattr(c, name) >= low) for low, names in _WHOLE.items() for name in names),
-        *((name, "> 0 and finite", 0 < getattr(c, name) < math.inf) for name in _POSITIVE),
-        *((name, ">= 0 and finite", 0 <= getattr(c, name) < math.inf) for name in _NOT_NEGATIVE),
-        *((name, f"one of {', '.join(known)}", getattr(c, name) in known) for name, known in choices.items()),
-        ("seed", "below 2**63", c.seed < 2**63),
-        ("ddp_timeout", "at most 1e9", c.ddp_timeout <= 1e9),  # torch counts nanoseconds in 64 bits: 9.2e9 s at most
-        ("run_name", "a plain name (letters, digits, _.+=,-)", bool(re.fullmatch(r"\w[\w.+=,-]*", c.run_name))),
-        ("rewards", "a tuple of names, not one text", not isinstance(c.rewards, str)),
-        ("rewards", "one or more names, none twice", 0 < len(c.rewards) == len(set(c.rewards))),
-        ("reward_weights", f"one number for each of {c.rewards}", len(c.reward_weights) == len(c.rewards)),
-        ("reward_weights", "finite", all(map(math.isfinite, c.reward_weights))),
-        ("clip_low", "between 0 and 1", 0 <= c.clip_low <= 1),
-        ("clip_high", ">= 0", c.clip_high >= 0),
-        ("correction_cap", ">= 1 and finite", 1 <= c.correction_cap < math.inf),
-        ("adam_beta1", ">= 0 and < 1", 0 <= c.adam_beta1 < 1),
-        ("adam_beta2", ">= 0 and < 1", 0 <= c.adam_beta2 < 1),
-        ("minibatch_size", f"0 or a multiple of group_size ({c.group_size})", c.minibatch_size % group_size == 0),
-        ("max_tokens_per_microbatch", "auto or >= 1", tokens == "auto" or tokens >= 1),
-        ("compile", "auto, True or False", c.compile in ("auto", True, False)),
-        ("eval_threshold", "None, or finite", c.eval_threshold is None or math.isfinite(c.eval_threshold)),
-        ("eval_shots", "None or numbers >= 0", shots is None or min(shots, default=-1) >= 0),
-        ("eval_shots", "without a number twice", shots is None or len(set(shots)) == len(shots)),
-    ]
-
-
 def lookup(table: Mapping[str, T], name: str, option: str) -> T:
-    """The entry `name` of a table of known names, such as `LOSSES`.
-
-    Args:
-      table: {name: entry}.
-      name: the value of the option.
-      option: the name of the option, for the message.
+    """The entry of a table of known names, such as `LOSSES`, that is named by the value `name` of an option.
 
     Raises:
       ValueError: there is no such entry; the message gives the option, the known names and the nearest one.
@@ -245,22 +214,11 @@ def constants(loss: Callable, config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def taken(config: Config) -> str:
-    """The error message if the run's directory is in use already; empty if the run may start or continue."""
-    directory = Path(config.out_dir) / config.run_name
-    if config.resume == "auto" or not directory.exists() or not any(directory.iterdir()):
-        return ""
-    return f"run_name: {directory} exists already; continue it with --resume auto, or take another name"
-
-
-# Options that may change when a run is resumed: places, length of the run, evaluation, checkpoints, and how the work is
-# divided (this changes results only by rounding). Any other change would make it another experiment.
-_MAY_CHANGE = frozenset(
-    ("run_name", "out_dir", "data_path", "device", "resume", "check", "ddp_timeout", "num_steps", "tensorboard")
-    + ("max_tokens_per_microbatch", "activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints")
-    + ("eval_every", "eval_limit", "eval_batch", "eval_shots", "final_eval", "final_eval_limit")
-    + ("eval_correct", "eval_threshold", "eval_format", "final_dtype")
-)
+def refuse_auto(config: Config) -> None:
+    """Raise ValueError, which names the option, if an `auto` is not settled."""
+    for name in options.facts_of(Config, "settled"):
+        if getattr(config, name) == "auto":
+            raise ValueError(f"{name} is 'auto': must have a value by now; `grpo.run.machine.settle` gives one")
 
 
 def check_resumable(saved: Config, now: Config) -> None:
@@ -271,7 +229,9 @@ def check_resumable(saved: Config, now: Config) -> None:
     Raises:
       ValueError: an option differs that may not; the message names the first one.
     """
-    may_change = _MAY_CHANGE if now.schedule == "constant" else _MAY_CHANGE - {"num_steps"}
+    may_change = options.facts_of(Config, "may_change")
+    if now.schedule != "constant":
+        del may_change["num_steps"]
     for name, before in vars(saved).items():
         if name not in may_change and getattr(now, name) != before:
             raise ValueError(

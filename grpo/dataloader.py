@@ -1,19 +1,25 @@
 """Problems -> prompts: chooses the problems of each step, and makes the text and tokens of their prompts.
 
-A step's problems are a function of (seed, step), so a resumed run continues the same order without stored state. Left
-out: where problems come from (`data/`).
+`ProblemSets` holds what was loaded and tokenized, for all who need it. A step's problems are a function of (seed,
+step), so a resumed run continues the same order without stored state. Left out: where problems come from (`data/`).
 """
 
+import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
+import data
 from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed
+from grpo.policy import load_shapes
 
 DAY = datetime(2024, 7, 26)
 """What a chat template that asks for the date (Llama 3.2, Granite) is told, on every day: the same seed has to give the
@@ -21,6 +27,74 @@ same prompts, also to a run that is resumed and to all evaluations. It is the da
 """
 DRAWS = re.compile(r"\|\s*random\b|\blipsum\b")
 """What in a chat template draws at random."""
+
+
+class Source(Protocol):
+    """The options that say which problems a model is asked, and how: a `Config` or an `EvalOptions`."""
+
+    model: str
+    revision: str | None
+    data: str
+    data_path: str | None
+    seed: int
+    chat: bool
+
+
+class ProblemSets:
+    """The problems that a model is asked, and their prompts. Nothing is loaded or tokenized before it is asked for.
+
+    All that looks at the problems of a run shares one of these: the doctor, the rollout and the evaluations. So each
+    set is loaded once, and each prompt is tokenized once.
+    """
+
+    def __init__(self, source: Source, known: Mapping[tuple[str, int], list[Problem]] | None = None):
+        """Keep the options; nothing is read yet. `known`: {(split, shots): problems} that need not be loaded."""
+        self.source = source
+        self._problems = dict(known or {})
+        self._prompt_ids: dict[tuple[str, int], list[np.ndarray]] = {}
+
+    @cached_property
+    def shapes(self) -> tuple:
+        """The model without weights, and its tokenizer, as `load_shapes` gives them."""
+        return load_shapes(self.source.model, self.source.revision)
+
+    def problems(self, split: str, num_shots: int, limit: int = 0) -> list[Problem]:
+        """The first `limit` problems of a split (0: all), with so many worked examples in each prompt.
+
+        Raises:
+            ValueError: as `data.load`.
+        """
+        key, source = (split, num_shots), self.source
+        if key not in self._problems:
+            path, seed = source.data_path, source.seed
+            self._problems[key] = data.load(source.data, split, path=path, num_shots=num_shots, seed=seed)
+        return self._problems[key][: limit or None]
+
+    def prompt_ids(self, split: str, num_shots: int, limit: int = 0) -> list[np.ndarray]:
+        """The tokens of the prompts of `problems`, of any length: one int32 array for each.
+
+        Raises:
+            ValueError: as `problems`, `load_shapes` and `encode_all`.
+        """
+        problems, known = self.problems(split, num_shots, limit), self._prompt_ids.setdefault((split, num_shots), [])
+        known += encode_all(problems[len(known) :], self.shapes[1], self.source.chat)
+        return known[: len(problems)]
+
+    def of_model(self, model: str, revision: str | None = None) -> "ProblemSets":
+        """The same problems for another model. If its tokenizer is the same, it shares the tokens too."""
+        other = ProblemSets(replace(self.source, model=model, revision=revision), self._problems)
+        if _tokenization(other.shapes[1]) == _tokenization(self.shapes[1]):
+            other._prompt_ids = self._prompt_ids
+        return other
+
+
+def _tokenization(tokenizer) -> object:
+    """What is equal for two tokenizers only if they make the same tokens of the same turns and texts."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # its rules are code of its own
+        return tokenizer
+    rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None}  # of its last call
+    return type(tokenizer), rules, tokenizer.split_special_tokens, tokenizer.chat_template
 
 
 def draw_prompts(num_problems: int, prompts_per_step: int, seed: int, step: int) -> list[int]:
@@ -121,17 +195,14 @@ def written_behind(tokenizer) -> list[int]:
     return []
 
 
-def encode_prompts(
-    problems: Sequence[Problem], tokenizer, *, chat: bool, max_prompt_tokens: int, advice: str = ""
-) -> list[np.ndarray]:
-    """Tokenize every prompt once, at start-up.
+def encode_prompts(problems: Sequence[Problem], tokenizer, *, chat: bool, max_prompt_tokens: int) -> list[np.ndarray]:
+    """Tokenize prompts, and refuse those that are empty or too long.
 
     Args:
         problems: any number.
         tokenizer: it adds its special tokens, except under `chat`, where the template has written them.
         chat: render through the chat template.
         max_prompt_tokens: a longer prompt is an error; nothing is cut in silence.
-        advice: what else can be done about prompts that are too long or empty, for the error.
 
     Returns:
         One int32 array per problem.
@@ -141,7 +212,13 @@ def encode_prompts(
             at random.
     """
     encoded = encode_all(problems, tokenizer, chat)
-    lengths = [len(row) for row in encoded]
+    refuse_lengths(encoded, max_prompt_tokens)
+    return encoded
+
+
+def refuse_lengths(prompt_ids: Sequence[Sequence[int]], max_prompt_tokens: int, advice: str = "") -> None:
+    """Raise ValueError for prompts that have no token or more than `max_prompt_tokens`; `advice` ends its sentence."""
+    lengths = [len(row) for row in prompt_ids]
     if 0 in lengths:
         raise ValueError(
             f"data: {lengths.count(0)} of {len(lengths)} prompts have no token; nothing can follow them{advice}"
@@ -152,7 +229,6 @@ def encode_prompts(
             f"max_prompt_tokens: {len(too_long)} of {len(lengths)} prompts are longer than {max_prompt_tokens} tokens, "
             f"the longest {max(too_long)}; allow more, or use fewer shots{advice}"
         )
-    return encoded
 
 
 def encode_all(problems: Sequence[Problem], tokenizer, chat: bool) -> list[np.ndarray]:

@@ -24,7 +24,7 @@ from grpo import distributed
 from grpo.advantages import ADVANTAGES, combine, weighted_sum
 from grpo.batch import Batch, Completions
 from grpo.config import Config, lookup
-from grpo.dataloader import draw_prompts, encode_all, encode_prompts, refuse_unequal, skip_long, stop_strings
+from grpo.dataloader import draw_prompts, encode_all, refuse_lengths, refuse_unequal, skip_long, stop_strings
 from grpo.files import write_lines
 from grpo.metrics import Sums
 from grpo.policy import refuse_beyond_positions
@@ -93,8 +93,22 @@ class Rollout:
 class Collector:
     """Makes the rollout of a step. Built once per run; holds the training set, the sampler and the reward runner."""
 
-    def __init__(self, config: Config, problems: list[Problem], sampler: Sampler, runner: RewardRunner):
-        """Encode all prompts, and look up the advantage function that the config names.
+    def __init__(
+        self,
+        config: Config,
+        problems: list[Problem],
+        sampler: Sampler,
+        runner: RewardRunner,
+        prompt_ids: Sequence[Sequence[int]] | None = None,
+    ):
+        """Look at all prompts, and look up the advantage function that the config names.
+
+        Args:
+            config: the run's.
+            problems: to learn from.
+            sampler: completes the prompts.
+            runner: rewards the completions.
+            prompt_ids: the problems' prompts in tokens; None: they are tokenized here.
 
         Raises:
             ValueError: a prompt is too long, there is no problem, ranks have different problems, or `advantage` is
@@ -106,7 +120,9 @@ class Collector:
         self.config, self.sampler, self.runner = config, sampler, runner
         self.advantage = lookup(ADVANTAGES, config.advantage, "advantage")
         self.stop = stop_strings(problems)
-        self.problems, self.prompt_ids = encode_training(problems, sampler.tokenizer, config)
+        if prompt_ids is None:
+            prompt_ids = encode_all(problems, sampler.tokenizer, config.chat)
+        self.problems, self.prompt_ids = choose_training(problems, prompt_ids, config)
         refuse_beyond_positions(sampler.positions, self.prompt_ids, config.max_new_tokens, "max_new_tokens")
         self.trunk_ids = self.prompt_ids[0][: trunk_length(self.prompt_ids)]
         """The trunk: the token prefix that all prompts of the run share, such as few-shot exemplars."""
@@ -153,7 +169,7 @@ class Collector:
         return Rollout(drawn.problems, completions, reward_terms, rewards, valid, advantages, batch)
 
 
-def encode_training(problems: list[Problem], tokenizer, config: Config) -> tuple[list[Problem], list]:
+def choose_training(problems: list[Problem], prompt_ids: Sequence, config: Config) -> tuple[list[Problem], Sequence]:
     """The problems to train on and the tokens of their prompts; says how many `skip_long_prompts` leaves out.
 
     Raises:
@@ -162,9 +178,9 @@ def encode_training(problems: list[Problem], tokenizer, config: Config) -> tuple
     limit = config.max_prompt_tokens
     if not config.skip_long_prompts:
         advice = "; or leave them out of training with --skip_long_prompts True"
-        chat = config.chat
-        return problems, encode_prompts(problems, tokenizer, chat=chat, max_prompt_tokens=limit, advice=advice)
-    kept, encoded = skip_long(problems, encode_all(problems, tokenizer, config.chat), limit)
+        refuse_lengths(prompt_ids, limit, advice)
+        return problems, prompt_ids
+    kept, encoded = skip_long(problems, prompt_ids, limit)
     left_out = len(problems) - len(kept)
     if left_out and distributed.is_main():
         said = f"skip_long_prompts: {left_out} of {len(problems)} training prompts are left out"

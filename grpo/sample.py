@@ -3,17 +3,20 @@
 `--question` puts a question into the prompt format of training. Left out: conversations.
 """
 
-import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+import torch
 
 from data.prompts import STOP, completion_prompt
 from grpo import distributed, options
+from grpo.batch import Completions
 from grpo.dataloader import tokenize
+from grpo.options import option
 from grpo.policy import load_policy
 from grpo.run.log import say
-from grpo.run.machine import precision_on, prepare
+from grpo.run.machine import settings, settle
 from grpo.sampler import Sampler
 
 
@@ -27,15 +30,15 @@ class SampleOptions:
     """The text to complete, used as it is; None: read it from standard input."""
     question: str | None = None
     """A question that is put into the prompt format of training; use it instead of `prompt`."""
-    num: int = 1
-    """Number of completions. >= 1."""
-    max_new_tokens: int = 128
-    """Longest completion in tokens. >= 1."""
-    temperature: float = 0.0
-    """Sampling temperature; 0: greedy. >= 0."""
-    seed: int = 0
-    """Seed of sampling. >= 0."""
-    stop: tuple[str, ...] = field(default=(), metadata={"verbatim": True})
+    num: int = option(1, ">= 1")
+    """Number of completions."""
+    max_new_tokens: int = option(128, ">= 1")
+    """Longest completion in tokens."""
+    temperature: float = option(0.0, ">= 0 and finite")
+    """Sampling temperature; 0: greedy."""
+    seed: int = option(0, ">= 0 and < 2**63")
+    """Seed of sampling."""
+    stop: tuple[str, ...] = option((), verbatim=True)
     """Strings that end a completion; with `question`, the prompt format sets them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: cuda if there is one."""
@@ -44,13 +47,28 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         """Raises ValueError for the first option that is out of its range."""
-        for name, low in {"num": 1, "max_new_tokens": 1, "seed": 0}.items():
-            if not low <= getattr(self, name) < 2**63:
-                raise ValueError(f"{name} is {getattr(self, name)}: must be a whole number >= {low}")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}: must be >= 0 and finite")
+        options.check(self)
         if self.prompt is not None and self.question is not None:
             raise ValueError("question: give either --prompt or --question, not both")
+
+
+def complete(chosen: SampleOptions, device: torch.device) -> Completions:
+    """The completions that were asked for, by options without an `auto`."""
+    text, stop = chosen.prompt, chosen.stop
+    if chosen.question is not None:
+        text, stop = completion_prompt(chosen.question), STOP
+    elif text is None:
+        text = sys.stdin.read()
+    policy, tokenizer = load_policy(chosen.model, device=device, precision=chosen.precision)
+    return Sampler(policy, tokenizer).generate(
+        tokenize([text], tokenizer),
+        group_size=chosen.num,
+        max_new_tokens=chosen.max_new_tokens,
+        temperature=chosen.temperature,
+        seed=chosen.seed,
+        step=0,
+        stop=stop,
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -60,22 +78,9 @@ def main(argv: list[str]) -> int:
     chosen = options.parse(SampleOptions, argv, "grpo.sample")
     try:
         device = distributed.init(chosen.device)
-        precision = precision_on(device, chosen.precision)
-        prepare(device, precision)
-        if chosen.question is not None:
-            text, stop = completion_prompt(chosen.question), STOP
-        else:
-            text, stop = chosen.prompt if chosen.prompt is not None else sys.stdin.read(), chosen.stop
-        policy, tokenizer = load_policy(chosen.model, device=device, precision=precision)
-        completions = Sampler(policy, tokenizer).generate(
-            tokenize([text], tokenizer),
-            group_size=chosen.num,
-            max_new_tokens=chosen.max_new_tokens,
-            temperature=chosen.temperature,
-            seed=chosen.seed,
-            step=0,
-            stop=stop,
-        )
+        chosen = settle(chosen, device)
+        with settings(device, chosen.precision):
+            completions = complete(chosen, device)
     except (ValueError, OSError) as error:
         say(f"grpo.sample: error: {error}")
         return 2

@@ -45,7 +45,7 @@ class Learner:
         """
         if config.max_tokens_per_microbatch == "auto":
             raise ValueError(
-                "max_tokens_per_microbatch is 'auto': a Learner needs a number; `grpo.run.machine.resolve` gives one"
+                "max_tokens_per_microbatch is 'auto': a Learner needs a number; `grpo.run.machine.settle` gives one"
             )
         self.config, self.policy, self.reference = config, policy, reference
         self.loss = lookup(LOSSES, config.loss, "loss")

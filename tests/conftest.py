@@ -69,7 +69,7 @@ def weights_for_onednn(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def torch_settings():
-    """A run sets the default dtype and deterministic operations for its whole process."""
+    """Some tests set the default dtype or deterministic operations for the whole process."""
     yield
     torch.set_default_dtype(torch.float32)
     torch.use_deterministic_algorithms(False)

@@ -1,14 +1,19 @@
 """Prompts: what chat templates, tokenizers and problems bring that is no plain text. More is in test_rollout.py."""
 
+from collections import Counter
 from datetime import datetime
+from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
+import data
 import train
 from data.problem import Problem
 from grpo import dataloader
-from grpo.dataloader import encode_prompts, fill_template, render, stop_strings, tokenize, written_behind
+from grpo.config import Config
+from grpo.dataloader import ProblemSets, encode_prompts, fill_template, render, stop_strings, tokenize, written_behind
 from tests.fakes import runs
 from tests.fakes.puppet import TURNS, ids, puppet_sampler, saved_puppet, special_tokenizer
 
@@ -141,3 +146,90 @@ def test_c44_a_run_ends_rows_at_a_stop_string_that_is_a_special_token(tmp_path):
         stop=stop_strings([Problem("x", "1", {"stop": ["<|end|>"]})]),
     )  # fmt: skip
     assert got.texts == ["18"] and got.finished.all()
+
+
+# ---- problem sets ----------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """How often each set is loaded and each text is tokenized, from now on."""
+
+    def __init__(self, monkeypatch):
+        self.loaded, self.tokenized = Counter(), Counter()
+        load, tokenize = data.load, PreTrainedTokenizerBase.__call__
+
+        def loading(name, split, **options):
+            self.loaded[split, options["num_shots"]] += 1
+            return load(name, split, **options)
+
+        def tokenizing(tokenizer, texts, **options):
+            self.tokenized.update([texts] if isinstance(texts, str) else texts)
+            return tokenize(tokenizer, texts, **options)
+
+        monkeypatch.setattr(data, "load", loading)
+        monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", tokenizing)
+
+
+@pytest.fixture
+def asked(tmp_path) -> Config:
+    path = runs.write_problems(tmp_path / "data", num_train=30)
+    return Config(model=runs.save_digits(tmp_path / "model"), data="jsonl", data_path=path)
+
+
+def test_sets_are_loaded_when_they_are_asked_for_and_then_kept(asked, monkeypatch):
+    counted, sets = Counted(monkeypatch), ProblemSets(asked)
+    assert not counted.loaded
+    problems = sets.problems("train", 0)
+    assert len(problems) == 27 and sets.problems("train", 0, limit=4) == problems[:4]
+    assert counted.loaded == {("train", 0): 1} and not counted.tokenized
+    given = ProblemSets(asked, {("test", 0): problems[:2]})
+    assert given.problems("test", 0) == problems[:2] and counted.loaded == {("train", 0): 1}
+
+
+def test_a_prompt_is_tokenized_once_however_many_are_asked_for_and_in_which_order(asked, monkeypatch):
+    counted, sets = Counted(monkeypatch), ProblemSets(asked)
+    few, all_, fewer = (sets.prompt_ids("train", 0, limit) for limit in (4, 0, 2))
+    assert [len(found) for found in (few, all_, fewer)] == [4, 27, 2]
+    prompts = [problem.prompt for problem in sets.problems("train", 0)]
+    assert {text: counted.tokenized[text] for text in prompts} == dict.fromkeys(prompts, 1)
+    expected = encode_prompts(sets.problems("train", 0), runs.digit_tokenizer(), chat=False, max_prompt_tokens=9)
+    for found in (few, all_, fewer):
+        assert [ids.tolist() for ids in found] == [ids.tolist() for ids in expected[: len(found)]]
+
+
+def test_another_model_shares_problems_and_tokens_only_if_it_has_the_same_tokenizer(asked, tmp_path, monkeypatch):
+    runs.save_digits(tmp_path / "same", seed=1)
+    other = saved_puppet(tmp_path / "other", special_tokenizer(EOS), [65, 256])
+    with_template = runs.save_digits(tmp_path / "chat")
+    (Path(with_template) / "chat_template.jinja").write_text(TURNS)
+    counted, sets = Counted(monkeypatch), ProblemSets(asked)
+    ours = sets.prompt_ids("test", 0)
+    counted.tokenized.clear()
+    same = sets.of_model(str(tmp_path / "same"))
+    assert all(one is two for one, two in zip(ours, same.prompt_ids("test", 0), strict=True))
+    assert counted.loaded == {("test", 0): 1} and not counted.tokenized
+    bytes_ = sets.of_model(other).prompt_ids("test", 0)
+    prompts = [problem.prompt for problem in sets.problems("test", 0)]
+    assert [special_tokenizer(EOS).decode(ids) for ids in bytes_] == prompts
+    assert [counted.tokenized[text] for text in prompts] == [1] * 7
+    sets.of_model(with_template).prompt_ids("test", 0)
+    assert [counted.tokenized[text] for text in prompts] == [2] * 7
+    assert counted.loaded == {("test", 0): 1}
+
+
+@pytest.mark.parametrize("shots", [None, "0,1"])
+def test_a_run_loads_each_set_once_and_tokenizes_each_prompt_once(tmp_path, monkeypatch, shots):
+    """Training, validation and test; with the doctor, the plan of the evaluations, base and tuned model."""
+    monkeypatch.setattr(train, "report", runs.no_report)
+    argv = runs.flags("embedded", None, tmp_path, "x", data="arithmetic", num_steps=2, num_epochs=1, max_new_tokens=4)
+    argv += ["--eval_every", "1", "--eval_limit", "9", "--final_eval", "True", "--final_eval_limit", "11"]
+    argv += ["--max_prompt_tokens", "512", *(["--eval_shots", shots] if shots else [])]
+    counted = Counted(monkeypatch)
+    assert train.main(argv) == 0
+    sets = {("train", 0): None, ("validation", 0): 9, ("test", 0): 11}
+    if shots:
+        sets["test", 1] = 11
+    assert counted.loaded == dict.fromkeys(sets, 1)
+    for (split, num_shots), limit in sets.items():
+        prompts = [problem.prompt for problem in data.load("arithmetic", split, num_shots=num_shots)][:limit]
+        assert {counted.tokenized[text] for text in prompts} == {1}, split

@@ -1,11 +1,11 @@
 """Texts to options: flags and recipes are read alike, and every mistake is one sentence that says how to mend it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
-from grpo.options import did_you_mean, parse, read_yaml, write_yaml
+from grpo.options import check, did_you_mean, facts_of, option, parse, read_yaml, write_yaml
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def test_a_flag_beats_the_recipe_and_the_recipe_the_default(tmp_path):
         (["--steps"], ["--steps", "empty", "a whole number"]),
         (["--rate", "fast"], ["--rate", "'fast'", "a number"]),
         (["--chat", "1"], ["--chat", "'1'", "True or False"]),
-        (["--schedule", "lin"], ["--schedule", "'lin'", "constant or linear"]),
+        (["--schedule", "lin"], ["--schedule", "'lin'", "one of constant, linear"]),
         (["--tokens", "many"], ["--tokens", "'many'", "a whole number or auto"]),
         (["--shots", "0,x"], ["--shots", "'0,x'", "None or a list, each item a whole number"]),
         (["--name", "null"], ["--name", "'null'", "a text"]),
@@ -221,7 +221,7 @@ def test_nearest_name():
 class Verbatim:
     """Texts taken whole, and a field that happens to be called recipe."""
 
-    stop: tuple[str, ...] = field(default=(), metadata={"verbatim": True})
+    stop: tuple[str, ...] = option((), verbatim=True)
     """Texts."""
     recipe: str | None = None
     """A file of something else."""
@@ -241,3 +241,58 @@ def test_help_is_shown_although_the_defaults_alone_are_no_options(capsys):
     with pytest.raises(SystemExit) as ended:
         parse(Verbatim, ["--help"], "x")
     assert ended.value.code == 0 and "A file of something else" in capsys.readouterr().out
+
+
+@dataclass(frozen=True)
+class Limited:
+    """Options whose ranges stand on their lines."""
+
+    count: int = option(0, ">= 0 and < 2**3")
+    """A range with two ends."""
+    share: float | None = option(None, "> 0 and finite", known=True)
+    """A number or nothing."""
+    sizes: tuple[int, ...] = option((1,), ">= 1", distinct=True, known=True)
+    """Numbers."""
+    size: Literal["auto"] | int = option("auto", ">= 1")
+    """A choice or a number."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+GOOD = [{"count": 7}, {"share": 1}, {"share": None}, {"sizes": (2, 1)}, {"sizes": [3]}, {"size": 1}, {"size": "auto"}]
+BAD = [
+    ({"count": 8}, "count is 8: must be a whole number >= 0 and < 2**3"),
+    ({"count": "3"}, "count is '3': must be a whole number >= 0 and < 2**3"),
+    ({"count": False}, "count is False: must be a whole number >= 0 and < 2**3"),
+    ({"share": 0.0}, "share is 0.0: must be None or > 0 and finite"),
+    ({"share": float("inf")}, "share is inf: must be None or > 0 and finite"),
+    ({"share": float("nan")}, "share is nan: must be None or > 0 and finite"),
+    ({"sizes": ()}, "sizes is (): must be a list, each item a whole number >= 1, one or more, none twice"),
+    ({"sizes": (1, 1)}, "none twice"),
+    ({"sizes": (1, 0)}, "sizes is (1, 0): must be a list, each item a whole number >= 1"),
+    ({"size": 0}, "size is 0: must be auto or a whole number >= 1"),
+    ({"size": "many"}, "size is 'many': must be auto or a whole number >= 1"),
+]
+
+
+@pytest.mark.parametrize("values", GOOD)
+def test_values_in_their_range_are_allowed(values):
+    assert vars(Limited(**values)) == vars(Limited()) | values
+
+
+@pytest.mark.parametrize(("values", "said"), BAD)
+def test_a_value_outside_of_its_range_is_a_sentence_that_says_the_range(values, said):
+    with pytest.raises(ValueError) as error:
+        Limited(**values)
+    assert said in str(error.value)
+
+
+def test_a_text_of_the_wrong_kind_is_told_the_range_too(capsys):
+    with pytest.raises(SystemExit):
+        parse(Limited, ["--count", "many"], "x")
+    assert capsys.readouterr().err == "x: error: --count is 'many': must be a whole number >= 0 and < 2**3\n"
+
+
+def test_other_facts_are_for_those_who_ask():
+    assert facts_of(Limited, "known") == {"share": True, "sizes": True} and facts_of(Limited, "unknown") == {}

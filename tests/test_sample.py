@@ -75,7 +75,7 @@ def test_a_question_gets_the_prompt_format_of_training(tmp_path, capsys):
 def test_every_precision(model, capsys):
     for precision in ("fp32", "bf16", "fp16", "fp64"):
         assert printed(capsys, model, "--prompt", "1", "--max_new_tokens", "2", "--precision", precision)
-        torch.set_default_dtype(torch.float32)
+        assert torch.get_default_dtype() == torch.float32  # again
 
 
 @pytest.mark.parametrize(

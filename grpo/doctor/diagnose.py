@@ -12,56 +12,56 @@ during a run (`watch.py`).
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
-from data.problem import Problem
-from grpo.config import Config
+from grpo.config import Config, refuse_auto
+from grpo.dataloader import ProblemSets
 from grpo.doctor import memory, speed
 from grpo.doctor.check_algorithm import ALGORITHM_CHECKS
 from grpo.doctor.check_data import DATA_CHECKS
 from grpo.doctor.check_tokens import TOKEN_CHECKS
 from grpo.doctor.facts import Facts, Finding, gather, outline, wrong_algorithm
-from grpo.policy import load_shapes
 
 AT_START = 500
-"""The number of problems in each set that a run checks when it begins. --check checks all."""
+"""The number of training problems whose answers a run grades when it begins. --check grades all."""
 
 CHECKS = DATA_CHECKS + TOKEN_CHECKS + ALGORITHM_CHECKS
 
 
 def diagnose(config: Config, facts: Facts) -> list[Finding]:
-    """Every finding, the worst first. Every `auto` of the config must be resolved (`run.machine.resolve`, `settle`)."""
+    """Every finding, the worst first. Every `auto` of the config must be resolved (`run.machine.settle`)."""
     order = ("sure", "warning", "note")
     found = [finding for look in CHECKS for finding in look(config, facts)]
     return sorted(found, key=lambda finding: order.index(finding.level))
 
 
-def fit(config: Config, problems: Sequence[Problem], device: torch.device, free: int) -> Config:
-    """Check that the algorithm is known and a step fits into memory, and resolve `max_tokens_per_microbatch: auto`.
-
-    No weight is loaded.
+def budget(config: Config, sets: ProblemSets, device: torch.device, free: int) -> int:
+    """What `max_tokens_per_microbatch: auto` means on a GPU. No weight is loaded.
 
     Args:
-        config: of the run, with every other `auto` resolved.
-        problems: its training data.
+        config: of the run, with every other `auto` settled.
+        sets: its problems, prompts and shapes.
         device: where it will run.
         free: free bytes, the smallest number of all ranks, so that all ranks choose the same value.
+    """
+    return memory.budget(config, replace(outline(config, sets, device), free_bytes=free))
 
-    Returns:
-        The config with a number for `max_tokens_per_microbatch`.
+
+def refuse_unfit(config: Config, sets: ProblemSets, device: torch.device, free: int) -> None:
+    """Check that the algorithm is known and that a step fits into memory, before any weight is loaded.
+
+    The arguments are those of `budget`.
 
     Raises:
         ValueError: a name of the algorithm is wrong, or a step surely needs more memory; the message says what to do.
     """
+    refuse_auto(config)
     if wrong := wrong_algorithm(config):
         raise ValueError(wrong[0])
-    shapes, tokenizer = load_shapes(config.model, config.revision)
-    facts = replace(outline(config, problems, shapes, tokenizer, device, AT_START), free_bytes=free)
-    refuse_too_large(config, facts)
-    return settle(config, facts)
+    refuse_too_large(config, replace(outline(config, sets, device), free_bytes=free))
 
 
 def refuse_too_large(c: Config, facts: Facts) -> None:
@@ -82,28 +82,17 @@ def refuse_too_large(c: Config, facts: Facts) -> None:
     )
 
 
-def settle(config: Config, facts: Facts) -> Config:
-    """The config with a number for `max_tokens_per_microbatch: auto`."""
-    if config.max_tokens_per_microbatch != "auto":
-        return config
-    return replace(config, max_tokens_per_microbatch=memory.budget(config, facts))
-
-
 def warn(
-    config: Config,
-    model: torch.nn.Module,
-    tokenizer,
-    device: torch.device,
-    should_stop: Callable[[], bool] = lambda: False,
+    config: Config, sets: ProblemSets, device: torch.device, should_stop: Callable[[], bool] = lambda: False
 ) -> None:
     """Print the findings of level `sure` and `warning` on stderr, one per line, when a run is about to start."""
-    for finding in diagnose(config, gather(config, model, tokenizer, device, AT_START, should_stop)):
+    for finding in diagnose(config, gather(config, sets, device, AT_START, should_stop)):
         if finding.level != "note":
             print(f"{finding.level}: {finding.what}. {finding.means} -> {finding.do}", file=sys.stderr, flush=True)
 
 
-def check(config: Config, model: torch.nn.Module, tokenizer, device: torch.device) -> tuple[str, int]:
-    """Check everything and start nothing.
+def check(config: Config, sets: ProblemSets, device: torch.device) -> tuple[str, int]:
+    """Check everything and start nothing. Every `auto` of the config must be settled.
 
     Returns:
         The report, and the exit code: 1 if there is a finding of level `sure`, else 0.
@@ -111,8 +100,7 @@ def check(config: Config, model: torch.nn.Module, tokenizer, device: torch.devic
     Raises:
         ValueError: the model or the training data cannot be read.
     """
-    facts = gather(config, model, tokenizer, device)
-    config = settle(config, facts)
+    facts = gather(config, sets, device)
     found = diagnose(config, facts)
     rates = speed.measured(device, config.precision)
     lines = [*summary(config, facts, *rates), ""]

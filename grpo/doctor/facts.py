@@ -14,22 +14,21 @@ from typing import Literal
 import torch
 from torch import nn
 
-import data
 import rewards
 from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed
 from grpo.advantages import ADVANTAGES
-from grpo.config import Config, constants, lookup, taken
+from grpo.config import Config, constants, lookup
 from grpo.corrections import CORRECTIONS
-from grpo.dataloader import encode_all, encode_prompts, skip_long, stop_strings
+from grpo.dataloader import ProblemSets, refuse_lengths, skip_long, stop_strings
 from grpo.doctor.probes import LOOK_S, Disagreement, RewardProbe, examine
 from grpo.doctor.tokens import TokenFacts, look_at_tokens
 from grpo.evaluation import protocol
-from grpo.evaluation.compare import problems_of
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.policy import head_sizes, positions_of
+from grpo.run.directory import taken
 from grpo.run.machine import device_memory
 from grpo.tree import shared_prefix
 from grpo.weighting import WEIGHTINGS
@@ -82,11 +81,11 @@ class Facts:
     sizes: Sizes
     num_train: int
     prompt_tokens: tuple[int, ...]
-    """Lengths of the training prompts that were checked, sorted."""
+    """Lengths of the training prompts, sorted."""
     shared_tokens: int
     """Common to all of them: the exemplars."""
     left_out: int = 0
-    """Training prompts, of those looked at, that `skip_long_prompts` leaves out."""
+    """Training prompts that `skip_long_prompts` leaves out."""
     solution_tokens: tuple[int, ...] = ()
     """Lengths of the data's worked answers, sorted; empty if the data has none."""
     stop: tuple[str, ...] = ()
@@ -123,8 +122,7 @@ class Finding:
 
 def gather(
     config: Config,
-    model: nn.Module,
-    tokenizer,
+    sets: ProblemSets,
     device: torch.device,
     at_most: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
@@ -133,20 +131,19 @@ def gather(
 
     Args:
         config: of the run.
-        model: a transformers model, of which only the shapes are used; it may be on `meta`.
-        tokenizer: its tokenizer.
+        sets: its problems, prompts and shapes.
         device: where the run will compute.
-        at_most: check this many problems of each set, evenly spread; 0: all.
+        at_most: grade answers to this many training problems, evenly spread; 0: all.
         should_stop: ends the test of the rewards, which may be slow.
 
     Raises:
         ValueError: the training problems cannot be loaded.
     """
-    train = data.load(config.data, "train", path=config.data_path, num_shots=config.num_shots, seed=config.seed)
+    train, tokenizer = sets.problems("train", config.num_shots), sets.shapes[1]
     seen = spread(train, at_most)
     worked = [worked_answer({**p.info, "answer": p.answer}) for p in spread(seen, 1000) if "solution" in p.info]
     errors: list[str] = []
-    evaluations = _evaluations(config, train, tokenizer, at_most, errors)
+    evaluations = _evaluations(config, sets, errors)
     errors += wrong_algorithm(config) + _unknown_rewards(config)
     judges = (config.eval_correct, config.eval_format) if evaluations and "." in config.eval_correct else ()
     graders, disagreements = (), ()
@@ -163,7 +160,7 @@ def gather(
         )
     errors += [sentence] if (sentence := taken(config)) else []
     return replace(
-        outline(config, train, model, tokenizer, device, at_most),
+        outline(config, sets, device),
         solution_tokens=tuple(sorted(map(len, tokenizer(worked).input_ids))) if worked else (),
         also_shown=shown_and_asked(train),
         has_chat_template=bool(tokenizer.chat_template),
@@ -174,25 +171,24 @@ def gather(
     )
 
 
-def outline(
-    config: Config, train: Sequence[Problem], model: nn.Module, tokenizer, device: torch.device, at_most: int = 0
-) -> Facts:
+def outline(config: Config, sets: ProblemSets, device: torch.device) -> Facts:
     """The facts that decide whether a step fits into memory. The arguments are as in `gather`."""
-    seen = spread(train, at_most)
+    train, encoded = sets.problems("train", config.num_shots), sets.prompt_ids("train", config.num_shots)
     if config.skip_long_prompts:
-        _, encoded = skip_long(seen, encode_all(seen, tokenizer, config.chat), config.max_prompt_tokens)
+        train, encoded = skip_long(train, encoded, config.max_prompt_tokens)
     else:
-        encoded = encode_prompts(seen, tokenizer, chat=config.chat, max_prompt_tokens=NO_LIMIT)
+        refuse_lengths(encoded, NO_LIMIT)
+    model, tokenizer = sets.shapes
     stop = tuple(stop_strings(train))
     processes, (free, total) = distributed.world_size(), device_memory(device)
     return Facts(
         sizes=sizes(model),
-        num_train=round(len(train) * len(encoded) / len(seen)),
-        left_out=len(seen) - len(encoded),
+        num_train=len(train),
+        left_out=len(sets.problems("train", config.num_shots)) - len(train),
         prompt_tokens=tuple(sorted(map(len, encoded))),
         shared_tokens=shared_prefix(encoded),
         stop=stop,
-        tokens=look_at_tokens(model, tokenizer, config.chat, seen, encoded, stop),
+        tokens=look_at_tokens(model, tokenizer, config.chat, train, encoded, stop),
         world_size=processes,
         sharing=1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
         device=device.type,
@@ -235,18 +231,18 @@ def shown_and_asked(problems: Sequence[Problem]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _evaluations(config, train, tokenizer, at_most: int, errors: list[str]) -> tuple[Evaluation, ...]:
+def _evaluations(config: Config, sets: ProblemSets, errors: list[str]) -> tuple[Evaluation, ...]:
     """The facts of each planned evaluation. If a set cannot be loaded, its message is added to `errors`."""
-    trained, found = set(map(_question, train)), []
+    trained, found = set(map(_question, sets.problems("train", config.num_shots))), []
     for options in protocol.planned(config):
         for shots in options.shots:
             try:
-                problems = problems_of(options, shots)
+                problems = sets.problems(options.split, shots, options.limit)
             except (ValueError, OSError) as error:
                 errors.append(str(error))
                 continue
-            seen = spread(problems, at_most)
-            encoded = encode_prompts(seen, tokenizer, chat=options.chat, max_prompt_tokens=NO_LIMIT)
+            encoded = sets.prompt_ids(options.split, shots, options.limit)
+            refuse_lengths(encoded, NO_LIMIT)
             asked = map(_question, problems)
             found.append(
                 Evaluation(

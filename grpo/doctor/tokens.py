@@ -48,7 +48,7 @@ def look_at_tokens(model, tokenizer, chat: bool, problems: Sequence[Problem], en
         model: of transformers, for its configs.
         tokenizer: its tokenizer.
         chat: prompts go through the chat template.
-        problems: those that were looked at.
+        problems: of training.
         encoded: their prompts' tokens.
         stop: the stop strings that come with the data.
     """

@@ -13,64 +13,51 @@ from typing import TypeVar
 
 import torch
 
-import data
 from data.problem import Problem
 from grpo import distributed
 from grpo.config import Config
-from grpo.dataloader import encode_prompts
+from grpo.dataloader import ProblemSets, refuse_lengths
 from grpo.evaluation import grading, headline, transcripts
 from grpo.evaluation.protocol import EvalOptions, planned
 from grpo.evaluation.transcribe import say_progress, transcribe
 from grpo.options import read_yaml, write_yaml
-from grpo.policy import load_policy, load_shapes, model_directory, positions_of, refuse_beyond_positions
+from grpo.policy import load_policy, model_directory, positions_of, refuse_beyond_positions
 from grpo.run.hosts import at_hand
 from grpo.sampler import Sampler
 
 T = TypeVar("T")
 
 
-def problems_of(options: EvalOptions, shots: int) -> list[Problem]:
-    """The problems of an evaluation, with `shots` worked examples in each prompt."""
-    problems = data.load(options.data, options.split, path=options.data_path, num_shots=shots, seed=options.seed)
-    return problems[: options.limit or None]
-
-
-def check_planned(config: Config, tokenizer, positions: int | None = None) -> None:
-    """Load what a run's evaluations will need, so that a mistake shows before the first step instead of after the last.
+def check_planned(config: Config, sets: ProblemSets) -> None:
+    """Look at what a run's evaluations will need, so that a mistake shows before the first step, not after the last.
 
     Args:
         config: the run's.
-        tokenizer: its model's.
-        positions: that its model has (`positions_of`); None: no bound.
+        sets: its problems, prompts and shapes.
 
     Raises:
         ValueError: a grader is unknown, a split or its exemplars are missing, or a prompt is too long.
     """
     for options in planned(config):
-        prepare(options, [(tokenizer, positions)], "max_new_tokens")
+        prepare(options, sets, "max_new_tokens")
 
 
-def prepare(options: EvalOptions, models: Sequence[tuple], option: str = "budget") -> dict[int, list[Problem]]:
-    """Load the problems, and check every option that can be mistyped.
+def prepare(options: EvalOptions, sets: ProblemSets, option: str = "budget") -> None:
+    """Look at all problems of an evaluation for a model, and check every option that can be mistyped.
 
     Args:
         options: of the evaluation.
-        models: (tokenizer, learned positions or None) of all models; every prompt must fit with each of them.
+        sets: the problems, prompts and shapes of the model.
         option: the one that says how many new tokens there are, for the message.
-
-    Returns:
-        {number of shots: its problems}.
 
     Raises:
         ValueError: a grader is unknown, a split or its exemplars are missing, or a prompt is too long.
     """
     grading.check_graders((*options.graders, options.format))
-    problems = {shots: problems_of(options, shots) for shots in options.shots}
-    for tokenizer, positions in models:
-        for asked in problems.values():
-            ids = encode_prompts(asked, tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens)
-            refuse_beyond_positions(positions, ids, options.budget, option)
-    return problems
+    for shots in options.shots:
+        prompt_ids = sets.prompt_ids(options.split, shots, options.limit)
+        refuse_lengths(prompt_ids, options.max_prompt_tokens)
+        refuse_beyond_positions(positions_of(sets.shapes[0]), prompt_ids, options.budget, option)
 
 
 def compare_models(
@@ -81,6 +68,7 @@ def compare_models(
     *,
     instead: bool = False,
     kernels: bool = True,
+    sets: ProblemSets | None = None,
 ) -> dict:
     """Evaluate base and tuned model at every number of shots; write transcripts, options and `eval.json` to `out`.
 
@@ -94,6 +82,7 @@ def compare_models(
         should_stop: called between batches; True interrupts the evaluation.
         instead: whether to replace another evaluation that `out` holds.
         kernels: whether the sampler may use the GPU kernels.
+        sets: the base model's problems, if they were loaded before.
 
     Returns:
         The content of `eval.json`, with the cells of the base model first.
@@ -105,21 +94,31 @@ def compare_models(
     out = Path(options.out or "eval")
     texts = []
     with at_hand(options.tuned) as tuned:
-        models = {"base": (options.model, options.revision)}
+        sets = sets or ProblemSets(options)
+        models, asked = {"base": (options.model, options.revision)}, {"base": sets}
         if tuned is not None:
             models = {"tuned": (tuned, None)} | models
+            asked["tuned"] = _named("tuned", sets.of_model, tuned)
         sources = {name: model_directory(path) for name, (path, _) in models.items()}
         ingredients = distributed.on_main(lambda: transcripts.made_of(options, precision, sources))
-        shapes = [_named(name, load_shapes, *where) for name, where in models.items()]
-        problems = prepare(options, [(tokenizer, positions_of(model)) for model, tokenizer in shapes])
+        for each in asked.values():
+            prepare(options, each)
         distributed.on_main(lambda: transcripts.begin(out, ingredients, instead))
         for name, (path, revision) in models.items():
             policy, tokenizer = _named(name, load_policy, path, revision=revision, device=device, precision=precision)
             sampler = Sampler(policy, tokenizer, kernels=kernels)
-            for shots, asked in problems.items():
-                start = time.perf_counter()
-                file = out / transcripts.FILE.format(model=name, shots=shots)
-                rows = transcribe(sampler, asked, options, model=name, shots=shots, should_stop=should_stop, file=file)
+            for shots in options.shots:
+                start, questions = time.perf_counter(), (options.split, shots, options.limit)
+                rows = transcribe(
+                    sampler,
+                    asked[name].problems(*questions),
+                    options,
+                    prompt_ids=asked[name].prompt_ids(*questions),
+                    model=name,
+                    shots=shots,
+                    should_stop=should_stop,
+                    file=out / transcripts.FILE.format(model=name, shots=shots),
+                )
                 texts.append(rows)
                 seconds = time.perf_counter() - start
                 say_progress(f"{name}, {headline.shots(shots)}: {len(rows):,} completions in {seconds:.0f} s")
@@ -168,11 +167,19 @@ def _summarize(texts: list[list[dict]], options: EvalOptions) -> dict:
     return grading.summarize(graded)
 
 
-def evaluate(sampler: Sampler, problems: Sequence[Problem], options: EvalOptions) -> dict:
+def evaluate(
+    sampler: Sampler, problems: Sequence[Problem], options: EvalOptions, prompt_ids: Sequence | None = None
+) -> dict:
     """The evaluation during training: the cell of the first number of shots, stop policy and grader.
 
-    This is a collective call, with the same problems on every rank. All ranks grade, so that none waits long for
-    another. The result of rank 0 counts, because a grader may exceed its time limit on one rank only.
+    This is a collective call. All ranks grade, so that none waits long for another. The result of rank 0 counts,
+    because a grader may exceed its time limit on one rank only.
+
+    Args:
+        sampler: of the model.
+        problems: to answer, the same on every rank.
+        options: how to prompt, sample and grade.
+        prompt_ids: the problems' prompts in tokens; None: they are tokenized here.
     """
-    rows = transcribe(sampler, problems, options, shots=options.shots[0])
+    rows = transcribe(sampler, problems, options, shots=options.shots[0], prompt_ids=prompt_ids)
     return distributed.broadcast_object(grading.grade(rows, options)[0].cell)

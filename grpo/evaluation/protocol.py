@@ -1,13 +1,13 @@
 """The options of an evaluation, and the options that a training run uses for its own evaluations. Runs nothing."""
 
-import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from grpo import options
 from grpo.config import Config
 from grpo.evaluation.graders import GRADERS
-from grpo.options import read_yaml
+from grpo.options import option, read_yaml
 
 
 @dataclass(frozen=True)
@@ -17,79 +17,66 @@ class EvalOptions:
     With --regrade DIR, grade old transcripts again without a model.
     """
 
-    model: str | None = None
+    # Facts: `no_result`: it changes no result beyond rounding, but says where things are or how the work is done.
+    # `regrades`: it may be given beside --regrade.
+    model: str | None = option(None, no_result=True)
     """The (base) model: embedded, a local directory or a hub name."""
-    tuned: str | None = None
+    tuned: str | None = option(None, no_result=True)
     """The tuned model, such as runs/NAME/final."""
-    regrade: str | None = None
+    regrade: str | None = option(None, no_result=True)
     """Directory of an earlier evaluation, whose transcripts are graded again with --graders; no model is run."""
     revision: str | None = None
     """Commit, tag or branch of `model` on the hub; None: its default branch."""
     data: str = "arithmetic"
     """Name of a file in data/: arithmetic, gsm8k, jsonl, ..."""
-    data_path: str | None = None
+    data_path: str | None = option(None, no_result=True)
     """Directory with train.jsonl and test.jsonl (or .json, .parquet), or one file; None: the data's own source."""
     split: Literal["train", "validation", "test"] = "test"
     """Which split of the data to evaluate on."""
     chat: bool = False
     """Render prompts through the tokenizer's chat template."""
-    seed: int = 0
-    """Seed of the worked examples, as in training, and of sampling. >= 0."""
-    shots: tuple[int, ...] = (0,)
-    """Numbers of worked examples in the prompt; each number is evaluated. >= 0."""
-    limit: int = 0
-    """Evaluate only the first `limit` problems; 0: all. >= 0."""
-    budget: int = 512
-    """Longest completion in tokens. >= 1."""
+    seed: int = option(0, ">= 0 and < 2**63")
+    """Seed of the worked examples, as in training, and of sampling."""
+    shots: tuple[int, ...] = option((0,), ">= 0", distinct=True)
+    """Numbers of worked examples in the prompt; each number is evaluated."""
+    limit: int = option(0, ">= 0")
+    """Evaluate only the first `limit` problems; 0: all."""
+    budget: int = option(512, ">= 1")
+    """Longest completion in tokens."""
     stop_early: bool = False
     """End completions at the stop string, which is faster; run-on text can then not be graded."""
-    graders: tuple[str, ...] = tuple(GRADERS)
+    graders: tuple[str, ...] = option(tuple(GRADERS), distinct=True, regrades=True)
     """Entries of grpo/graders.py, or reward functions file.function, right from `threshold` on."""
-    threshold: float | None = None
-    """Value of a reward function among the graders from which an answer is right; None: its full value. Finite."""
-    format: str = "gsm8k.format"
+    threshold: float | None = option(None, "finite", regrades=True)
+    """Value of a reward function among the graders from which an answer is right; None: its full value."""
+    format: str = option("gsm8k.format", regrades=True)
     """Reward function that decides whether a text has the format: by its full value."""
-    samples: int = 1
-    """Completions per problem; with more than 1, pass@k and majority@k are computed. >= 1."""
-    temperature: float = 0.0
-    """Sampling temperature; 0: greedy. >= 0, and > 0 with several samples."""
-    max_prompt_tokens: int = 4096
-    """Longest prompt in tokens; a longer one is an error. >= 1."""
-    batch: int = 64
-    """Completions sampled at once, per process. >= 1."""
-    timeout: float = 5.0
-    """Seconds one call of a reward function may take; longer counts as wrong. > 0."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    samples: int = option(1, ">= 1")
+    """Completions per problem; with more than 1, pass@k and majority@k are computed."""
+    temperature: float = option(0.0, ">= 0 and finite")
+    """Sampling temperature; 0: greedy. > 0 with several samples."""
+    max_prompt_tokens: int = option(4096, ">= 1", no_result=True)
+    """Longest prompt in tokens; a longer one is an error."""
+    batch: int = option(64, ">= 1", no_result=True)
+    """Completions sampled at once, per process."""
+    timeout: float = option(5.0, "> 0 and finite", no_result=True, regrades=True)
+    """Seconds one call of a reward function may take; longer counts as wrong."""
+    device: Literal["auto", "cpu", "cuda"] = option("auto", no_result=True)
     """Where to compute; auto: cuda if there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = option("auto", no_result=True)
     """Dtype of the matrix products. auto: bf16 on cuda, fp32 on cpu."""
-    out: str | None = None
+    out: str | None = option(None, no_result=True, regrades=True)
     """Directory for eval.json and the transcripts; None: eval, or the directory of --regrade."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for the first option that is out of its range."""
-        at_least = {"seed": 0, "limit": 0, "budget": 1, "samples": 1, "max_prompt_tokens": 1, "batch": 1}
-        for name, low in at_least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is {getattr(self, name)}: must be a whole number >= {low}")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed is {self.seed}: must be below 2**63")
-        if not 0 < self.timeout < math.inf:
-            raise ValueError(f"timeout is {self.timeout}: must be > 0 and finite")
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise ValueError(f"threshold is {self.threshold}: must be None, or finite")
-        if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
-            raise ValueError(f"shots is {self.shots}: must be whole numbers >= 0, none twice")
-        if isinstance(self.graders, str):
-            raise ValueError(f"graders is {self.graders!r}: must be a tuple of names, not one text")
-        if not self.graders or len(set(self.graders)) < len(self.graders):
-            raise ValueError(f"graders is {self.graders}: must be one or more names, none twice")
-        if not 0 <= self.temperature < math.inf or (self.samples > 1 and self.temperature == 0):
+        options.check(self)
+        if self.samples > 1 and self.temperature == 0:
             raise ValueError(f"temperature is {self.temperature}: must be finite, >= 0, and > 0 with several samples")
         if (self.model is None) == (self.regrade is None):
             raise ValueError("model: give either --model or --regrade, not both")
         if self.regrade is not None:
-            allowed = ("graders", "threshold", "format", "timeout", "out")
+            allowed = options.facts_of(EvalOptions, "regrades")
             for field in fields(self):
                 if field.name not in ("regrade", *allowed) and getattr(self, field.name) != field.default:
                     only = ", ".join(allowed)
@@ -97,25 +84,18 @@ class EvalOptions:
 
 
 def options_of(config: Config, out: Path) -> EvalOptions:
-    """The final evaluation of a training run: its base model and `<run>/final`."""
+    """The final evaluation of a training run: its base model and `<run>/final`.
+
+    The options of a run say which option of an evaluation takes their value (`evaluation=` in `grpo/config.py`).
+    """
+    taken = {theirs: getattr(config, ours) for ours, theirs in options.facts_of(Config, "evaluation").items()}
     return EvalOptions(
-        model=config.model,
+        **taken,
         tuned=str(out.parent / "final"),
-        revision=config.revision,
-        data=config.data,
-        data_path=config.data_path,
-        chat=config.chat,
-        seed=config.seed,
         shots=config.eval_shots or (config.num_shots,),
-        limit=config.final_eval_limit,
-        budget=config.max_new_tokens,
         stop_early=True,
         graders=(config.eval_correct,),
-        threshold=config.eval_threshold,
-        format=config.eval_format,
-        batch=config.eval_batch,
         max_prompt_tokens=max(config.max_prompt_tokens, EvalOptions.max_prompt_tokens),  # more shots than in training
-        timeout=config.reward_timeout,
         out=str(out),
     )
 
@@ -132,10 +112,7 @@ def planned(config: Config) -> list[EvalOptions]:
     return during + ([options_of(config, Path("eval"))] if config.final_eval else [])
 
 
-NO_RESULT = frozenset(
-    ("model", "tuned", "data_path", "out", "regrade", "device", "precision", "batch", "timeout", "max_prompt_tokens")
-)
-"""Options that change no result beyond rounding: they say where things are or how the work is done."""
+NO_RESULT = options.facts_of(EvalOptions, "no_result").keys()
 
 
 def is_evaluated(options: EvalOptions) -> bool:

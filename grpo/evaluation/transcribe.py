@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data.problem import Problem
 from grpo import distributed
-from grpo.dataloader import encode_prompts, refuse_unequal, render, stop_strings
+from grpo.dataloader import encode_all, refuse_lengths, refuse_unequal, render, stop_strings
 from grpo.evaluation import transcripts
 from grpo.evaluation.protocol import EvalOptions
 from grpo.files import write_lines
@@ -40,6 +40,7 @@ def transcribe(
     shots: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
     file: Path | None = None,
+    prompt_ids: Sequence | None = None,
 ) -> list[dict]:
     """Answer every problem. This is a collective call: ranks share the problems, and rank 0 writes.
 
@@ -51,6 +52,7 @@ def transcribe(
         shots: number of worked examples in the prompts.
         should_stop: called between batches; True interrupts.
         file: rows are appended to it as they come. Problems that it answers already are not asked again.
+        prompt_ids: the problems' prompts in tokens; None: they are tokenized here.
 
     Returns:
         On every rank, one row per problem and sample, in that order. A row holds:
@@ -66,9 +68,11 @@ def transcribe(
         Interrupted: `should_stop()` was True on some rank.
     """
     refuse_unequal(problems)
-    prompt_ids = encode_prompts(
-        problems, sampler.tokenizer, chat=options.chat, max_prompt_tokens=options.max_prompt_tokens
-    )
+    if not problems:
+        raise ValueError("data: there is no problem to evaluate")
+    if prompt_ids is None:
+        prompt_ids = encode_all(problems, sampler.tokenizer, options.chat)
+    refuse_lengths(prompt_ids, options.max_prompt_tokens)
     trunk, stop = trunk_length(prompt_ids), stop_strings(problems)
     ends = {"stop": stop, "stop_early": options.stop_early}
     asks = [_asks(problem, sampler.tokenizer, options.chat) | ends for problem in problems]

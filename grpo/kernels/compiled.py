@@ -11,12 +11,15 @@ Left out: the sampler's decoding, which is captured as CUDA graphs instead; whol
 
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch._dynamo.config
+import torch._functorch.config
 from torch import nn
 from torch.fx.experimental import _config as symbolic_shapes
 
@@ -61,6 +64,18 @@ def compile_layers(*policies: nn.Module | None) -> None:
             policy.compiled = True
             for layer in policy.layers:
                 layer.compile(**SETTINGS)
+
+
+@contextmanager
+def taken_back() -> Iterator[None]:
+    """At its end, take back what compiling within has set for the whole process."""
+    dynamo, functorch = torch._dynamo.config, torch._functorch.config
+    with (
+        dynamo.patch(optimize_ddp=dynamo.optimize_ddp),
+        functorch.patch(ban_recompute_materialized_backward=functorch.ban_recompute_materialized_backward),
+        symbolic_shapes.patch(use_duck_shape=symbolic_shapes.use_duck_shape),
+    ):
+        yield
 
 
 def _let_sizes_vary() -> None:

@@ -1,7 +1,6 @@
 """Load a policy and its tokenizer from the hub or a directory, or read only a model's sizes.
 
-Left out: saving (`save.py`), what is no model (`directory.py`), what a model can not be used for (`limits.py`), adapters,
-quantization.
+Left out: saving (`save.py`), what is no model (`directory.py`), what a model can not be used for (`limits.py`).
 """
 
 import sys

@@ -16,69 +16,96 @@ from pathlib import Path
 import torch
 
 from grpo import distributed
-from grpo.config import Config, check_resumable, from_yaml, taken, to_yaml
+from grpo.config import Config, check_resumable, from_yaml, refuse_auto, to_yaml
 from grpo.files import lock_directory, write_whole
-from grpo.run import checkpoint
+from grpo.run import checkpoint, inputs
 from grpo.run.log import Display
-from grpo.run.machine import environment, resolve
+from grpo.run.machine import environment
 
 
-def open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
-    """Create the run's directory, or find the one to resume. Nothing is written into it yet: `claim` does that.
-
-    Returns:
-        The config, in which the values `auto` are resolved, and the directory. A resumed run keeps the values that its
-        first start chose. A new run on a GPU keeps `max_tokens_per_microbatch: auto`, which the doctor resolves.
+def begun(asked: Config) -> Config | None:
+    """The config that the run to resume began with; None: a new run. It only reads.
 
     Raises:
-        ValueError: the run exists and `resume` is `never`, or it was made with a config that does not fit.
-        OSError: the directory cannot be made.
+        ValueError: the directory is in use and may not be, the run has done more steps, or its config is missing.
     """
-    return distributed.on_main(lambda: _open_directory(config, device))
-
-
-def _open_directory(config: Config, device: torch.device) -> tuple[Config, Path]:
-    directory = Path(config.out_dir) / config.run_name
-    saved = directory / "config.yaml"
-    newest = checkpoint.latest(directory / "checkpoints") if config.resume == "auto" else None
-    if newest and not (saved.exists() and saved.stat().st_size):
+    directory = place_of(asked)
+    saved, done = directory / "config.yaml", _steps_saved(directory)
+    if sentence := taken(asked):
+        raise ValueError(sentence)
+    if saved.exists() and saved.stat().st_size:
+        if asked.num_steps < done:
+            raise ValueError(
+                f"num_steps is {asked.num_steps}: must be at least {done}, the steps that the run has done"
+            )
+        return from_yaml(saved)
+    if done:
         raise ValueError(
             f"resume: {saved} is missing or empty, so the options of the checkpoints beside it are unknown; "
             "put it back, or take another run_name"
         )
-    if saved.exists() and config.resume == "auto":
-        before = from_yaml(saved)
-        kept = {}
-        for name in ("precision", "compile", "max_tokens_per_microbatch"):
-            if getattr(config, name) == "auto":
-                kept[name] = getattr(before, name)
-        config = resolve(replace(config, **kept), device)
+    return None
+
+
+def open_directory(config: Config, before: Config | None) -> Path:
+    """Create the run's directory, or find the one to resume. Nothing is written into it yet: `claim` does that.
+
+    Args:
+        config: of the run, with every `auto` settled.
+        before: what `begun` returned.
+
+    Raises:
+        ValueError: the run was made with a config that does not fit, or an `auto` is not settled.
+        OSError: the directory cannot be made.
+    """
+    refuse_auto(config)
+    if before:
         check_resumable(before, config)
-        done = int(newest.stem.removeprefix("step_")) if newest else 0
-        if config.num_steps < done:
-            raise ValueError(
-                f"num_steps is {config.num_steps}: must be at least {done}, the steps that the run has done"
-            )
-    elif sentence := taken(config):
-        raise ValueError(sentence)
-    else:
-        config = resolve(config, device)
+    directory = place_of(config)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"out_dir: {directory} can not be made ({error.strerror})") from error
-    return config, directory
+    return directory
 
 
-def claim(directory: Path, config: Config, device: torch.device) -> None:
-    """Write config.yaml and environment.json, and drop `final/` and its evaluation, which belong to an earlier step.
+def place_of(config: Config) -> Path:
+    """Where a run is, or would be."""
+    return Path(config.out_dir) / config.run_name
+
+
+def taken(config: Config) -> str:
+    """The error message if the run's directory is in use already; empty if the run may start or continue."""
+    directory = place_of(config)
+    if config.resume == "auto" or not directory.exists() or not any(directory.iterdir()):
+        return ""
+    return f"run_name: {directory} exists already; continue it with --resume auto, or take another name"
+
+
+def _steps_saved(directory: Path) -> int:
+    """The step of the newest checkpoint; 0: there is none."""
+    newest = checkpoint.latest(directory / "checkpoints")
+    return int(newest.stem.removeprefix("step_")) if newest else 0
+
+
+def claim(directory: Path, config: Config, device: torch.device, step: int, made_of: dict) -> None:
+    """Write config.yaml, environment.json and inputs.json, and drop `final/` and its evaluation, of an earlier step.
 
     Call it when everything that a run needs has been built, just before its first step or before it goes on. Then a
     mistyped option leaves no claimed directory that would refuse the next try.
 
+    Args:
+        directory: the run's.
+        config: its config.
+        device: where it computes.
+        step: steps done.
+        made_of: what `inputs.look` says. What has changed since the run began is said, and a changed base is refused.
+
     Raises:
+        ValueError: as `inputs.check`. Nothing is dropped then.
         OSError: a file cannot be written.
     """
+    inputs.check(directory, config, step, made_of)
 
     def write() -> None:
         file, earlier = directory / "environment.json", []
@@ -96,27 +123,22 @@ def claim(directory: Path, config: Config, device: torch.device) -> None:
     distributed.on_main(write)
 
 
-def keep_smaller(directory: Path, config: Config, max_tokens: int, display: Display) -> Config:
+def keep_smaller(directory: Path, config: Config, before: int, after: int, display: Display) -> None:
     """If learning has run out of memory and lowered its token budget, write it into config.yaml, and say so.
 
     Args:
         directory: the run's.
-        config: its config so far.
-        max_tokens: the learner's present budget of a micro-batch.
+        config: its config; a resumed run reads the new budget.
+        before, after: the learner's budget of a micro-batch before and after a step.
         display: prints the warning.
-
-    Returns:
-        The config with this budget. A resumed run reads it from config.yaml.
     """
-    before, after = config.max_tokens_per_microbatch, max_tokens
     if after < before:
-        config = replace(config, max_tokens_per_microbatch=after)
-        distributed.on_main(lambda: to_yaml(config, directory / "config.yaml"))
+        smaller = replace(config, max_tokens_per_microbatch=after)
+        distributed.on_main(lambda: to_yaml(smaller, directory / "config.yaml"))
         display.say(
             f"warning: out of memory in learning; the updates were made again from the start with "
             f"max_tokens_per_microbatch {after} instead of {before}, and so will be all further ones"
         )
-    return config
 
 
 @contextmanager
@@ -149,11 +171,8 @@ def is_trained(directory: Path, config: Config) -> bool:
     """Whether all steps were taken and `final/` was written after the last, in the dtype that is asked for."""
 
     def look() -> bool:
-        newest = checkpoint.latest(directory / "checkpoints")
-        if newest is None or not (directory / "final").is_dir():
+        if _steps_saved(directory) < config.num_steps or not (directory / "final").is_dir():
             return False
-        if from_yaml(directory / "config.yaml").final_dtype != config.final_dtype:
-            return False
-        return int(newest.stem.removeprefix("step_")) >= config.num_steps
+        return from_yaml(directory / "config.yaml").final_dtype == config.final_dtype
 
     return bool(distributed.on_main(look))

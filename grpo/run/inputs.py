@@ -25,6 +25,11 @@ from grpo.files import read_object, write_whole
 FILE = "inputs.json"
 
 
+def of_model(policy: nn.Module) -> dict[str, str | None]:
+    """What a model is, as it was loaded: a digest of its weights, and the commit that a branch of the hub stood for."""
+    return {"model": of_weights(policy), "commit": policy.commit}
+
+
 def of_weights(model: nn.Module) -> str:
     """A digest of the weights, the same on every device. A collective call.
 
@@ -43,13 +48,12 @@ def of_weights(model: nn.Module) -> str:
     return digest
 
 
-def look(config: Config, weights: str, commit: str | None, problems: Sequence[Problem], prompt_ids: Iterable) -> dict:
+def look(config: Config, base: dict, problems: Sequence[Problem], prompt_ids: Iterable) -> dict:
     """What the run is made of now.
 
     Args:
         config: the run's.
-        weights: what `of_weights` said of the model as it was loaded.
-        commit: of the hub, that a branch or tag stood for; None: a directory.
+        base: what `of_model` said of the model as it was loaded.
         problems: of training.
         prompt_ids: their tokens: what tokenizer and chat template make of them.
     """
@@ -58,8 +62,7 @@ def look(config: Config, weights: str, commit: str | None, problems: Sequence[Pr
         prompts = zlib.crc32(bytes(ids) + b"|", prompts)
     told = json.dumps([astuple(problem) for problem in problems], sort_keys=True, default=repr)
     return {
-        "model": weights,
-        "commit": commit,
+        **base,
         "data": _digest(told.encode("utf-8", "replace")),
         "prompts": f"{prompts:08x}",
         "rewards": {name: of_code(f"rewards.{name.partition('.')[0]}") for name in config.rewards},

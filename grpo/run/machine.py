@@ -1,6 +1,7 @@
-"""The machine of a run: what `auto` means on it, process-wide settings, memory, versions.
+"""The machine of a run: what `auto` means on it, settings of the whole process, memory, versions.
 
-Left out: how large a micro-batch a GPU's memory allows (`doctor/memory.py`).
+Left out: how large a micro-batch a GPU's memory allows (`doctor/memory.py`), and what has to be set before torch is
+loaded (`grpo/__init__.py`).
 """
 
 import ctypes
@@ -8,16 +9,20 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from grpo import distributed
-from grpo.config import Config
-from grpo.kernels.compiled import can_compile
+from grpo.kernels.compiled import can_compile, taken_back
 from grpo.run.version import commit
+
+T = TypeVar("T")
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
@@ -58,42 +63,70 @@ def environment(device: torch.device) -> dict:
 
 
 TOKENS_PER_MICROBATCH = 4096
-"""The value of `max_tokens_per_microbatch: auto` on a CPU. On a GPU the doctor chooses it, by model and memory."""
+"""What `max_tokens_per_microbatch: auto` means on a CPU."""
 
 
-def resolve(config: Config, device: torch.device) -> Config:
-    """The config with each `auto` replaced by its value on this device.
+def settle(
+    asked: T, device: torch.device, before: Any = None, budget: Callable[[T], int] = lambda known: TOKENS_PER_MICROBATCH
+) -> T:
+    """Options in which each `auto` is replaced by what it means. This is decided here and nowhere else.
 
-    These are device, precision, compile and, on a CPU, `max_tokens_per_microbatch`.
+    Args:
+        asked: of a run, of an evaluation, or of a sample.
+        device: of this process.
+        before: options that a resumed run began with. What `auto` meant then stays, also on another device.
+        budget: says what `max_tokens_per_microbatch: auto` means on a GPU, from options that are settled but for it.
     """
-    precision = precision_on(device, config.precision)
-    on_gpu, meant = device.type == "cuda", {"device": device.type, "precision": precision}
-    if config.compile == "auto":
-        meant["compile"] = on_gpu and precision in ("bf16", "fp16") and can_compile()
-    if config.max_tokens_per_microbatch == "auto" and not on_gpu:
-        meant["max_tokens_per_microbatch"] = TOKENS_PER_MICROBATCH
-    return replace(config, **meant)
+    on_gpu = device.type == "cuda"
+    meanings = {  # in this order: a later one depends on those before it
+        "precision": lambda known: "bf16" if on_gpu else "fp32",  # bfloat16 is slow on a CPU
+        "compile": lambda known: on_gpu and known.precision in ("bf16", "fp16") and can_compile(),
+        "max_tokens_per_microbatch": budget if on_gpu else lambda known: TOKENS_PER_MICROBATCH,
+    }
+    known = replace(asked, device=device.type)
+    for name, meaning in meanings.items():
+        if getattr(known, name, None) == "auto":
+            meant = getattr(before, name, "auto")
+            known = replace(known, **{name: meaning(known) if meant == "auto" else meant})
+    return known
 
 
-def precision_on(device: torch.device, precision: str) -> str:
-    """The precision, with `auto` resolved: bf16 on a GPU, and fp32 on a CPU, where bfloat16 is slow."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" else "fp32"
+@contextmanager
+def settings(device: torch.device, precision: str) -> Iterator[None]:
+    """Make the settings of the whole process for a computation, and take them back when it ends.
 
-
-def prepare(device: torch.device, precision: str) -> None:
-    """Make the process-wide settings.
-
-    - Under fp64, the default dtype is float64.
-    - On a CPU, all operations are deterministic, and freed memory is kept for the next step.
+    - Under fp64 the default dtype is float64.
+    - On a CPU all operations are deterministic, and memory that was freed is kept for the next step.
+    - Large tensors get large pages. Torch reads this at the first tensor of the process.
+    - What compiling sets is taken back too.
     """
-    if precision == "fp64":
-        torch.set_default_dtype(torch.float64)
+    dtype = torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    large_pages = os.environ.get("THP_MEM_ALLOC_ENABLE")
+    torch.set_default_dtype(torch.float64 if precision == "fp64" else torch.float32)
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # it would fill every new tensor, for debugging only
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read at the first tensor: huge pages for large ones
-    if device.type == "cpu" and sys.platform == "linux":  # keep freed memory: each step needs as much again
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if device.type == "cpu":
+        _set_malloc(trim_threshold=-1, mmap_threshold=2**30)
+    try:
+        with taken_back():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+        if large_pages is None:
+            os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
+        if device.type == "cpu":
+            _set_malloc(trim_threshold=2**17, mmap_threshold=2**17)  # glibc's own; what was set can not be read
+
+
+def _set_malloc(trim_threshold: int, mmap_threshold: int) -> None:
+    """Tell glibc from how many bytes on freed memory is given back (-1: never), and what it maps by itself."""
+    if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-1, trim_threshold)  # M_TRIM_THRESHOLD
+        mallopt(-3, mmap_threshold)  # M_MMAP_THRESHOLD

@@ -192,7 +192,7 @@ def test_a_process_has_limits_and_its_end_is_an_error(capfd):
         *((peers, [f"--{name}", "-1"], f"{name} is -1") for name in ("shots", "warmup", "threads", "seed")),
         (peers, ["--train", "absent.jsonl"], "train is 'absent.jsonl': must be a file"),
         (peers, ["--recipe", "absent.yaml"], "recipe is 'absent.yaml': must be a file"),
-        (peers, ["--only", "vllm"], "--only is 'vllm': must be a list, each item ours or trl"),
+        (peers, ["--only", "vllm"], "--only is 'vllm': must be a list, each item one of ours, trl"),
         (peers, ["--only"], "only is"),
         (peers, ["--trl-batch", "-8"], "trl_batch is -8"),
         (peers, ["--trl-batch", "5"], "trl_batch is 5: must divide prompts x group, 32"),

@@ -1,6 +1,7 @@
 """`data.load`: a name is a file; an unknown name or split, or an empty split, is an error that says what there is."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,27 @@ def test_arguments_reach_the_data_set(monkeypatch):
         (("test",), {"path": "here", "num_shots": 3, "seed": 5}),
         (("train",), {"path": None, "num_shots": 0, "seed": 0}),
     ]
+
+
+@pytest.mark.parametrize("kind", [str, Path, lambda place: None])
+def test_c54_a_path_may_be_a_text_or_a_path_and_a_data_set_sees_a_text(monkeypatch, kind):
+    given = []
+    monkeypatch.setattr("data.jsonl.load", lambda _, path, **__: given.append(path) or [Problem("p", "a", {})])
+    data.load("jsonl", "train", path=kind("here/a.jsonl"))
+    assert given == [None if kind("x") is None else "here/a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"path": 3}, "data_path: 3 is no path"),
+        ({"num_shots": -1}, "num_shots: -1 must be a whole number >= 0"),
+        ({"num_shots": "2"}, "num_shots: '2' must be a whole number >= 0"),
+    ],
+)
+def test_c54_arguments_of_another_kind_are_a_sentence(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        data.load("arithmetic", "train", **wrong)
 
 
 def test_an_empty_split_is_refused(tmp_path):

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import data
 import train
 from grpo.config import Config
+from grpo.dataloader import ProblemSets
 from grpo.doctor import check_algorithm, check_data, check_tokens
-from grpo.doctor.diagnose import CHECKS, diagnose, fit, refuse_too_large, settle, spread_of, summary
-from grpo.doctor.memory import MOST_TOKENS, budget, least
+from grpo.doctor.diagnose import CHECKS, budget, diagnose, refuse_too_large, refuse_unfit, spread_of, summary
+from grpo.doctor.memory import MOST_TOKENS, least
 from grpo.losses import LOSSES
+from grpo.run.machine import settle
 from tests.fakes import runs
 from tests.fakes.known_facts import config, facts
 
@@ -79,21 +80,21 @@ def test_a_model_that_can_not_fit_is_no_matter_of_the_sampler():
         refuse_too_large(config(), facts(free_bytes=9 * 10**9))
 
 
-def test_auto_becomes_a_number_and_a_number_stays():
-    auto = config(max_tokens_per_microbatch="auto")
-    known = facts(free_bytes=24 * 10**9)
-    assert settle(auto, known) == config(max_tokens_per_microbatch=budget(auto, known))
-    assert settle(config(max_tokens_per_microbatch=7), known) == config(max_tokens_per_microbatch=7)
-
-
-def test_fit_reads_no_weight(place, tmp_path):
+def test_what_is_known_before_weights_are_loaded(place, tmp_path):
+    """Whether a step fits, and how many tokens a micro-batch has on a GPU."""
     runs.save_digits(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"")
-    problems = data.load("jsonl", "train", path=str(place / "data"))
-    recipe = Config(model=str(tmp_path / "model"), precision="bf16", max_tokens_per_microbatch="auto")
-    assert fit(recipe, problems, torch.device("cpu"), 10**12).max_tokens_per_microbatch == MOST_TOKENS
+    asked = Config(model=str(tmp_path / "model"), data="jsonl", data_path=str(place / "data"), precision="bf16")
+    sets, cpu = ProblemSets(asked), torch.device("cpu")
+    recipe = settle(asked, cpu)
+    assert budget(recipe, sets, cpu, 10**12) == MOST_TOKENS > budget(recipe, sets, cpu, 3 * 10**7)
+    refuse_unfit(recipe, sets, cpu, 10**12)
     with pytest.raises(ValueError, match="a step does not fit into memory"):
-        fit(recipe, problems, torch.device("cpu"), 10**4)
+        refuse_unfit(recipe, sets, cpu, 10**4)
+    with pytest.raises(ValueError, match="loss is 'gppo': must be one of"):
+        refuse_unfit(replace(recipe, loss="gppo"), sets, cpu, 10**12)
+    with pytest.raises(ValueError, match="device is 'auto': must have a value by now; `grpo.run.machine.settle` gives"):
+        refuse_unfit(asked, sets, cpu, 10**12)
 
 
 def test_a_run_that_can_not_fit_ends_before_anything_is_written(place, tmp_path, capsys, monkeypatch):

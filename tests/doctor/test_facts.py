@@ -7,6 +7,7 @@ import torch
 
 from grpo import distributed
 from grpo.config import Config
+from grpo.dataloader import ProblemSets
 from grpo.doctor.facts import gather, outline, shown_and_asked, sizes, spread
 from grpo.policy import load_shapes
 from tests.doctor.test_probes import problem
@@ -35,7 +36,7 @@ def row(i: int, **more) -> dict:
 
 def look(model: str, at_most: int = 0, **changes):
     config = Config(model=model, **changes)
-    return gather(config, *load_shapes(model), CPU, at_most)
+    return gather(config, ProblemSets(config), CPU, at_most)
 
 
 def test_facts_of_a_data_set(model, tmp_path):
@@ -49,7 +50,8 @@ def test_facts_of_a_data_set(model, tmp_path):
     assert (evaluation.split, evaluation.shots, evaluation.n, evaluation.longest_prompt) == ("test", 0, 5, 10)
     assert facts.errors == () and evaluation.also_trained == ()
     assert [grader.name for grader in facts.graders] == ["gsm8k.format", "gsm8k.correctness"]
-    assert len(look(model, at_most=10, data="jsonl", data_path=path).prompt_tokens) == 9
+    some = look(model, at_most=10, data="jsonl", data_path=path)
+    assert [grader.graded for grader in some.graders] == [9, 9] and some.prompt_tokens == facts.prompt_tokens
 
 
 def test_c68_prompts_left_out_are_counted_and_enter_no_estimate(model, tmp_path):
@@ -116,7 +118,8 @@ def test_processes_of_a_machine_share_its_memory_and_each_has_its_gpu(model, mon
     monkeypatch.setattr(distributed, "world_size", lambda: 8)
 
     def seen(device: str):
-        return outline(Config(), [problem("4")], *load_shapes(model), torch.device(device))
+        config = Config(model=model)
+        return outline(config, ProblemSets(config, {("train", 0): [problem("4")]}), torch.device(device))
 
     assert (seen("cuda").world_size, seen("cuda").sharing, seen("cuda").free_bytes) == (8, 1, 7)
     assert seen("cpu").sharing == 8

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import data
+from data.problem import Problem
 from grpo.config import Config
-from grpo.evaluation.compare import check_planned, compare_models, problems_of
+from grpo.dataloader import ProblemSets
+from grpo.evaluation.compare import check_planned, compare_models
 from grpo.evaluation.protocol import EvalOptions, is_evaluated, options_of, validation_options
 from grpo.evaluation.transcribe import Interrupted, transcribe
 from grpo.options import write_yaml
@@ -37,6 +39,10 @@ def options(place: Path, **changes) -> EvalOptions:
     return EvalOptions(**fixed | {"out": str(place / "eval"), "graders": ("last_number",)} | changes)
 
 
+def problems_of(wanted: EvalOptions) -> list[Problem]:
+    return ProblemSets(wanted).problems(wanted.split, 0, wanted.limit)
+
+
 def greedy(problem, budget: int) -> list[int]:
     """Token by token from transformers' own model, to EOS or the budget."""
     model, tokenizer = runs.digit_model(), runs.digit_tokenizer()
@@ -49,7 +55,7 @@ def greedy(problem, budget: int) -> list[int]:
 
 def test_c42_every_problem_of_the_split_is_answered_greedily(place):
     wanted = options(place)
-    problems = problems_of(wanted, 0)
+    problems = problems_of(wanted)
     assert problems == data.load("jsonl", "test", path=wanted.data_path) and len(problems) == 9
     rows = transcribe(sampler(), problems, wanted)
     tokenizer = runs.digit_tokenizer()
@@ -63,7 +69,7 @@ def test_c42_every_problem_of_the_split_is_answered_greedily(place):
 
 
 def test_stop_early_gives_the_same_text_up_to_the_stop_string(place):
-    problems = problems_of(options(place), 0)
+    problems = problems_of(options(place))
     seen = transcribe(sampler(), problems, options(place))[0]["completion"][4:6]
     problems = [replace(problem, info={**problem.info, "stop": ["##", seen]}) for problem in problems]
     whole = transcribe(sampler(), problems, options(place))
@@ -78,7 +84,7 @@ def test_stop_early_gives_the_same_text_up_to_the_stop_string(place):
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_the_batch_changes_no_answer(place, batch):
-    problems = problems_of(options(place), 0)
+    problems = problems_of(options(place))
     at_once = transcribe(sampler(), problems, options(place))
     assert transcribe(sampler(), problems, options(place, batch=batch)) == at_once
 
@@ -86,7 +92,7 @@ def test_the_batch_changes_no_answer(place, batch):
 def test_answers_are_in_the_file_as_they_come_and_are_not_asked_again(place, tmp_path, monkeypatch):
     """Whole problems that still are the same count; a line that was cut in the middle of writing does not."""
     several = options(place, samples=2, temperature=1.0, batch=4)
-    problems, file = problems_of(several, 0), tmp_path / "rows"
+    problems, file = problems_of(several), tmp_path / "rows"
     rows = transcribe(sampler(), problems, several)
     draws, generate = [], Sampler.generate
 
@@ -115,7 +121,7 @@ def test_answers_are_in_the_file_as_they_come_and_are_not_asked_again(place, tmp
 
 def test_several_samples_differ_and_repeat(place):
     several = options(place, samples=3, temperature=1.0, budget=8)
-    problems = problems_of(several, 0)
+    problems = problems_of(several)
     rows = transcribe(sampler(), problems, several)
     assert [(row["index"], row["sample"]) for row in rows] == [(i, j) for i in range(9) for j in range(3)]
     assert len({row["completion"] for row in rows[:3]}) > 1
@@ -127,7 +133,12 @@ def test_several_samples_differ_and_repeat(place):
 
 
 def test_limit_takes_the_first_problems(place):
-    assert problems_of(options(place, limit=4), 0) == problems_of(options(place), 0)[:4]
+    assert problems_of(options(place, limit=4)) == problems_of(options(place))[:4]
+
+
+def test_nothing_to_evaluate_is_an_error(place):
+    with pytest.raises(ValueError, match="no problem to evaluate"):
+        transcribe(sampler(), [], options(place))
 
 
 def test_compare_writes_cells_of_base_and_tuned_and_every_transcript(place):
@@ -140,7 +151,7 @@ def test_compare_writes_cells_of_base_and_tuned_and_every_transcript(place):
     ]
     for name, seed in (("base", 0), ("tuned", 1)):
         rows = [json.loads(line) for line in (out / f"{name}_0shots.jsonl").read_text().splitlines()]
-        assert rows == transcribe(sampler(seed), problems_of(wanted, 0), wanted, model=name)
+        assert rows == transcribe(sampler(seed), problems_of(wanted), wanted, model=name)
 
 
 def test_the_evaluation_of_a_run_is_of_its_own_prompts_and_graders():
@@ -174,22 +185,46 @@ def test_an_evaluation_is_done_if_it_was_made_with_the_same_options_at_these_sho
 
 
 def test_what_evaluations_will_need_is_checked_before(place):
-    fixed = {"data": "jsonl", "data_path": str(place / "data"), "eval_every": 0}
-    tokenizer = runs.digit_tokenizer()
-    check_planned(Config(**fixed, final_eval=False, eval_correct="gsm8k.nonsense"), tokenizer)
-    check_planned(Config(**fixed), tokenizer)
+    fixed = {"model": str(place / "model"), "data": "jsonl", "data_path": str(place / "data"), "eval_every": 0}
+
+    def planned(**changes) -> None:
+        config = Config(**fixed | changes)
+        check_planned(config, ProblemSets(config))
+
+    planned(final_eval=False, eval_correct="gsm8k.nonsense")
+    planned()
     with pytest.raises(ValueError, match="'gsm8k.nonsense' is not one of"):
-        check_planned(Config(**fixed, eval_correct="gsm8k.nonsense"), tokenizer)
+        planned(eval_correct="gsm8k.nonsense")
     with pytest.raises(ValueError, match="'gsm8k.nonsense' is not one of"):
-        check_planned(Config(**fixed | {"eval_every": 1}, final_eval=False, eval_format="gsm8k.nonsense"), tokenizer)
+        planned(eval_every=1, final_eval=False, eval_format="gsm8k.nonsense")
     with pytest.raises(ValueError, match="num_shots: 1 is not 0"):
-        check_planned(Config(**fixed, eval_shots=(0, 1)), tokenizer)
+        planned(eval_shots=(0, 1))
     long = place / "long"
     long.mkdir()
     (long / "train.jsonl").write_text((place / "data" / "train.jsonl").read_text())
     (long / "test.jsonl").write_text(json.dumps({"prompt": "1" * 5000, "answer": "1"}) + "\n")
     with pytest.raises(ValueError, match="1 of 1 prompts are longer than 4096 tokens, the longest 5000"):
-        check_planned(Config(**fixed | {"data_path": str(long)}), tokenizer)
+        planned(data_path=str(long))
     (long / "test.jsonl").unlink()
     with pytest.raises(ValueError, match=r"test\.jsonl"):
-        check_planned(Config(**fixed | {"data_path": str(long)}), tokenizer)
+        planned(data_path=str(long))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"limit": -1}, "limit is -1: must be a whole number >= 0"),
+        ({"budget": 0}, "budget is 0: must be a whole number >= 1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"shots": ()}, "shots is "),
+        ({"shots": (0, 0)}, "none twice"),
+        ({"shots": (-1,)}, "shots is "),
+        ({"samples": 2}, "temperature is 0.0: must be finite, >= 0, and > 0 with several samples"),
+        ({"graders": ()}, "graders is "),
+        ({"model": None}, "either --model or --regrade"),
+        ({"model": None, "regrade": "d", "budget": 512}, "data: must be left out with --regrade"),
+    ],
+)
+def test_options_out_of_range_are_refused(place, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        options(place, **changes)

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -314,6 +315,8 @@ def test_c71_the_threshold_of_an_evaluation_is_an_option_and_what_was_graded_by_
     (tmp_path / "eval.json").write_text("{}")
     assert protocol.is_evaluated(options)
     assert not protocol.is_evaluated(replace(options, threshold=0.5))
+    with pytest.raises(ValueError, match="threshold is inf: must be None or finite"):
+        replace(options, threshold=float("inf"))
 
 
 def test_c70_on_answers_that_are_no_numbers_nothing_is_said_of_numbers(scored):

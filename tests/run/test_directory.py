@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +14,11 @@ from rich.console import Console
 from grpo import distributed
 from grpo.config import Config, from_yaml, to_yaml
 from grpo.policy import Policy
-from grpo.run import checkpoint, log, machine
+from grpo.run import checkpoint, log
 from grpo.run import directory as directory_module
-from grpo.run.directory import claim, is_trained, keep_smaller, open_directory
+from grpo.run.directory import begun, claim, is_trained, keep_smaller, open_directory
 from grpo.run.log import Clock, Display, say
-from grpo.run.machine import environment, precision_on, prepare, resolve
+from grpo.run.machine import environment, settle
 from grpo.run.state import State, due, restore_state, save_state, why_stop
 from grpo.update import Learner
 from tests.fakes import runs
@@ -37,10 +35,20 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def opened(config: Config) -> tuple[Config, Path]:
+MADE_OF = {"model": "weights", "commit": None, "data": "d", "prompts": "p", "rewards": {}}
+
+
+def found(asked: Config) -> tuple[Config, Path]:
+    """As a run does it: the config with which it goes on, and its directory."""
+    before = begun(asked)
+    config = settle(asked, CPU, before)
+    return config, open_directory(config, before)
+
+
+def opened(asked: Config) -> tuple[Config, Path]:
     """As a run does it: open, then claim."""
-    config, directory = open_directory(config, CPU)
-    claim(directory, config, CPU)
+    config, directory = found(asked)
+    claim(directory, config, CPU, 0, MADE_OF)
     return config, directory
 
 
@@ -48,11 +56,11 @@ def opened(config: Config) -> tuple[Config, Path]:
 
 
 def test_opening_writes_nothing_and_claiming_does(tmp_path):
-    wanted, directory = open_directory(config(tmp_path), CPU)
+    wanted, directory = found(config(tmp_path))
     assert directory == tmp_path / "r" and contents(directory) == {}
-    open_directory(config(tmp_path), CPU)  # an empty directory stands in nobody's way
-    claim(directory, wanted, CPU)
-    assert sorted(contents(directory)) == ["config.yaml", "environment.json"]
+    found(config(tmp_path))  # an empty directory stands in nobody's way
+    claim(directory, wanted, CPU, 0, MADE_OF)
+    assert sorted(contents(directory)) == ["config.yaml", "environment.json", "inputs.json"]
     assert from_yaml(directory / "config.yaml") == wanted
 
 
@@ -60,12 +68,12 @@ def test_an_existing_run_is_refused_or_resumed(tmp_path):
     first, directory = opened(config(tmp_path))
     before = contents(directory)
     with pytest.raises(ValueError, match=r"run_name: .*/r exists already; continue it with --resume auto"):
-        open_directory(config(tmp_path), CPU)
+        found(config(tmp_path))
     assert contents(directory) == before
-    again, same = open_directory(config(tmp_path, resume="auto", num_steps=9), CPU)
+    again, same = found(config(tmp_path, resume="auto", num_steps=9))
     assert same == directory and again == replace(first, resume="auto", num_steps=9)
     with pytest.raises(ValueError, match="seed is 1, but the run to resume has 0"):
-        open_directory(config(tmp_path, resume="auto", seed=1), CPU)
+        found(config(tmp_path, resume="auto", seed=1))
     assert contents(directory) == before
 
 
@@ -73,7 +81,7 @@ def test_somebody_s_directory_is_refused(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists already"):
-        open_directory(config(tmp_path), CPU)
+        found(config(tmp_path))
 
 
 def test_a_resumed_run_keeps_what_its_autos_meant(tmp_path):
@@ -82,20 +90,7 @@ def test_a_resumed_run_keeps_what_its_autos_meant(tmp_path):
     (tmp_path / "r").mkdir()
     to_yaml(made, tmp_path / "r" / "config.yaml")
     wanted = config(tmp_path, precision="auto", max_tokens_per_microbatch="auto", resume="auto")
-    assert open_directory(wanted, CPU)[0] == replace(made, resume="auto")
-
-
-@pytest.mark.parametrize("possible", [True, False])
-def test_auto_is_resolved_by_device(tmp_path, possible, monkeypatch):
-    monkeypatch.setattr(machine, "can_compile", lambda: possible)
-    auto = config(tmp_path, max_tokens_per_microbatch="auto")
-    on_cpu, on_gpu = resolve(auto, CPU), resolve(auto, torch.device("cuda", 1))
-    assert (on_cpu.device, on_cpu.precision, on_cpu.max_tokens_per_microbatch) == ("cpu", "fp32", 4096)
-    assert (on_cpu.compile, on_gpu.compile) == (False, possible)
-    assert resolve(replace(auto, precision="fp32"), torch.device("cuda", 1)).compile is False
-    assert (on_gpu.device, on_gpu.precision, on_gpu.max_tokens_per_microbatch) == ("cuda", "bf16", "auto")
-    chosen = config(tmp_path, precision="fp16", compile=True, max_tokens_per_microbatch=7)
-    assert resolve(chosen, CPU) == replace(chosen, device="cpu")
+    assert found(wanted)[0] == replace(made, resume="auto")
 
 
 def test_claiming_drops_the_results_of_an_earlier_end(tmp_path):
@@ -104,15 +99,18 @@ def test_claiming_drops_the_results_of_an_earlier_end(tmp_path):
     (directory / "eval").mkdir()
     for file in (directory / "final" / "config.json", directory / "eval" / "eval.json", directory / "report.html"):
         file.write_text("{}")
-    claim(directory, wanted, CPU)
-    assert sorted(contents(directory)) == ["config.yaml", "environment.json"]
+    with pytest.raises(ValueError, match="^model: the weights in .* are not those that the run began with"):
+        claim(directory, replace(wanted, kl_coef=0.1), CPU, 3, MADE_OF | {"model": "other"})
+    assert (directory / "final" / "config.json").exists() and (directory / "report.html").exists()
+    claim(directory, wanted, CPU, 0, MADE_OF)
+    assert sorted(contents(directory)) == ["config.yaml", "environment.json", "inputs.json"]
 
 
 def test_every_start_stays_in_the_environment(tmp_path, monkeypatch):
     wanted, directory = opened(config(tmp_path))
     for threads in (2, 3):
         monkeypatch.setattr(directory_module, "environment", lambda device, threads=threads: {"threads": threads})
-        claim(directory, wanted, CPU)
+        claim(directory, wanted, CPU, 0, MADE_OF)
     recorded = json.loads((directory / "environment.json").read_text())
     assert recorded["threads"] == 3
     assert [start["threads"] for start in recorded["earlier"]] == [torch.get_num_threads(), 2]
@@ -123,7 +121,7 @@ def test_every_start_stays_in_the_environment(tmp_path, monkeypatch):
 def test_a_place_that_can_not_be_written_is_one_sentence(tmp_path, out_dir):
     (tmp_path / "a_file").write_text("")
     with pytest.raises(OSError, match=r"out_dir: .*/r can not be made \("):
-        open_directory(config(tmp_path / out_dir), CPU)
+        found(config(tmp_path / out_dir))
 
 
 def test_the_environment_says_on_what_it_ran():
@@ -139,15 +137,17 @@ def test_a_halved_micro_batch_is_written_for_the_continuation_and_said_once(tmp_
     wanted, directory = opened(config(tmp_path))
     made, out = learner(tmp_path), io.StringIO()
     display = Display(4, console=Console(file=out))
-    assert keep_smaller(directory, wanted, made.max_tokens, display) == wanted and out.getvalue() == ""
+    keep_smaller(directory, wanted, 64, made.max_tokens, display)
+    assert from_yaml(directory / "config.yaml") == wanted and out.getvalue() == ""
     made.budget.max_tokens = 16
-    kept = keep_smaller(directory, wanted, made.max_tokens, display)
-    assert kept == from_yaml(directory / "config.yaml") == replace(wanted, max_tokens_per_microbatch=16)
-    assert keep_smaller(directory, kept, made.max_tokens, display) == kept
+    keep_smaller(directory, wanted, 64, made.max_tokens, display)
+    kept = replace(wanted, max_tokens_per_microbatch=16)
+    assert from_yaml(directory / "config.yaml") == kept
+    keep_smaller(directory, wanted, 16, made.max_tokens, display)
     (said,) = out.getvalue().splitlines()
     assert said.startswith("warning: out of memory in learning; ") and "16 instead of 64" in said
     resumed = config(tmp_path, resume="auto", max_tokens_per_microbatch="auto")
-    assert open_directory(resumed, CPU)[0] == replace(kept, resume="auto")
+    assert found(resumed)[0] == replace(kept, resume="auto")
 
 
 # The state.
@@ -247,7 +247,7 @@ def test_what_is_due(every, steps):
     assert [step for step in range(1, 7) if due(step, every)] == steps
 
 
-# Time, memory, settings, ranks.
+# Time and ranks.
 
 
 def test_the_clock_adds_up(monkeypatch):
@@ -270,44 +270,6 @@ def test_c56_a_phase_that_is_entered_twice_adds_up(monkeypatch):
         with clock(phase):
             pass
     assert clock.seconds() == {"time/rollout": 3.5, "time/reward": 0.5, "time/step": 6.0}
-
-
-def test_settings_of_the_process():
-    prepare(CPU, "fp32")
-    assert torch.get_default_dtype() == torch.float32 and torch.are_deterministic_algorithms_enabled()
-    assert not torch.utils.deterministic.fill_uninitialized_memory
-    prepare(CPU, "fp64")
-    assert torch.get_default_dtype() == torch.float64
-    assert precision_on(CPU, "auto") == "fp32" and precision_on(torch.device("cuda"), "auto") == "bf16"
-    assert precision_on(CPU, "bf16") == "bf16"
-
-
-FREED_AND_TAKEN_AGAIN = """
-from resource import RUSAGE_SELF, getrusage
-import torch
-from grpo.run.log import Clock, say
-from grpo.run.directory import claim, is_trained, keep_smaller, open_directory
-from grpo.run.state import due, restore_state, save_state, why_stop
-from grpo.run.machine import environment, precision_on, prepare, resolve
-prepare(torch.device("cpu"), "fp32")
-for _ in range(2):
-    before = getrusage(RUSAGE_SELF).ru_minflt
-    tensors = [torch.ones(1_000_000) for _ in range(100)]
-    tensors.clear()
-print(getrusage(RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is asked to keep freed memory")
-def test_memory_that_was_freed_is_not_new_again():
-    done = subprocess.run(  # small pages, so that each is seen
-        [sys.executable, "-c", FREED_AND_TAKEN_AGAIN],
-        env=os.environ | {"THP_MEM_ALLOC_ENABLE": "0"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert int(done.stdout) < 400_000_000 / 4096 / 10
 
 
 def _on_main(out: Path) -> None:

@@ -21,7 +21,7 @@ CONFIG = Config(rewards=("gsm8k.format",), reward_weights=(1.0,), model="some/na
 
 
 def made_of(**changes) -> dict:
-    return inputs.look(CONFIG, "weights", "abc", PROBLEMS, [[1, 2], [3]]) | changes
+    return inputs.look(CONFIG, {"model": "weights", "commit": "abc"}, PROBLEMS, [[1, 2], [3]]) | changes
 
 
 def resumed(tmp_path, now: dict, step: int = 3, config: Config = CONFIG) -> None:
@@ -75,9 +75,10 @@ def test_c63_every_number_of_the_weights_and_every_prompt_counts():
         policy.head[5, 3] *= 1.0001
     assert inputs.of_weights(policy) != before
     assert inputs.of_weights(tiny_policy(precision="fp64")) != before
-    first = inputs.look(CONFIG, "", None, PROBLEMS, [[1, 2], [3]])
-    assert first["prompts"] != inputs.look(CONFIG, "", None, PROBLEMS, [[1], [2, 3]])["prompts"]
-    assert first["data"] != inputs.look(CONFIG, "", None, PROBLEMS[::-1], [])["data"]
+    assert inputs.of_model(policy) == {"model": inputs.of_weights(policy), "commit": None}
+    first = inputs.look(CONFIG, {}, PROBLEMS, [[1, 2], [3]])
+    assert first["prompts"] != inputs.look(CONFIG, {}, PROBLEMS, [[1], [2, 3]])["prompts"]
+    assert first["data"] != inputs.look(CONFIG, {}, PROBLEMS[::-1], [])["data"]
 
 
 def test_c63_the_code_of_a_reward_is_its_file_and_those_that_it_uses(tmp_path, monkeypatch):

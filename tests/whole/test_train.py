@@ -713,7 +713,7 @@ def test_c63_what_is_missing_beside_checkpoints_or_was_done_already_is_said(plac
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("seed", 2**63, "seed is 9223372036854775808: must be below 2**63"),
+        ("seed", 2**63, "seed is 9223372036854775808: must be a whole number >= 0 and < 2**63"),
         ("data", "gsm9k", "data: 'gsm9k' is not one of arithmetic, "),
         ("data_path", "/nowhere", "data_path: /nowhere"),
         ("model", "/nowhere", "model: '/nowhere' can not be loaded"),
@@ -842,6 +842,24 @@ def test_every_precision_runs(place, precision, gap):
     assert metrics(place / precision)[-1]["policy/kl"] > 0 or precision == "fp16"
     dtype = torch.float64 if precision == "fp64" else torch.float32
     assert {tensor.dtype for tensor in weights(place / precision / "final").values()} == {dtype}
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("ends", ["well", "with an error"])
+def test_a_run_leaves_the_process_as_it_was(place, precision, ends):
+    """Default dtype, deterministic algorithms, environment and handlers of signals."""
+
+    def seen() -> tuple:
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        torch_ = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+        return *torch_, torch.utils.deterministic.fill_uninitialized_memory, dict(os.environ), handlers
+
+    before = seen()
+    assert before[:2] == (torch.float32, False)
+    wrong = {} if ends == "well" else {"eval_correct": "gsm8k.nope"}
+    options = {"precision": precision, "num_steps": 1, "final_eval": True, **wrong}
+    assert train.main(argv(place, f"leaves_{precision}_{ends[0]}", **options)) == (2 if wrong else 0)
+    assert seen() == before
 
 
 @pytest.mark.parametrize("option", ["mask_truncated", "activation_checkpointing"])
