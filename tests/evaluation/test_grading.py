@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
