@@ -44,9 +44,9 @@ def test_means_sums_and_maxima():
 def test_a_mean_over_a_mask_leaves_out_whatever_stands_elsewhere():
     values = torch.tensor([[1.0, 2.0], [torch.nan, torch.inf]], requires_grad=True)
     sums = Sums()
-    sums.add_where(torch.tensor([[True, True], [False, False]]), "policy/kl", values)
-    sums.add_where(torch.tensor([True, False, True]), "policy/kl", torch.tensor([True, True, False]))
-    sums.add_where(torch.zeros(2, 0, dtype=torch.bool), "policy/kl", torch.zeros(2, 0))
+    sums.add_where("policy/kl", values, torch.tensor([[True, True], [False, False]]))
+    sums.add_where("policy/kl", torch.tensor([True, True, False]), torch.tensor([True, False, True]))
+    sums.add_where("policy/kl", torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool))
     assert sums.reduce() == {"policy/kl": 1.0}  # (1 + 2 + 1 + 0) / 4
     assert all(not kept.requires_grad for kept in sums._values.values())
 
