@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
@@ -145,7 +146,8 @@ def stored(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """
     for file in _files(directory):
         if file.suffix == ".bin":
-            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+            mapped = is_zipfile(file)  # files from before torch 1.6 are read at once
+            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=mapped).items()
             continue
         with safe_open(file, framework="pt") as content:
             names = list(content.keys())
