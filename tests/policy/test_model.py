@@ -327,6 +327,18 @@ def test_c50_positions_that_are_computed_do_not_end():
     assert tiny_policy("qwen2", sliding_window=64, use_sliding_window=False).positions is None
 
 
+@pytest.mark.parametrize("family", ["qwen2", "phi3"])
+def test_c54_a_model_of_transformers_keeps_its_memory_and_what_is_frozen_in_it(family):
+    """The kind: a part that somebody froze, which would be trained without a word."""
+    model = tiny_model(family)
+    model.model.layers[1].requires_grad_(False)
+    policy = Policy(model, byte_tokenizer())
+    for name, weight in policy.model.named_parameters():
+        assert weight.requires_grad == ("layers.1." not in name), name
+    memory = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    assert {weight.untyped_storage().data_ptr() for weight in policy.parameters()} == memory
+
+
 def test_c54_what_only_a_run_resolves_and_a_path_that_is_a_text(tmp_path):
     """The kind: a value that a run would have settled, given to the library as it is."""
     tiny = tiny_model(), byte_tokenizer()
