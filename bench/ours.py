@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 import data
+from bench.speed import measured
 from bench.work import Sampled, Work
 from data.problem import Problem
 from grpo import distributed
 from grpo.config import Config, from_yaml
 from grpo.dataloader import draw_prompts
 from grpo.doctor import diagnose
-from grpo.doctor.speed import measured
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
 from grpo.policy import Policy, Reference, load_policy, load_shapes

@@ -25,11 +25,11 @@ from torch import nn
 
 from bench.ours import LONGEST_PROMPT, problems_of, problems_of_step
 from bench.process import call, machine, versions
+from bench.speed import fastest, measured
 from bench.work import Work, at_least, check_out, prepared
 from grpo import options
 from grpo.dataloader import encode_prompts
 from grpo.doctor.facts import sizes
-from grpo.doctor.speed import fastest, measured
 from grpo.files import write_whole
 from grpo.kernels import onednn
 from grpo.policy import load_shapes
