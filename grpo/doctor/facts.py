@@ -46,8 +46,6 @@ class Sizes:
     layers: int
     width: int
     intermediate: int
-    query_width: int
-    """Number of query heads times head size."""
     key_width: int
     """Number of key heads times head size: the keys of one token in one layer."""
     vocabulary: int
@@ -185,7 +183,6 @@ def sizes(model: nn.Module) -> Sizes:
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        query_width=heads.width * heads.heads,
         key_width=heads.width * heads.key_heads,
         vocabulary=len(head.weight),
         context=getattr(config, "max_position_embeddings", None),

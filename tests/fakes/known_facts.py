@@ -11,7 +11,6 @@ SIZES = Sizes(
     layers=24,
     width=896,
     intermediate=4864,
-    query_width=896,
     key_width=128,
     vocabulary=150_000,
     context=32_768,
