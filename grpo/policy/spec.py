@@ -29,15 +29,14 @@ model_type rope_theta rope_scaling max_window_layers
 """
 """Keys from which transformers makes one of `COMPUTED` when it reads a config."""
 WITHOUT_EFFECT = """
-architectures auto_map _name_or_path transformers_version dtype torch_dtype _attn_implementation
-_attn_implementation_autoset _commit_hash _experts_implementation
-max_position_embeddings original_max_position_embeddings initializer_range use_cache pretraining_tp
-bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class
+architectures auto_map transformers_version dtype torch_dtype initializer_range use_cache pretraining_tp
+max_position_embeddings original_max_position_embeddings
+bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id tokenizer_class
 attention_dropout resid_pdrop embd_pdrop is_llama_config return_dict output_hidden_states output_attentions
 id2label label2id num_labels problem_type task_specific_params chunk_size_feed_forward is_encoder_decoder
 transformers.js_config unsloth_fixed unsloth_version
 """
-"""Keys that change no log-probability of this project. Dropout is always 0 here."""
+"""Keys that change no log-probability of this project, besides those that begin with `_`. Dropout is always 0 here."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _unknown(config: PretrainedConfig) -> Iterator[tuple[str, Any]]:
     # What other families compute with, transformers reads over in a family that has no such key.
     known = default.keys() & COMPUTED.split() | {"head_dim"} | set((READ_ELSEWHERE + WITHOUT_EFFECT).split())
     for name, value in sorted(config.to_dict().items()):
-        if name not in known and value and value != default.get(name):
+        if name not in known and not name.startswith("_") and value and value != default.get(name):
             yield name, value
 
 

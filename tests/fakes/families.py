@@ -21,7 +21,10 @@ CHECKPOINTS = {
     "Llama 3.1": ("llama", {"rope_parameters": LLAMA3, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}),
     "Llama 3.2": ("llama", {"rope_parameters": LLAMA3 | {"factor": 32.0}, "pretraining_tp": 1, "head_dim": 8}),
     "Llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "SmolLM2": ("llama", {"is_llama_config": True, "rope_interleaved": False, "rope_theta": 100000}),
+    "SmolLM2": (
+        "llama",
+        {"_model_name_or_path": "x", "is_llama_config": True, "rope_interleaved": False, "rope_theta": 100000},
+    ),
     "Mistral v0.3": ("mistral", {"sliding_window": None, "rope_theta": 1e6, "tie_word_embeddings": False}),
     "Mistral v0.1": ("mistral", {"sliding_window": 64}),
     "Mistral Nemo": ("mistral", {"head_dim": 4, "rope_theta": 1e6}),

@@ -52,8 +52,6 @@ FREE = dict.fromkeys(spec_file.WITHOUT_EFFECT.split(), 7) | {
     "torch_dtype": "float32",
     "architectures": ["Other"],
     "auto_map": {"AutoModel": "x"},
-    "_attn_implementation": "sdpa",
-    "_experts_implementation": None,
     "pretraining_tp": 1,
     "attention_dropout": 0.5,
     "resid_pdrop": 0.5,
