@@ -94,13 +94,25 @@ class Config:
     advantage: str = "grpo"
     """Function of grpo/advantages.py: grpo, dr_grpo, rloo."""
     loss: str = "grpo"
-    """Function of grpo/losses.py: grpo, gspo, cispo, reinforce."""
+    """Function of grpo/losses.py: grpo, gspo, gspo_token, gmpo, cispo, sapo, dppo_tv, dppo_kl, reinforce, dro."""
     weighting: str = "token_mean"
     """Function of grpo/weighting.py, the weight of a token: token_mean, sequence_mean, constant_length."""
     clip_low: float = option(0.2, ">= 0 and <= 1")
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = option(0.2, ">= 0")
     """The ratio is clipped above at 1 + clip_high; inf: never."""
+    ratio_max: float = option(float("inf"), "> 1")
+    """Loss grpo: largest ratio of a token with a negative advantage (dual clip, two-sided delta); inf: none."""
+    tau_pos: float = option(1.0, "> 0 and finite")
+    """Loss sapo: how fast its gate closes for tokens with an advantage of 0 or more."""
+    tau_neg: float = option(1.05, "> 0 and finite")
+    """Loss sapo: the same for tokens with a negative advantage."""
+    tv_max: float = option(0.2, ">= 0 and <= 1")
+    """Loss dppo_tv: how far the probability of a token may move before it has no gradient."""
+    binary_kl_max: float = option(0.05, ">= 0")
+    """Loss dppo_kl: the same as a KL in nats, of the token against all others; inf: never."""
+    dro_beta: float = option(0.1, ">= 0 and finite")
+    """Loss dro: strength of the tie to the policy at the time of the rollout."""
     kl: str = "k3"
     """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3."""
     kl_coef: float = option(0.01, ">= 0 and finite")

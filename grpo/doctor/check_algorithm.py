@@ -50,10 +50,10 @@ def clipping(c: Config, facts: Facts) -> Iterator[Finding]:
             f"loss {c.loss} is then the plain on-policy policy gradient, whatever the bounds. This is right.",
             "Nothing. If clipping should act: num_epochs 2 or a minibatch_size.",
         )
-    elif c.loss == "gspo" and min(c.clip_low, c.clip_high) > 0.01:
+    elif c.loss in ("gspo", "gspo_token") and min(c.clip_low, c.clip_high) > 0.01:
         yield Finding(
             "warning",
-            f"loss gspo with bounds of {c.clip_low:g} and {c.clip_high:g} never clips",
+            f"loss {c.loss} with bounds of {c.clip_low:g} and {c.clip_high:g} never clips",
             "Its ratio is a mean over a whole completion, which hardly changes.",
             "clip_low 3e-4 and clip_high 4e-4, as in its paper.",
         )
@@ -68,15 +68,15 @@ def clipping(c: Config, facts: Facts) -> Iterator[Finding]:
 
 def loss_and_weighting(c: Config, facts: Facts) -> Iterator[Finding]:
     """Losses and advantages whose paper uses another denominator."""
-    meant = {"gspo": "sequence_mean", "cispo": "token_mean"}.get(c.loss)
+    by_row = dict.fromkeys(("gspo", "gspo_token", "gmpo"), "sequence_mean")
+    meant = (by_row | {"cispo": "token_mean"}).get(c.loss)
     if meant and c.weighting != meant:
         yield Finding(
             "warning",
             f"loss {c.loss} with weighting {c.weighting}",
-            {
-                "gspo": "It gives one value per completion: so weighted, long ones count more than short ones.",
-                "cispo": "Its objective is a mean over all tokens. Here a token counts by its completion's length.",
-            }[c.loss],
+            "It gives one value per completion: so weighted, long ones count more than short ones."
+            if c.loss in by_row
+            else "Its objective is a mean over all tokens. Here a token counts by its completion's length.",
             f"weighting {meant}, as in its paper.",
         )
     if c.advantage == "dr_grpo" and c.weighting == "sequence_mean":
