@@ -100,7 +100,7 @@ class Config:
     loss: str = "grpo"
     """Function of grpo/losses.py: grpo, gspo, gspo_token, gmpo, cispo, sapo, dppo_tv, dppo_kl, reinforce, dro."""
     weighting: str = "token_mean"
-    """Function of grpo/weighting.py, the weight of a token: token_mean, sequence_mean, constant_length."""
+    """Function of grpo/weighting.py, the weight of a token: token_mean, sequence_mean, prompt_mean, constant_length."""
     clip_low: float = option(0.2, ">= 0 and <= 1")
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = option(0.2, ">= 0")
@@ -118,9 +118,11 @@ class Config:
     dro_beta: float = option(0.1, ">= 0 and finite")
     """Loss dro: strength of the tie to the policy at the time of the rollout."""
     kl: str = "k3"
-    """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3."""
+    """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3, k1_plus, k3_plus, k3_ratio."""
     kl_coef: float = option(0.01, ">= 0 and finite")
-    """Weight of the KL (nats per token) in the loss; 0: no reference is loaded."""
+    """Weight of the KL (nats per token); 0: no reference is loaded."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """loss: the KL is a term of the loss. reward: it is subtracted from each token's advantage, without gradient."""
     sampler_correction: str = "none"
     """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask."""
     correction_cap: float = option(2.0, ">= 1 and finite")

@@ -133,12 +133,12 @@ def kl(c: Config, facts: Facts) -> Iterator[Finding]:
     """A KL penalty that needs a reference model but has no effect, or less effect than it seems."""
     if c.kl_coef == 0:
         return
-    if c.kl == "k1":
+    if c.kl == "k1" and c.kl_in == "loss":
         yield Finding(
             "warning",
             f"kl k1 with kl_coef {c.kl_coef:g}",
             "As a loss, its expected gradient is 0. It adds noise and penalises nothing.",
-            "kl k3 or k2, or kl_coef 0.",
+            "kl k3 or k2, kl_in reward, or kl_coef 0.",
         )
     elif c.num_steps * memory.updates_per_step(c) == 1:
         yield Finding(

@@ -45,6 +45,7 @@ def test_a_good_recipe_has_no_finding():
         ({"num_steps": 4}, "note", "8 updates of 1e-06 move a weight by about 8e-06"),
         ({"warmup_steps": 200}, "warning", "warmup_steps (200) is not below num_steps (200)"),
         ({"kl_coef": 0.1, "kl": "k1"}, "warning", "kl k1 with kl_coef 0.1"),
+        ({"kl_coef": 0.1, "kl": "k1", "kl_in": "reward"}, "note", "kl_coef 0.1 does nothing in the first update"),
         ({"kl_coef": 0.1}, "note", "kl_coef 0.1 does nothing in the first update"),
         ({"prompts_per_step": 8000}, "warning", "prompts_per_step (8000) is more than the 7000"),
         ({"num_steps": 5000}, "note", "every training problem is drawn 23 times"),
