@@ -124,9 +124,12 @@ class Config:
     kl_in: Literal["loss", "reward"] = "loss"
     """loss: the KL is a term of the loss. reward: it is subtracted from each token's advantage, without gradient."""
     sampler_correction: str = "none"
-    """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask."""
-    correction_cap: float = option(2.0, ">= 1 and finite")
-    """Cap of the factor that sampler_correction computes."""
+    """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask,
+    truncate_row, mask_row, veto, opsm."""
+    correction_floor: float = option(0.5, ">= 0 and <= 1")
+    """Smallest ratio of learner to sampler that mask, mask_row, veto and opsm trust."""
+    correction_cap: float = option(2.0, ">= 1")
+    """Largest factor of truncate and truncate_row, and largest ratio that mask, mask_row and veto trust; inf: none."""
     num_epochs: int = option(1, ">= 1")
     """Passes over the rollouts of a step."""
     minibatch_size: int = option(0, ">= 0")

@@ -23,6 +23,8 @@ class Objective(NamedTuple):
     """[B,T] bool, of the surrogate."""
     kl: Tensor | None
     """[B,T] in nats, without `kl_coef`; None without a reference."""
+    factor: Tensor
+    """[B,T], of the correction, without gradient."""
 
 
 def objective(
@@ -36,7 +38,7 @@ def objective(
     loss: Callable,
     constants: Mapping[str, float],
     correction: Callable,
-    correction_cap: float,
+    bounds: Mapping[str, float],
     kl: Callable[[Tensor, Tensor, Tensor], Tensor],
     kl_coef: float,
     kl_in: str = "loss",
@@ -56,7 +58,7 @@ def objective(
         loss: of `losses.py`.
         constants: {name: value} of the loss's keyword arguments.
         correction: of `corrections.py`.
-        correction_cap: its cap.
+        bounds: {name: value} of the correction's keyword arguments.
         kl: of `kl.py`.
         kl_coef: weight of the KL, per nat.
         kl_in: `loss` or `reward`.
@@ -64,6 +66,7 @@ def objective(
     Returns:
         unreduced values, to be weighted and summed.
     """
+    factor = correction(logprobs, old_logprobs, sampling_logprobs, advantages, mask, **bounds)
     penalty = None
     if ref_logprobs is not None:
         of = logprobs if kl_in == "loss" else old_logprobs.detach()
@@ -72,10 +75,10 @@ def objective(
     if penalty is not None and kl_in == "reward":
         advantages = _per_token(advantages) - kl_coef * penalty
     surrogate, clipped = loss(logprobs, old_logprobs, advantages, mask, **constants)
-    per_token_loss = correction(old_logprobs, sampling_logprobs, cap=correction_cap) * surrogate
+    per_token_loss = factor * surrogate
     if penalty is not None and kl_in == "loss":
         per_token_loss = per_token_loss + kl_coef * penalty
-    return Objective(per_token_loss, clipped, penalty)
+    return Objective(per_token_loss, clipped, penalty, factor)
 
 
 def _per_token(advantages: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Learner:
             reference: the frozen reference (`policy/reference.py`), called like a policy; None without KL.
 
         Raises:
-            ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown, a constant of the loss has no
+            ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown, a constant of one has no
                 option, or an `auto` is not resolved.
         """
         if config.max_tokens_per_microbatch == "auto":
@@ -52,6 +52,7 @@ class Learner:
         self.loss = lookup(LOSSES, config.loss, "loss")
         self.constants = constants(self.loss, config)
         self.correction = lookup(CORRECTIONS, config.sampler_correction, "sampler_correction")
+        self.bounds = constants(self.correction, config, "sampler_correction")
         self.kl = lookup(KL, config.kl, "kl")
         self.weighting = lookup(WEIGHTINGS, config.weighting, "weighting")
         self.budget = Budget(policy, config.max_tokens_per_microbatch)
@@ -162,7 +163,7 @@ class Learner:
             loss=self.loss,
             constants=self.constants,
             correction=self.correction,
-            correction_cap=config.correction_cap,
+            bounds=self.bounds,
             kl=self.kl,
             kl_coef=config.kl_coef,
             kl_in=config.kl_in,
@@ -180,6 +181,9 @@ class Learner:
         sums.add_where(mask, "policy/sampler_gap_mean", gap)
         if micro.rows:
             sums.maximum("policy/sampler_gap_max", gap.where(mask, 0).max())
+            sums.maximum("policy/correction_max", found.factor.where(mask, 0).max())
+        sums.add_effective_size(mask, "policy/correction_ess", found.factor)
+        sums.add_where(mask, "policy/correction_masked", found.factor == 0)
         if found.kl is not None:
             sums.add_where(mask, "policy/kl", found.kl)
         return loss

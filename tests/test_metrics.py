@@ -134,6 +134,20 @@ def test_c32_metrics_do_not_depend_on_how_samples_are_spread(tmp_path):
     assert (reduced["tokens/sampled"], reduced["policy/sampler_gap_max"], reduced["reward/mean"]) == (15.0, 5.0, 0.5)
 
 
+def test_an_effective_size_is_that_of_all_weights_together():
+    """Weights 1, 3, 0 of three samples: 16 / (3 * 10). In parts, and what the mask leaves out does not count."""
+    whole, parts = Sums(), Sums()
+    whole.add_effective_size(torch.tensor([True, True, True, False]), "ess", torch.tensor([1.0, 3.0, 0.0, math.nan]))
+    for weight in (1.0, 3.0, 0.0):
+        more = Sums()
+        more.add_effective_size(torch.tensor([True]), "ess", torch.tensor([weight]))
+        parts.merge(more)
+    assert whole.reduce()["ess"] == pytest.approx(16 / 30) and parts.reduce() == whole.reduce()
+    none = Sums()
+    none.add_effective_size(torch.tensor([True, True]), "ess", torch.zeros(2))
+    assert none.reduce()["ess"] == 0
+
+
 # ---- metrics.jsonl
 
 

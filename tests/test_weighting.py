@@ -148,6 +148,7 @@ def update(loss, weighting, parts, **kind):
     theta = torch.linspace(-0.5, 0.5, D, dtype=torch.float64).requires_grad_()
     num_tokens, num_sequences = count(mask)
     num_groups, group_tokens = count_groups(mask, 2)
+    correction = CORRECTIONS[kind.get("correction", "none")]
     total = 0.0
     for rows in parts:
         width = max(int(lengths[rows].max()), 1)
@@ -163,8 +164,8 @@ def update(loss, weighting, parts, **kind):
             part_mask,
             loss=loss,
             constants=constants(loss, Config(clip_low=0.2, clip_high=0.3)),
-            correction=CORRECTIONS[kind.get("correction", "none")],
-            correction_cap=1.2,
+            correction=correction,
+            bounds=constants(correction, Config(correction_floor=0.8, correction_cap=1.2)),
             kl=KL[kind.get("kl", "k3")],
             kl_coef=0.04,
             kl_in=kind.get("kl_in", "loss"),

@@ -266,6 +266,8 @@ def wrong_algorithm(config: Config) -> list[str]:
     lookups = [partial(lookup, table, getattr(config, name), name) for name, table in tables.items()]
     if config.loss in LOSSES:
         lookups.append(partial(constants, LOSSES[config.loss], config))
+    if config.sampler_correction in CORRECTIONS:
+        lookups.append(partial(constants, CORRECTIONS[config.sampler_correction], config, "sampler_correction"))
     if config.advantage in ADVANTAGES:
         lookups.append(partial(constants, ADVANTAGES[config.advantage], config, "advantage", FACTS))
     return _sentences(lookups)
