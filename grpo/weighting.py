@@ -16,11 +16,14 @@ def count(mask: Tensor) -> tuple[int, int]:
 
 
 def count_groups(mask: Tensor, group_size: int) -> tuple[int, Tensor]:
-    """(num_groups, group_tokens): groups with a kept token, to be summed over ranks, and [B], those of a row's group.
+    """Groups with a kept token, and how many each has.
 
     Args:
         mask: [B,T] bool, B = N * group_size with siblings adjacent; whole groups of the update.
         group_size: completions of a prompt.
+
+    Returns:
+        num_groups, to be summed over ranks, and group_tokens [B]: the kept tokens of a row's group.
     """
     tokens = mask.sum(-1).view(-1, group_size).sum(-1)
     return int((tokens > 0).sum()), tokens.repeat_interleave(group_size)
