@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from grpo import config as module
+from grpo.advantages import ADVANTAGES
 from grpo.config import Config, check_resumable, constants, from_yaml, lookup, parse_args, refuse_auto, to_yaml
 from grpo.evaluation.protocol import EvalOptions
+from grpo.kl import KL
+from grpo.losses import LOSSES
 from grpo.options import facts_of
+from grpo.weighting import WEIGHTINGS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -167,6 +171,14 @@ def test_an_error_of_the_command_line_is_a_sentence_and_exit_code_2(capsys):
         parse_args(["--temperature", "0"])
     assert exit_.value.code == 2
     assert capsys.readouterr().err == "train.py: error: temperature is 0.0: must be > 0 and finite\n"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_read_and_named_like_its_file(recipe):
+    config = from_yaml(recipe)
+    assert config.run_name == recipe.stem
+    lookup(LOSSES, config.loss, "loss"), lookup(ADVANTAGES, config.advantage, "advantage")
+    lookup(WEIGHTINGS, config.weighting, "weighting"), lookup(KL, config.kl, "kl")
 
 
 def another(name: str):

@@ -187,6 +187,18 @@ def pkpo_of_one_sample_is_rloo():
     return ADVANTAGES["pkpo"](REWARDS, pass_k=1), ADVANTAGES["rloo"](REWARDS)
 
 
+@edge("advantage.pkpo")
+def pkpo_is_pass_at_k_training_without_its_sigma():
+    """2508.10751: right 1 - R, wrong 1 - R - C(N-K-1, k-1) / C(N-1, k-1), with R = 1 - C(N-K, k) / C(N, k)."""
+    N, k = 6, 3
+    theirs = torch.zeros(N - 1, N, dtype=torch.float64)
+    for row, K in enumerate(range(1, N)):
+        missed = math.comb(N - K, k) / math.comb(N, k)
+        theirs[row, :K], theirs[row, K:] = missed, missed - math.comb(N - K - 1, k - 1) / math.comb(N - 1, k - 1)
+    right = (torch.arange(N) < torch.arange(1, N)[:, None]).double()
+    return ADVANTAGES["pkpo"](right, pass_k=k) * (N - k) / (N * k), theirs
+
+
 @edge("advantage.batch_std", "advantage.grpo")
 def batch_std_of_one_group_is_grpo():
     return ADVANTAGES["batch_std"](REWARDS[:1]), ADVANTAGES["grpo"](REWARDS[:1])
