@@ -49,26 +49,26 @@ class Sums:
         if weight is not None:
             self._accumulate(("weight", name), weight, torch.add)
 
-    def add_where(self, mask: Tensor, name: str, values: Tensor) -> None:
+    def add_where(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Adds to a mean those values where the mask is True; whatever stands elsewhere, even NaN, is left out.
 
         Args:
-          mask: bool.
           name: of the metric.
-          values: of the same shape.
+          values: of any shape.
+          mask: bool, of the same shape.
         """
         kept = values.detach().where(mask, 0)  # selecting instead would wait for a GPU
         self.add(name, kept.sum(), mask.sum())
 
-    def add_effective_size(self, mask: Tensor, name: str, weights: Tensor) -> None:
+    def add_effective_size(self, name: str, weights: Tensor, mask: Tensor) -> None:
         """Adds weights to (sum w)^2 / (n sum w^2), the share of n samples that would say as much, weighted alike.
 
         Args:
-          mask: bool, n times True.
           name: of the metric.
-          weights: of the same shape, >= 0.
+          weights: of any shape, >= 0.
+          mask: bool, of the same shape, n times True.
         """
-        self.add_where(mask, name, weights)
+        self.add_where(name, weights, mask)
         self._accumulate(("square", name), weights.detach().double().where(mask, 0).square().sum(), torch.add)
 
     def maximum(self, name: str, value: Tensor | float) -> None:

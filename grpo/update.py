@@ -174,18 +174,18 @@ class Learner:
         loss = (weights * found.per_token_loss).sum()
 
         sums.add("optim/loss", loss, 0)  # weight 0: `learn` counts each update once
-        sums.add_where(mask, "policy/entropy", entropy)
-        sums.add_where(mask, "policy/ratio_mean", (logprobs.detach() - old_logprobs).exp())
-        sums.add_where(mask, "policy/clip_fraction", found.clipped)
+        sums.add_where("policy/entropy", entropy, mask)
+        sums.add_where("policy/ratio_mean", (logprobs.detach() - old_logprobs).exp(), mask)
+        sums.add_where("policy/clip_fraction", found.clipped, mask)
         gap = (old_logprobs - part.sampling_logprobs).abs()
-        sums.add_where(mask, "policy/sampler_gap_mean", gap)
+        sums.add_where("policy/sampler_gap_mean", gap, mask)
         if micro.rows:
             sums.maximum("policy/sampler_gap_max", gap.where(mask, 0).max())
             sums.maximum("policy/correction_max", found.factor.where(mask, 0).max())
-        sums.add_effective_size(mask, "policy/correction_ess", found.factor)
-        sums.add_where(mask, "policy/correction_masked", found.factor == 0)
+        sums.add_effective_size("policy/correction_ess", found.factor, mask)
+        sums.add_where("policy/correction_masked", found.factor == 0, mask)
         if found.kl is not None:
-            sums.add_where(mask, "policy/kl", found.kl)
+            sums.add_where("policy/kl", found.kl, mask)
         return loss
 
     @torch.no_grad()
