@@ -13,7 +13,7 @@ such as `loss` or `data`. Those are looked up with `lookup` where their tables a
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -92,23 +92,44 @@ class Config:
     combine: Literal["rewards", "advantages"] = "rewards"
     """rewards: the advantage of the weighted sum of rewards. advantages: the weighted sum of their own advantages."""
     advantage: str = "grpo"
-    """Function of grpo/advantages.py: grpo, dr_grpo, rloo."""
+    """Function of grpo/advantages.py: grpo, dr_grpo, rloo, opo, max_rl, pkpo, batch_std, reinforce_pp_baseline."""
+    pass_k: int = option(1, ">= 1")
+    """Advantage pkpo: the best of so many samples is what counts; below group_size, or 1, which is rloo."""
+    whiten: bool = False
+    """Divide advantages by their standard deviation over the step. With combine advantages this is GDPO."""
     loss: str = "grpo"
-    """Function of grpo/losses.py: grpo, gspo, cispo, reinforce."""
+    """Function of grpo/losses.py: grpo, gspo, gspo_token, gmpo, cispo, sapo, dppo_tv, dppo_kl, reinforce, dro."""
     weighting: str = "token_mean"
-    """Function of grpo/weighting.py, the weight of a token: token_mean, sequence_mean, constant_length."""
+    """Function of grpo/weighting.py, the weight of a token: token_mean, sequence_mean, prompt_mean, constant_length."""
     clip_low: float = option(0.2, ">= 0 and <= 1")
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = option(0.2, ">= 0")
     """The ratio is clipped above at 1 + clip_high; inf: never."""
+    ratio_max: float = option(float("inf"), "> 1")
+    """Loss grpo: largest ratio of a token with a negative advantage (dual clip, two-sided delta); inf: none."""
+    tau_pos: float = option(1.0, "> 0 and finite")
+    """Loss sapo: how fast its gate closes for tokens with an advantage of 0 or more."""
+    tau_neg: float = option(1.05, "> 0 and finite")
+    """Loss sapo: the same for tokens with a negative advantage."""
+    tv_max: float = option(0.2, ">= 0 and <= 1")
+    """Loss dppo_tv: how far the probability of a token may move before it has no gradient."""
+    binary_kl_max: float = option(0.05, ">= 0")
+    """Loss dppo_kl: the same as a KL in nats, of the token against all others; inf: never."""
+    dro_beta: float = option(0.1, ">= 0 and finite")
+    """Loss dro: strength of the tie to the policy at the time of the rollout."""
     kl: str = "k3"
-    """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3."""
+    """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3, k1_plus, k3_plus, k3_ratio."""
     kl_coef: float = option(0.01, ">= 0 and finite")
-    """Weight of the KL (nats per token) in the loss; 0: no reference is loaded."""
+    """Weight of the KL (nats per token); 0: no reference is loaded."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """loss: the KL is a term of the loss. reward: it is subtracted from each token's advantage, without gradient."""
     sampler_correction: str = "none"
-    """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask."""
-    correction_cap: float = option(2.0, ">= 1 and finite")
-    """Cap of the factor that sampler_correction computes."""
+    """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask,
+    truncate_row, mask_row, veto, opsm."""
+    correction_floor: float = option(0.5, ">= 0 and <= 1")
+    """Smallest ratio of learner to sampler that mask, mask_row, veto and opsm trust."""
+    correction_cap: float = option(2.0, ">= 1")
+    """Largest factor of truncate and truncate_row, and largest ratio that mask, mask_row and veto trust; inf: none."""
     num_epochs: int = option(1, ">= 1")
     """Passes over the rollouts of a step."""
     minibatch_size: int = option(0, ">= 0")
@@ -176,6 +197,7 @@ class Config:
             ("run_name", "a plain name (letters, digits, _.+=,-)", re.fullmatch(plain, self.run_name)),
             ("reward_weights", f"one number for each of {self.rewards}", len(self.reward_weights) == len(self.rewards)),
             ("minibatch_size", f"0 or a multiple of group_size ({group_size})", self.minibatch_size % group_size == 0),
+            ("pass_k", f"1 or below group_size ({group_size})", self.pass_k == 1 or self.pass_k < group_size),
         )
         for name, allowed, holds in rules:
             if not holds:
@@ -194,24 +216,36 @@ def lookup(table: Mapping[str, T], name: str, option: str) -> T:
     return table[name]
 
 
-def constants(loss: Callable, config: Config) -> dict[str, Any]:
-    """The constants of a function of `losses.py`, each with the value of the option of its name.
+def constants(function: Callable, config: Config, kind: str = "loss", given: Container[str] = ()) -> dict[str, Any]:
+    """The constants of a function of the algorithm, each with the value of the option of its name.
 
     Constants are its arguments that are keyword-only or have a default.
+
+    Args:
+      function: of `losses.py`, `advantages.py` or `corrections.py`.
+      config: the run's.
+      kind: the option that names the function, for the message.
+      given: arguments that are no constants: the caller has them.
 
     Raises:
       ValueError: there is no such option. A default in the signature does not replace one: it could not be set.
     """
-    parameters = signature(loss).parameters.values()
+    parameters = signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
+    names = [name for name in names if name not in given]
     for name in names:
         if name not in vars(config):
             hint = options.did_you_mean(name, vars(config))
             raise ValueError(
-                f"loss {loss.__name__} has the constant {name}, but no option has that name: "
+                f"{kind} {function.__name__} has the constant {name}, but no option has that name: "
                 f"add the field {name} to Config in grpo/config.py{hint}"
             )
     return {name: getattr(config, name) for name in names}
+
+
+def asked(function: Callable, facts: Mapping[str, T]) -> dict[str, T]:
+    """Those of `facts` that a function has as arguments, by name."""
+    return {name: facts[name] for name in signature(function).parameters if name in facts}
 
 
 def refuse_auto(config: Config) -> None:

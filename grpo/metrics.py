@@ -15,7 +15,8 @@ from grpo import distributed
 METRIC_NAMES = (
     ("step", "reward/mean", "reward/<term>", "reward/invalid", "reward/flat_groups")
     + ("completion/length", "completion/truncated", "policy/entropy", "policy/kl", "policy/ratio_mean")
-    + ("policy/clip_fraction", "policy/sampler_gap_mean", "policy/sampler_gap_max", "optim/loss", "optim/grad_norm")
+    + ("policy/clip_fraction", "policy/sampler_gap_mean", "policy/sampler_gap_max", "policy/correction_ess")
+    + ("policy/correction_max", "policy/correction_masked", "optim/loss", "optim/grad_norm")
     + ("optim/lr", "optim/skipped", "time/rollout", "time/reward", "time/learn", "time/step", "memory/peak_bytes")
     + ("tokens/sampled", "tokens/computed")
 )
@@ -59,6 +60,17 @@ class Sums:
         kept = values.detach().where(mask, 0)  # selecting instead would wait for a GPU
         self.add(name, kept.sum(), mask.sum())
 
+    def add_effective_size(self, name: str, weights: Tensor, mask: Tensor) -> None:
+        """Adds weights to (sum w)^2 / (n sum w^2), the share of n samples that would say as much, weighted alike.
+
+        Args:
+          name: of the metric.
+          weights: of any shape, >= 0.
+          mask: bool, of the same shape, n times True.
+        """
+        self.add_where(name, weights, mask)
+        self._accumulate(("square", name), weights.detach().double().where(mask, 0).square().sum(), torch.add)
+
     def maximum(self, name: str, value: Tensor | float) -> None:
         """Keeps the largest value of this name. `value` is a scalar."""
         self._accumulate(("max", name), value, torch.maximum)
@@ -76,7 +88,7 @@ class Sums:
         """Combines all ranks, in one collective call. Every rank must call it; names may differ between ranks.
 
         Returns:
-          {name: mean, sum or maximum over all ranks}, the same on each rank. A mean of weight 0 is NaN.
+          {name: mean, sum, effective size or maximum over all ranks}, the same on each rank. A mean of weight 0 is NaN.
         """
         here = {key: value.item() for key, value in self._values.items()}
         everywhere: dict[tuple[str, str], list[float]] = {}
@@ -92,4 +104,7 @@ class Sums:
             elif kind == "sum":
                 weight = sum(everywhere["weight", name])
                 result[name] = sum(parts) / weight if weight else math.nan
+        for (kind, name), parts in everywhere.items():
+            if kind == "square" and sum(parts):
+                result[name] *= sum(everywhere["sum", name]) / sum(parts)
         return result

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from data.problem import Problem
 from grpo import distributed
-from grpo.advantages import ADVANTAGES, combine, weighted_sum
+from grpo.advantages import ADVANTAGES, combine, weighted_sum, whiten
 from grpo.batch import Batch, Completions
-from grpo.config import Config, lookup
+from grpo.config import Config, asked, constants, lookup
 from grpo.dataloader import draw_prompts, encode_all, refuse_lengths, refuse_unequal, skip_long, stop_strings
 from grpo.files import write_lines
 from grpo.metrics import Sums
@@ -31,6 +31,9 @@ from grpo.policy import refuse_beyond_positions
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 from rewards.runner import RewardRunner
+
+FACTS = ("valid", "lengths", "sum_over_ranks")
+"""What an advantage may ask for besides options."""
 
 
 @dataclass
@@ -111,14 +114,15 @@ class Collector:
             prompt_ids: the problems' prompts in tokens; None: they are tokenized here.
 
         Raises:
-            ValueError: a prompt is too long, there is no problem, ranks have different problems, or `advantage` is
-                unknown.
+            ValueError: a prompt is too long, there is no problem, ranks have different problems, `advantage` is
+                unknown, or a constant of it has no option.
         """
         refuse_unequal(problems)
         if not problems:
             raise ValueError(f"data: {config.data!r} has no training problem")
         self.config, self.sampler, self.runner = config, sampler, runner
         self.advantage = lookup(ADVANTAGES, config.advantage, "advantage")
+        self.constants = constants(self.advantage, config, "advantage", given=FACTS)
         self.stop = stop_strings(problems)
         if prompt_ids is None:
             prompt_ids = encode_all(problems, sampler.tokenizer, config.chat)
@@ -151,7 +155,10 @@ class Collector:
         return Drawn(problems, completions, completions.batch(prompt_ids, prompt_index=index))
 
     def reward(self, drawn: Drawn) -> Rollout:
-        """Reward the completions and compute advantages, before rows are masked out."""
+        """Reward the completions and compute advantages, before rows are masked out.
+
+        Collective where advantages depend on the whole step.
+        """
         config, completions = self.config, drawn.completions
         dtype, device = completions.sampling_logprobs.dtype, completions.completion_ids.device
         n, G, K = len(drawn.problems), config.group_size, len(config.rewards)
@@ -160,7 +167,11 @@ class Collector:
         reward_terms = torch.tensor(values, dtype=dtype).view(K, n, G)
         rewards = weighted_sum(reward_terms, config.reward_weights)
         valid = rewards.isfinite()  # NaN where a term failed, infinite where too large for the dtype
-        advantages = combine(reward_terms, config.reward_weights, self.advantage, config.combine, valid)
+        lengths = completions.completion_mask.sum(1).view(n, G).to(rewards.device)
+        facts = asked(self.advantage, {"lengths": lengths, "sum_over_ranks": distributed.all_sum}) | self.constants
+        advantages = combine(reward_terms, config.reward_weights, self.advantage, config.combine, valid, **facts)
+        if config.whiten:
+            advantages = whiten(advantages, valid, sum_over_ranks=distributed.all_sum)
         keep = valid.view(-1).to(device)
         if config.mask_truncated:
             keep = keep & completions.finished

@@ -9,6 +9,7 @@ out: the weight of a token (`weighting.py`), what happens when memory runs out (
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from grpo import distributed
 from grpo.batch import Batch
 from grpo.budget import Budget, Pass
-from grpo.config import Config, constants, lookup
+from grpo.config import Config, asked, constants, lookup
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
@@ -25,7 +26,7 @@ from grpo.microbatch import Microbatch, cut_groups, distinct_tokens, empty
 from grpo.objective import objective
 from grpo.optimizer import learning_rate, make_optimizer
 from grpo.policy import Policy, scatter
-from grpo.weighting import WEIGHTINGS, count
+from grpo.weighting import WEIGHTINGS, count, count_groups
 
 
 class Learner:
@@ -40,7 +41,7 @@ class Learner:
             reference: the frozen reference (`policy/reference.py`), called like a policy; None without KL.
 
         Raises:
-            ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown, a constant of the loss has no
+            ValueError: `loss`, `weighting`, `kl` or `sampler_correction` is unknown, a constant of one has no
                 option, or an `auto` is not resolved.
         """
         if config.max_tokens_per_microbatch == "auto":
@@ -51,6 +52,7 @@ class Learner:
         self.loss = lookup(LOSSES, config.loss, "loss")
         self.constants = constants(self.loss, config)
         self.correction = lookup(CORRECTIONS, config.sampler_correction, "sampler_correction")
+        self.bounds = constants(self.correction, config, "sampler_correction")
         self.kl = lookup(KL, config.kl, "kl")
         self.weighting = lookup(WEIGHTINGS, config.weighting, "weighting")
         self.budget = Budget(policy, config.max_tokens_per_microbatch)
@@ -135,13 +137,17 @@ class Learner:
         if batch.prompt_ids and batch.group_size != self.config.group_size:
             raise ValueError(f"group_size is {self.config.group_size}: the batch has groups of {batch.group_size}")
 
-    def _counts(self, batch: Batch, rows: list[int]) -> dict[str, int]:
-        """The tokens and sequences of an update, over all ranks: what its weights are made from."""
-        here = torch.tensor(count(batch.take(rows).completion_mask))
-        num_tokens, num_sequences = distributed.all_sum(here).tolist()
-        return {"num_tokens": num_tokens, "num_sequences": num_sequences}
+    def _counts(self, batch: Batch, rows: list[int]) -> dict[str, Any]:
+        """The tokens, sequences and groups of an update, over all ranks: what its weights are made from."""
+        mask, group_size = batch.completion_mask, self.config.group_size
+        num_groups, _ = count_groups(mask[rows], group_size)
+        here = torch.tensor([*count(mask[rows]), num_groups])
+        num_tokens, num_sequences, num_groups = distributed.all_sum(here).tolist()
+        group_tokens = count_groups(mask, group_size)[1]  # of all rows: a group is in one update
+        sums = {"num_tokens": num_tokens, "num_sequences": num_sequences, "num_groups": num_groups}
+        return sums | {"group_tokens": group_tokens}
 
-    def _loss(self, batch: Batch, micro: Microbatch, counts: dict[str, int], sums: Sums) -> Tensor:
+    def _loss(self, batch: Batch, micro: Microbatch, counts: dict[str, Any], sums: Sums) -> Tensor:
         """The micro-batch's share of the update's loss. Its share of the metrics is added to `sums`."""
         config, part = self.config, batch.take(micro.rows)
         mask = part.completion_mask
@@ -157,11 +163,14 @@ class Learner:
             loss=self.loss,
             constants=self.constants,
             correction=self.correction,
-            correction_cap=config.correction_cap,
+            bounds=self.bounds,
             kl=self.kl,
             kl_coef=config.kl_coef,
+            kl_in=config.kl_in,
         )
-        weights = self.weighting(mask, **counts, max_new_tokens=config.max_new_tokens, dtype=logprobs.dtype)
+        facts = counts | {"max_new_tokens": config.max_new_tokens, "dtype": logprobs.dtype}
+        facts["group_tokens"] = counts["group_tokens"][micro.rows]
+        weights = self.weighting(mask, **asked(self.weighting, facts))
         loss = (weights * found.per_token_loss).sum()
 
         sums.add("optim/loss", loss, 0)  # weight 0: `learn` counts each update once
@@ -172,6 +181,9 @@ class Learner:
         sums.add_where("policy/sampler_gap_mean", gap, mask)
         if micro.rows:
             sums.maximum("policy/sampler_gap_max", gap.where(mask, 0).max())
+            sums.maximum("policy/correction_max", found.factor.where(mask, 0).max())
+        sums.add_effective_size("policy/correction_ess", found.factor, mask)
+        sums.add_where("policy/correction_masked", found.factor == 0, mask)
         if found.kl is not None:
             sums.add_where("policy/kl", found.kl, mask)
         return loss

@@ -15,6 +15,20 @@ def count(mask: Tensor) -> tuple[int, int]:
     return int(mask.sum()), int(mask.any(-1).sum())
 
 
+def count_groups(mask: Tensor, group_size: int) -> tuple[int, Tensor]:
+    """Groups with a kept token, and how many each has.
+
+    Args:
+        mask: [B,T] bool, B = N * group_size with siblings adjacent; whole groups of the update.
+        group_size: completions of a prompt.
+
+    Returns:
+        num_groups, to be summed over ranks, and group_tokens [B]: the kept tokens of a row's group.
+    """
+    tokens = mask.sum(-1).view(-1, group_size).sum(-1)
+    return int((tokens > 0).sum()), tokens.repeat_interleave(group_size)
+
+
 def token_mean(
     mask: Tensor, *, num_tokens: int, num_sequences: int, max_new_tokens: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -71,8 +85,30 @@ def constant_length(
     return mask.to(dtype) / (max(num_sequences, 1) * max_new_tokens)
 
 
-WEIGHTINGS = {"token_mean": token_mean, "sequence_mean": sequence_mean, "constant_length": constant_length}
+def prompt_mean(mask: Tensor, *, num_groups: int, group_tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """w_it = mask_it / tokens of the group / num_groups: every prompt counts the same. Sum over the update: 1.
+
+    DAPO's own formula, https://arxiv.org/abs/2503.14476 eq. 8; ScaleRL, https://arxiv.org/abs/2510.13786.
+
+    Args:
+        mask: [B,T] bool, True = learned from; any part of the update.
+        num_groups: `count_groups` of the whole update, over all ranks.
+        group_tokens: [B], kept tokens of the row's group in the update, those outside of this part included.
+        dtype: that of the log-probabilities.
+
+    Returns:
+        [B,T] in `dtype`.
+    """
+    return mask.to(dtype) / group_tokens.clamp(min=1)[:, None] / max(num_groups, 1)
+
+
+WEIGHTINGS = {
+    "token_mean": token_mean,
+    "sequence_mean": sequence_mean,
+    "prompt_mean": prompt_mean,
+    "constant_length": constant_length,
+}
 
 # The tests check every entry of the table for what all weightings share. They check the names in this set for more.
-SUM_TO_ONE = frozenset({"token_mean", "sequence_mean"})
+SUM_TO_ONE = frozenset({"token_mean", "sequence_mean", "prompt_mean"})
 """The weights of an update sum to 1."""

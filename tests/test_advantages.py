@@ -1,20 +1,45 @@
 """Advantages against hand-computed numbers, and the properties that hold for any reward.
 
-Tests under `every_advantage` hold for every entry of `ADVANTAGES`; those under `mean_baselines` for that family alone.
+Tests under `every_advantage` hold for every entry of `ADVANTAGES` that takes any reward; those under `mean_baselines`
+for that family alone.
 """
 
+import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.advantages import ADVANTAGES, MEAN_BASELINE, combine, dr_grpo, grpo, rloo, weighted_sum
+from grpo.advantages import (
+    ADVANTAGES,
+    BINARY,
+    MEAN_BASELINE,
+    OF_THE_STEP,
+    batch_std,
+    combine,
+    dr_grpo,
+    grpo,
+    max_rl,
+    opo,
+    pkpo,
+    reinforce_pp_baseline,
+    rloo,
+    weighted_sum,
+    whiten,
+)
+
+
+def advantages(names):
+    return pytest.mark.parametrize("advantage", [ADVANTAGES[name] for name in names], ids=list(names))
+
 
 repeatable = settings(deadline=None, max_examples=60, derandomize=True)
-every_advantage = pytest.mark.parametrize("advantage", ADVANTAGES.values(), ids=ADVANTAGES.keys())
-mean_baselines = pytest.mark.parametrize("advantage", [ADVANTAGES[name] for name in sorted(MEAN_BASELINE)])
+every_advantage = advantages([name for name in ADVANTAGES if name not in BINARY])
+of_the_group = advantages([name for name in ADVANTAGES if name not in BINARY | OF_THE_STEP])
+mean_baselines = advantages(sorted(MEAN_BASELINE))
 
 # A group of at least two rewards, not nearly flat: below that the 1e-4 of `grpo` matters and scale says nothing.
 groups = (
@@ -103,7 +128,7 @@ def test_c35_equal_valid_rewards_are_flat_whatever_the_invalid_ones_are(advantag
     assert advantage(torch.tensor([0.1, 0.1, 0.1, 7.0]), valid).eq(0).all()
 
 
-@every_advantage
+@of_the_group
 def test_c08_groups_are_the_last_axis_and_do_not_see_one_another(advantage):
     rewards = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
     result = advantage(rewards)
@@ -221,3 +246,112 @@ def test_c35_an_invalid_sample_is_left_out_of_every_combination(how, advantage):
 @every_advantage
 def test_one_term_of_weight_one_is_the_plain_advantage(how, advantage):
     torch.testing.assert_close(combine(TERMS[:1], [1.0], advantage, how, ALL), advantage(TERMS[0], ALL), rtol=0, atol=0)
+
+
+# ---- advantages that need more than the rewards of a group.
+def double(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_c09_opo_weighs_the_baseline_by_length():
+    """(1 * 30 + 0 * 10 + 0 * 20) / 60 = 1/2; without the invalid sample 30 / 40."""
+    lengths, rewards = torch.tensor([30, 10, 20]), double([1, 0, 0])
+    assert opo(rewards, lengths=lengths).tolist() == [0.5, -0.5, -0.5]
+    valid = torch.tensor([True, True, False])
+    assert opo(rewards, valid, lengths=lengths).tolist() == [0.25, -0.75, 0]
+
+
+def test_c09_max_rl_divides_by_the_mean_and_a_failed_group_gets_minus_one():
+    rewards = double([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    assert max_rl(rewards).tolist() == [[3, -1, -1, -1], [1, 1, -1, -1], [-1] * 4, [0] * 4]
+    valid = torch.tensor([[True, True, False, True]] * 4)
+    torch.testing.assert_close(max_rl(rewards, valid)[0], double([2, -1, 0, -1]))
+    assert max_rl(rewards * torch.nan, ~(valid | True)).eq(0).all()
+
+
+def test_max_rl_refuses_other_rewards_than_0_and_1_on_every_rank():
+    with pytest.raises(ValueError, match="^advantage is 'max_rl': every reward must be 0 or 1"):
+        max_rl(double([0.5, 1]))
+    with pytest.raises(ValueError, match="must be 0 or 1"):
+        max_rl(double([0, 1]), sum_over_ranks=lambda here: here + 1)  # another rank has one
+    assert max_rl(double([0.5, 1, 0]), torch.tensor([False, True, True])).tolist() == [0, 1, -1]
+
+
+def test_c09_pkpo_is_pinned_to_the_hand_computed_numbers_of_its_paper():
+    """n = 4, two right, k = 2: s is 1/2 and 1/3, centred +-1/12, times n^2 / (n - k) = 8."""
+    torch.testing.assert_close(pkpo(double([1, 0, 1, 0]), pass_k=2), double([2, -2, 2, -2]) / 3)
+    assert pkpo(double([1, 0, 1, 0]), pass_k=4).eq(0).all() and pkpo(double([1, 0, 1]), pass_k=5).eq(0).all()
+
+
+@pytest.mark.parametrize("pass_k", [1, 2, 3, 5])
+def test_pkpo_of_any_reward_is_the_mean_over_subsets_of_their_best(pass_k):
+    rewards, n = double([0.3, -1, 2, 2, 0.1, 0.7]), 6
+    subsets = list(itertools.combinations(range(n), pass_k))
+    sums = [sum(max(rewards[list(s)]).item() for s in subsets if i in s) / len(subsets) for i in range(n)]
+    expected = (double(sums) - sum(sums) / n) * n**2 / (n - pass_k)
+    torch.testing.assert_close(pkpo(rewards, pass_k=pass_k), expected)
+    result = pkpo(rewards, pass_k=pass_k)
+    assert result[2] == result[3], "equal rewards"
+    valid = torch.tensor([True] * 6 + [False])
+    torch.testing.assert_close(pkpo(double([*rewards, torch.nan]), valid, pass_k=pass_k)[:6], expected)
+
+
+def test_pkpo_of_large_groups_stays_finite():
+    result = pkpo(torch.rand(3, 2048, generator=torch.Generator().manual_seed(0)), pass_k=900)
+    assert result.isfinite().all() and result.dtype == torch.float32 and result.amax(-1).gt(0.1).all()
+
+
+STEP = double([[1, 0, 0, 1], [0.5, 0.5, 0.5, 0.5], [3, 0, 0, 0]])
+VALID = torch.tensor([[True] * 4, [True] * 4, [True, True, True, False]])
+
+
+def test_c09_batch_std_and_reinforce_pp_baseline_divide_by_the_spread_of_the_step():
+    flat, valid = STEP.flatten(), VALID.flatten()
+    deviation = dr_grpo(STEP, VALID)
+    torch.testing.assert_close(batch_std(STEP, VALID), deviation / (flat[valid].std() + 1e-4))
+    whitened = deviation / (deviation.flatten()[valid].std() + 1e-4)
+    torch.testing.assert_close(reinforce_pp_baseline(STEP, VALID), whitened)
+    for result in (batch_std(STEP, VALID), whiten(deviation, VALID)):
+        assert result[1].eq(0).all() and result[2, 3] == 0
+
+
+@pytest.mark.parametrize("function", [batch_std, reinforce_pp_baseline])
+@pytest.mark.parametrize("parts", [[[0], [1], [2]], [[2, 0], [], [1]]])
+def test_c01_statistics_of_the_step_do_not_depend_on_how_groups_are_spread(function, parts):
+    """Each rank adds its share; a rank without a group adds nothing, and is asked as often as the others."""
+    totals = []
+    whole = function(STEP, VALID, sum_over_ranks=lambda here: totals.append(here) or here)
+    shares = []
+    for groups in parts:
+        left = iter(totals)
+        given = []
+        alone = function(STEP[groups], VALID[groups], sum_over_ranks=lambda h, g=given, t=left: g.append(h) or next(t))
+        torch.testing.assert_close(alone, whole[groups])
+        shares.append(given)
+    for number, total in enumerate(totals):
+        torch.testing.assert_close(sum(share[number] for share in shares), total)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.25, 0.5, 0.9])
+def test_what_each_advantage_climbs_by_enumeration(p):
+    """E[gradient] = w(p) dp/dtheta for 0/1 rewards: w = E_K[K A+ / p - (N - K) A- / (1 - p)] / N, K of N right.
+
+    rloo climbs p; max_rl climbs sum_k (1 - (1 - p)^k) / k, N terms; pkpo the chance that one of k is right.
+    """
+    N = 8
+    rewards = (torch.arange(N) < torch.arange(N + 1)[:, None]).double()
+
+    def weight(advantage):
+        A, total = advantage(rewards), 0.0
+        for K in range(N + 1):
+            chance = math.comb(N, K) * p**K * (1 - p) ** (N - K)
+            total += chance * (A[K, :K].sum() / p - A[K, K:].sum() / (1 - p)).item() / N
+        return total
+
+    assert weight(rloo) == pytest.approx(1)
+    assert weight(dr_grpo) == pytest.approx((N - 1) / N)
+    assert weight(max_rl) == pytest.approx((1 - (1 - p) ** N) / p)
+    for k in (2, 4, 7):
+        assert weight(partial(pkpo, pass_k=k)) == pytest.approx(k * (1 - p) ** (k - 1))
+    roots = [math.comb(N, K) * p**K * (1 - p) ** (N - K) * math.sqrt(K * (N - K) * (N - 1) / N) for K in range(N + 1)]
+    assert weight(grpo) == pytest.approx(sum(roots) / (N * p * (1 - p)), rel=1e-3)  # 1e-4 is added to the std

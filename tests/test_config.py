@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from grpo import config as module
+from grpo.advantages import ADVANTAGES
 from grpo.config import Config, check_resumable, constants, from_yaml, lookup, parse_args, refuse_auto, to_yaml
 from grpo.evaluation.protocol import EvalOptions
+from grpo.kl import KL
+from grpo.losses import LOSSES
 from grpo.options import facts_of
+from grpo.weighting import WEIGHTINGS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -169,6 +173,14 @@ def test_an_error_of_the_command_line_is_a_sentence_and_exit_code_2(capsys):
     assert capsys.readouterr().err == "train.py: error: temperature is 0.0: must be > 0 and finite\n"
 
 
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_read_and_named_like_its_file(recipe):
+    config = from_yaml(recipe)
+    assert config.run_name == recipe.stem
+    lookup(LOSSES, config.loss, "loss"), lookup(ADVANTAGES, config.advantage, "advantage")
+    lookup(WEIGHTINGS, config.weighting, "weighting"), lookup(KL, config.kl, "kl")
+
+
 def another(name: str):
     """A valid value of the field that is not the default's."""
     value = getattr(Config(), name)
@@ -176,6 +188,7 @@ def another(name: str):
         "device": "cpu", "precision": "fp32", "resume": "auto", "combine": "advantages", "schedule": "linear",
         "revision": "v1", "data_path": "d", "rewards": ("gsm8k.correctness", "gsm8k.format"),
         "reward_weights": (2.0, 1.0), "clip_low": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.5,
+        "ratio_max": 3.0, "tv_max": 0.5, "kl_in": "reward", "correction_floor": 0.1,
         "max_tokens_per_microbatch": 7, "compile": True, "eval_shots": (3,), "minibatch_size": 8, "eval_threshold": 0.5,
         "final_dtype": "float32",
     }  # fmt: skip

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from grpo.kl import KL, k1, k2, k3
+from grpo.kl import KL, k1, k1_plus, k2, k3, k3_plus, k3_ratio
 
 every_estimator = pytest.mark.parametrize("estimator", KL.values(), ids=KL.keys())
 
@@ -34,8 +34,8 @@ def exact(reverse=True):
     return kl.item(), torch.autograd.grad(kl, logits)[0]
 
 
-@pytest.mark.parametrize("estimator", [k1, k3], ids=["k1", "k3"])
-def test_c24_the_values_of_k1_and_k3_are_unbiased(estimator):
+@pytest.mark.parametrize("estimator", [k1, k3, k1_plus, k3_plus, k3_ratio])
+def test_c24_all_values_but_that_of_k2_are_unbiased(estimator):
     assert expectation(estimator)[0] == pytest.approx(exact()[0], rel=1e-12)
 
 
@@ -43,8 +43,33 @@ def test_c24_the_value_of_k2_is_biased():
     assert abs(expectation(k2)[0] / exact()[0] - 1) > 0.05
 
 
-def test_c24_the_gradient_of_k2_is_that_of_the_exact_kl():
-    torch.testing.assert_close(expectation(k2)[1], exact()[1], rtol=1e-12, atol=1e-14)
+@pytest.mark.parametrize("estimator", [k2, k1_plus, k3_plus, k3_ratio])
+def test_c24_the_gradient_of_k2_and_of_those_made_from_it_is_that_of_the_exact_kl(estimator):
+    torch.testing.assert_close(expectation(estimator)[1], exact()[1], rtol=1e-12, atol=1e-14)
+
+
+def test_c24_with_the_ratio_value_and_gradient_are_exact_on_samples_of_another_policy():
+    """And without it they are not."""
+    drawn_by = torch.tensor([1.0, 0.2, -0.5, 0.3, 0.0], dtype=torch.float64).log_softmax(-1)
+
+    def expected(estimator):
+        logits = LOGITS.clone().requires_grad_()
+        values = estimator(logits.log_softmax(-1)[None], REFERENCE[None], drawn_by[None])[0]
+        loss = (drawn_by.exp() * values).sum()
+        return loss.item(), torch.autograd.grad(loss, logits)[0]
+
+    value, gradient = expected(k3_ratio)
+    assert value == pytest.approx(exact()[0], rel=1e-12)
+    torch.testing.assert_close(gradient, exact()[1], rtol=1e-12, atol=1e-14)
+    assert (expected(k2)[1] - exact()[1]).norm() / exact()[1].norm() > 0.1
+
+
+def test_c09_golden_value_and_gradient_of_the_ratio_times_k3():
+    """r = 1.5, d = 0.2: 1.5 * 0.018731 and 1.5 * 0.2."""
+    logprobs = torch.tensor([[-1.0]], dtype=torch.float64, requires_grad=True)
+    value = k3_ratio(logprobs, logprobs.detach() - 0.2, logprobs.detach() - math.log(1.5))
+    value.backward()
+    assert (value.item(), logprobs.grad.item()) == pytest.approx((0.028096, 0.3), abs=1e-6)
 
 
 def test_c24_the_gradient_of_k1_has_expectation_zero():

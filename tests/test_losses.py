@@ -5,25 +5,46 @@ that family alone. A loss gets its constants from the options, as in a run.
 """
 
 import math
-from functools import partial
 
 import pytest
 import torch
 
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, constants
-from grpo.losses import CLIPPING, LOSSES, PESSIMISTIC, cispo, grpo, gspo, reinforce
+from grpo.losses import (
+    CLIPPING,
+    LOSSES,
+    PESSIMISTIC,
+    TIED,
+    TRUST_REGION,
+    cispo,
+    dppo_kl,
+    dppo_tv,
+    dro,
+    gmpo,
+    grpo,
+    gspo,
+    gspo_token,
+    reinforce,
+    sapo,
+)
+
+
+def with_options(name):
+    """The loss as in a run, for calls that bound the ratio: those that do not clip have no use for the bounds."""
+    loss, options = LOSSES[name], constants(LOSSES[name], Config())
+    return lambda *inputs, **clip: loss(*inputs, **options | {key: clip[key] for key in clip if key in options})
 
 
 def losses(names):
-    bound = [partial(LOSSES[name], **constants(LOSSES[name], Config())) for name in sorted(names)]
-    return pytest.mark.parametrize("loss", bound, ids=sorted(names))
+    return pytest.mark.parametrize("loss", [with_options(name) for name in sorted(names)], ids=sorted(names))
 
 
 every_loss = losses(LOSSES)
 clipping_losses = losses(CLIPPING)
 pessimistic_losses = losses(PESSIMISTIC)
-bounded_losses = losses(LOSSES.keys() - PESSIMISTIC)
+bounded_losses = losses(LOSSES.keys() - PESSIMISTIC - TRUST_REGION)
+untied_losses = losses(LOSSES.keys() - TIED)
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.3}
 B, T = 3, 5
@@ -152,7 +173,7 @@ def test_c25_nothing_but_clipping_removes_a_gradient(loss, advantage):
     assert (gradient != 0)[~clipped].all()
 
 
-@pessimistic_losses
+@losses(PESSIMISTIC | TRUST_REGION)
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_c25_a_gradient_is_zero_exactly_where_it_is_clipped(loss, advantage):
     """From a ratio of 1e-26 to 1e26."""
@@ -175,9 +196,9 @@ def test_c25_without_bounds_the_gradient_is_the_ratio(loss):
 
 
 def far_away(loss, log_ratio, advantage):
-    """(loss, gradient) of a row of one token in float32, where exp overflows at 88."""
-    logprobs = leaf([[log_ratio]], torch.float32)
-    result = loss(logprobs, torch.zeros(1, 1), torch.tensor([advantage]), torch.tensor([[True]]), **CLIP)
+    """(loss, gradient) of a row of one token in float32, where exp overflows at 88; the likelier policy is certain."""
+    logprobs, old = leaf([[min(log_ratio, 0.0)]], torch.float32), torch.tensor([[min(-log_ratio, 0.0)]])
+    result = loss(logprobs, old, torch.tensor([advantage]), torch.tensor([[True]]), **CLIP)
     result.per_token_loss.sum().backward()
     return result.per_token_loss.item(), logprobs.grad.item()
 
@@ -190,8 +211,12 @@ def test_c25_a_ratio_that_overflows_makes_no_nan(loss, log_ratio, advantage):
     assert not math.isnan(value) and not math.isnan(gradient)
     if advantage >= 0:
         assert math.isfinite(value) and math.isfinite(gradient)
-    if advantage == 0:
-        assert value == 0 and gradient == 0
+
+
+@untied_losses
+@pytest.mark.parametrize("log_ratio", [100.0, -100.0, 1000.0, -1000.0])
+def test_a_token_of_advantage_zero_costs_nothing_however_far_away(loss, log_ratio):
+    assert far_away(loss, log_ratio, 0.0) == (0, 0)
 
 
 @bounded_losses
@@ -229,7 +254,7 @@ def test_c04_a_batch_without_a_kept_token_gives_zeros(loss):
     assert result.per_token_loss.eq(0).all() and logprobs.grad.eq(0).all() and not result.clipped.any()
 
 
-@every_loss
+@untied_losses
 def test_a_zero_advantage_gives_exactly_zero_loss_and_gradient(loss):
     new, old, _ = random_inputs(spread=2.0)
     logprobs = leaf(new)
@@ -284,3 +309,85 @@ def test_c09_descending_the_loss_makes_good_tokens_likelier(loss):
     loss(logprobs[:, None], logprobs.detach()[:, None], advantages, one, **CLIP).per_token_loss.mean().backward()
     after = (logits - 0.1 * logits.grad).softmax(-1)
     assert after @ rewards > rewards.mean() + 0.001
+
+
+# The published formulas in numbers: (value, gradient) for A = 1 and A = -1, where p = p_old r and p_old = 0.6.
+GOLDEN = {
+    "grpo": {1.5: [(-1.2, 0), (1.5, 1.5)], 0.5: [(-0.5, -0.5), (0.8, 0)], 4: [(-1.2, 0), (4, 4)]},
+    "grpo, ratio_max 3": {1.5: [(-1.2, 0), (1.5, 1.5)], 0.5: [(-0.5, -0.5), (0.8, 0)], 4: [(-1.2, 0), (3, 0)]},
+    "sapo": {1.5: [(-2.489837, -1.410022), (2.393585, 1.401210)], 0.5: [(-1.510163, -0.470007), (1.415938, 0.467070)]},
+    "dppo_tv": {1.5: [(0, 0), (1.5, 1.5)], 0.5: [(-0.5, -0.5), (0, 0)]},  # p = 0.9 and 0.3
+    "dppo_kl": {1.5: [(0, 0), (1.5, 1.5)], 0.5: [(-0.5, -0.5), (0, 0)]},  # 0.311239 and 0.192042 nats
+    "dro": {1.5: [(0.113581, -0.959453), (-0.097140, 1.040547)], 0.5: [(1.227995, -1.069315), (-1.179950, 0.930685)]},
+}
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_c09_golden_values_and_gradients(case):
+    name, *changed = case.split(", ")
+    options = {"ratio_max": 3.0} if changed else {}
+    for ratio, expected in GOLDEN[case].items():
+        for advantage, numbers in zip((1.0, -1.0), expected, strict=True):
+            logprobs = leaf([[math.log(0.6 * ratio)]])
+            bound = constants(LOSSES[name], Config(clip_low=0.2, clip_high=0.2, **options))
+            old, A = torch.tensor([[math.log(0.6)]], dtype=torch.float64), torch.tensor([advantage])
+            result = LOSSES[name](logprobs, old, A, torch.tensor([[True]]), **bound)
+            result.per_token_loss.sum().backward()
+            assert (result.per_token_loss.item(), logprobs.grad.item()) == pytest.approx(numbers, abs=1e-6), ratio
+
+
+@pytest.mark.parametrize(("ratio", "distance"), [(1.5, 0.311239), (0.5, 0.192042)])
+def test_c09_the_binary_kl_is_that_of_the_token_against_all_others(ratio, distance):
+    """From 0.6 to 0.9 and to 0.3: the token is left out just above its distance, and kept just below."""
+    old, new = (torch.tensor([[math.log(p)]], dtype=torch.float64) for p in (0.6, 0.6 * ratio))
+    away = torch.tensor([math.copysign(1.0, ratio - 1)])
+    for bound, clipped in ((distance - 1e-6, True), (distance + 1e-6, False)):
+        assert dppo_kl(new, old, away, torch.tensor([[True]]), binary_kl_max=bound).clipped.item() is clipped
+        assert not dppo_kl(new, old, -away, torch.tensor([[True]]), binary_kl_max=bound).clipped.item()
+
+
+def test_the_trust_region_lets_a_rare_token_grow_a_hundredfold():
+    old, new = (torch.tensor([[math.log(p)]], dtype=torch.float64) for p in (1e-4, 1e-2))
+    for loss in (dppo_tv, dppo_kl):
+        result = loss(new, old, torch.ones(1), torch.tensor([[True]]))
+        assert result.per_token_loss.item() == pytest.approx(-100) and not result.clipped.item()
+
+
+def test_c09_gmpo_clips_each_ratio_before_the_mean():
+    """Ratios 1.5 (clipped at exp(0.4)) and 0.5: exp((0.4 + log 0.5) / 2). For A < 0 it is 0.5 that is clipped."""
+    logprobs, bounds = leaf([[math.log(1.5), math.log(0.5)]]), {"clip_low": 1 - math.exp(-0.4)}
+    bounds["clip_high"] = math.exp(0.4) - 1
+    rest = torch.zeros(1, 2, dtype=torch.float64), torch.ones(1), torch.ones(1, 2, dtype=torch.bool)
+    result = gmpo(logprobs, *rest, **bounds)
+    assert result.per_token_loss[0].tolist() == pytest.approx([-0.863662] * 2, abs=1e-6)
+    assert result.clipped.tolist() == [[True, False]]
+    (result.per_token_loss.sum() / 2).backward()
+    assert logprobs.grad[0].tolist() == pytest.approx([0, -0.863662 / 2], abs=1e-6)
+    assert gmpo(logprobs, rest[0], -rest[1], rest[2], **bounds).clipped.tolist() == [[False, True]]
+
+
+def test_c09_gspo_token_gives_each_token_the_gradient_of_its_own_advantage():
+    """s = exp(0.2), as for gspo; the gradient is that of the token alone, s A_t, where gspo would mix the two."""
+    logprobs, A = leaf([[-0.7, -0.9]]), torch.tensor([[2.0, -1.0]], dtype=torch.float64)
+    result = gspo_token(logprobs, -torch.ones(1, 2, dtype=torch.float64), A, torch.ones(1, 2).bool(), **CLIP)
+    s = math.exp(0.2)
+    assert result.per_token_loss[0].tolist() == pytest.approx([-2 * s, s])
+    result.per_token_loss.sum().backward()
+    assert logprobs.grad[0].tolist() == pytest.approx([-2 * s, s])
+
+
+def test_sapo_has_another_gate_for_each_sign():
+    for advantage, tau in ((1.0, 0.5), (-1.0, 2.0)):
+        logprobs = leaf([[math.log(1.5)]])
+        rest = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([advantage]), torch.tensor([[True]])
+        result = sapo(logprobs, *rest, tau_pos=0.5, tau_neg=2.0)
+        q = 1 / (1 + math.exp(-tau / 2))
+        assert result.per_token_loss.item() == pytest.approx(-4 / tau * q * advantage)
+
+
+def test_dro_pulls_back_to_the_old_policy_where_there_is_no_advantage():
+    logprobs = leaf([[-0.5]])
+    dro(
+        logprobs, torch.tensor([[-1.0]]), torch.zeros(1), torch.tensor([[True]]), dro_beta=0.3
+    ).per_token_loss.backward()
+    assert logprobs.grad.item() == pytest.approx(0.15)

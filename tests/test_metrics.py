@@ -117,6 +117,20 @@ def test_c32_metrics_do_not_depend_on_how_samples_are_spread(tmp_path):
     assert (reduced["tokens/sampled"], reduced["policy/sampler_gap_max"], reduced["reward/mean"]) == (15.0, 5.0, 0.5)
 
 
+def test_an_effective_size_is_that_of_all_weights_together():
+    """Weights 1, 3, 0 of three samples: 16 / (3 * 10). In parts, and what the mask leaves out does not count."""
+    whole, parts = Sums(), Sums()
+    whole.add_effective_size("ess", torch.tensor([1.0, 3, 0, math.nan]), torch.tensor([True, True, True, False]))
+    for weight in (1.0, 3.0, 0.0):
+        more = Sums()
+        more.add_effective_size("ess", torch.tensor([weight]), torch.tensor([True]))
+        parts.merge(more)
+    assert whole.reduce()["ess"] == pytest.approx(16 / 30) and parts.reduce() == whole.reduce()
+    none = Sums()
+    none.add_effective_size("ess", torch.zeros(2), torch.tensor([True, True]))
+    assert none.reduce()["ess"] == 0
+
+
 def test_names_of_the_reward_terms_are_those_of_the_config():
     names = metric_names(("gsm8k.format", "gsm8k.correctness"))
     assert names[:4] == ["step", "reward/mean", "reward/gsm8k.format", "reward/gsm8k.correctness"]

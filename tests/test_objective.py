@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from grpo.config import Config, constants
 from grpo.corrections import mask as masked
 from grpo.corrections import none, truncate
 from grpo.kl import k1, k2, k3
@@ -23,7 +24,8 @@ ADVANTAGE = torch.tensor([3.0])
 
 def parts_of(loss, correction, cap, kl) -> dict:
     """What `objective` is put together from."""
-    terms = {"loss": loss, "constants": BOUNDS, "correction": correction, "correction_cap": cap}
+    bounds = constants(correction, Config(correction_floor=1 / cap, correction_cap=cap))
+    terms = {"loss": loss, "constants": BOUNDS, "correction": correction, "bounds": bounds}
     return terms | {"kl": kl, "kl_coef": 0.1}
 
 
@@ -66,3 +68,22 @@ def test_the_gradient_is_that_of_both_terms_and_stops_at_the_correction():
     objective(logprobs, old, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts).per_token_loss.sum().backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-11.95, -1.7, 0.0]]))
     assert old.grad is None
+
+
+def test_in_the_reward_the_kl_of_the_old_policy_is_taken_from_each_tokens_advantage():
+    """d of the old policy is 0.5 - log 2 and -2 + log 2. A = 3 - 0.1 d; the losses are -1.2 A and -A / 2."""
+    parts = parts_of(grpo, none, 3.0, k1) | {"kl_in": "reward"}
+    logprobs = LOGPROBS.clone().requires_grad_()
+    found = objective(logprobs, OLD, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts)
+    d = torch.tensor([0.5 - math.log(2), math.log(2) - 2])
+    torch.testing.assert_close(found.kl[0, :2], d)
+    torch.testing.assert_close(found.per_token_loss[0, :2], -torch.tensor([1.2, 0.5]) * (3 - 0.1 * d))
+    found.per_token_loss.sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, -0.5 * (3 - 0.1 * d[1]), 0.0]]))
+    per_token = objective(LOGPROBS, OLD, SAMPLING, REFERENCE, ADVANTAGE[:, None].expand(1, 3), MASK, **parts)
+    assert per_token.per_token_loss.equal(found.per_token_loss)
+
+
+def test_the_factor_of_the_correction_is_there_to_be_measured():
+    found = objective(LOGPROBS, OLD, SAMPLING, None, ADVANTAGE, MASK, **parts_of(grpo, truncate, 3.0, k2))
+    torch.testing.assert_close(found.factor, torch.tensor([[3.0, 0.5, 1.0]]))

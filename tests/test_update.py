@@ -13,7 +13,7 @@ import torch
 
 from grpo import distributed, losses, update
 from grpo.batch import Batch
-from grpo.config import Config, constants
+from grpo.config import Config, asked, constants
 from grpo.kl import KL
 from grpo.losses import CLIPPING, LOSSES
 from grpo.metrics import Sums
@@ -21,7 +21,7 @@ from grpo.microbatch import cut_groups
 from grpo.objective import objective
 from grpo.policy import frozen_copy
 from grpo.update import Learner
-from grpo.weighting import WEIGHTINGS
+from grpo.weighting import WEIGHTINGS, count_groups
 from tests.fakes import runs
 from tests.fakes.models import plain_logprobs, plain_twin, tiny_policy
 
@@ -162,8 +162,10 @@ def test_c11_c18_c21_loss_gradient_and_metrics_are_the_formulas(loss, weighting)
     bound = constants(LOSSES[loss], config(clip_low=0.1, clip_high=0.2))
     expected = LOSSES[loss](logprobs, batch.old_logprobs, batch.advantages, mask, **bound)
     kl = KL["k3"](logprobs, ref_logprobs)
-    counts = {"num_tokens": tokens, "num_sequences": 8, "max_new_tokens": 7}
-    weights = WEIGHTINGS[weighting](mask, **counts, dtype=torch.float64)
+    num_groups, group_tokens = count_groups(mask, batch.group_size)
+    facts = {"num_tokens": tokens, "num_sequences": 8, "max_new_tokens": 7, "dtype": torch.float64}
+    facts |= {"num_groups": num_groups, "group_tokens": group_tokens}
+    weights = WEIGHTINGS[weighting](mask, **asked(WEIGHTINGS[weighting], facts))
     total = (weights * (expected.per_token_loss + 0.3 * kl)).sum()
     total.backward()
 

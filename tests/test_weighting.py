@@ -8,20 +8,46 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.config import Config, constants
+from grpo.config import Config, asked, constants
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.objective import objective
-from grpo.weighting import SUM_TO_ONE, WEIGHTINGS, constant_length, count, sequence_mean, token_mean
+from grpo.weighting import (
+    SUM_TO_ONE,
+    WEIGHTINGS,
+    constant_length,
+    count,
+    count_groups,
+    prompt_mean,
+    sequence_mean,
+    token_mean,
+)
 
-every_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS.keys())
+
+def with_facts(name):
+    """The weighting as in an update: of all facts it gets those that it asks for."""
+    return lambda mask, **facts: WEIGHTINGS[name](mask, **asked(WEIGHTINGS[name], facts))
+
+
+def weightings(names):
+    return pytest.mark.parametrize("weighting", [with_facts(name) for name in names], ids=list(names))
+
+
+every_weighting = weightings(WEIGHTINGS)
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 repeatable = settings(deadline=None, max_examples=10, derandomize=True)
 
 # lengths 3, 1, 0 and 2 with a hole: 6 kept tokens in 3 sequences
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 0, 1]], dtype=torch.bool)
-COUNTS = {"num_tokens": 6, "num_sequences": 3, "max_new_tokens": 10}
+PLAIN = {"num_tokens": 6, "num_sequences": 3, "max_new_tokens": 10}
+# two groups of two rows: 4 and 2 kept tokens
+COUNTS = PLAIN | {"num_groups": 2, "group_tokens": torch.tensor([4, 4, 2, 2])}
+
+
+def of_rows(rows, counts=COUNTS):
+    """The facts of an update for some of its rows."""
+    return counts | {"group_tokens": counts["group_tokens"][rows]}
 
 
 def test_c02_count_leaves_out_rows_without_a_kept_token():
@@ -31,16 +57,23 @@ def test_c02_count_leaves_out_rows_without_a_kept_token():
 def test_c09_token_mean_is_pinned():
     w = 1 / 6
     expected = torch.tensor([[w, w, w], [w, 0, 0], [0, 0, 0], [w, 0, w]])
-    torch.testing.assert_close(token_mean(MASK, **COUNTS), expected)
+    torch.testing.assert_close(token_mean(MASK, **PLAIN), expected)
 
 
 def test_c09_sequence_mean_is_pinned():
     expected = torch.tensor([[1 / 9, 1 / 9, 1 / 9], [1 / 3, 0, 0], [0, 0, 0], [1 / 6, 0, 1 / 6]])
-    torch.testing.assert_close(sequence_mean(MASK, **COUNTS), expected)
+    torch.testing.assert_close(sequence_mean(MASK, **PLAIN), expected)
 
 
 def test_c09_constant_length_is_pinned():
-    torch.testing.assert_close(constant_length(MASK, **COUNTS), MASK / 30)
+    torch.testing.assert_close(constant_length(MASK, **PLAIN), MASK / 30)
+
+
+def test_c09_prompt_mean_is_pinned():
+    assert count_groups(MASK, 2)[0] == 2 and count_groups(MASK, 2)[1].tolist() == [4, 4, 2, 2]
+    assert count_groups(MASK[2:3], 1)[0] == 0  # a group without a kept token is not counted
+    expected = torch.tensor([[1 / 8] * 3, [1 / 8, 0, 0], [0, 0, 0], [1 / 4, 0, 1 / 4]])
+    torch.testing.assert_close(prompt_mean(MASK, num_groups=2, group_tokens=COUNTS["group_tokens"]), expected)
 
 
 @every_weighting
@@ -49,9 +82,9 @@ def test_c02_only_the_tokens_of_the_mask_have_a_weight(weighting):
     assert weights[~MASK].eq(0).all() and weights[MASK].gt(0).all()
 
 
-@pytest.mark.parametrize("name", sorted(SUM_TO_ONE))
-def test_c02_the_weights_sum_to_one_over_the_tokens_of_the_numerator(name):
-    assert WEIGHTINGS[name](MASK, **COUNTS, dtype=torch.float64).sum().item() == pytest.approx(1, rel=1e-12)
+@weightings(sorted(SUM_TO_ONE))
+def test_c02_the_weights_sum_to_one_over_the_tokens_of_the_numerator(weighting):
+    assert weighting(MASK, **COUNTS, dtype=torch.float64).sum().item() == pytest.approx(1, rel=1e-12)
 
 
 @every_weighting
@@ -61,14 +94,15 @@ def test_c02_rows_left_out_change_nothing_for_the_rest(weighting):
     num_tokens, num_sequences = count(kept)
     assert (num_tokens, num_sequences) == count(MASK)
     weights = weighting(MASK, **COUNTS)
-    assert weights[2].eq(0).all() and weights[[0, 1, 3]].equal(weighting(kept, **COUNTS))
+    assert weights[2].eq(0).all() and weights[[0, 1, 3]].equal(weighting(kept, **of_rows([0, 1, 3])))
 
 
 @every_weighting
 def test_c04_an_update_without_a_kept_token_has_weight_zero_and_no_nan(weighting):
     nothing = torch.zeros(2, 3, dtype=torch.bool)
-    assert weighting(nothing, num_tokens=0, num_sequences=0, max_new_tokens=8).eq(0).all()
-    assert weighting(nothing, **COUNTS).eq(0).all()  # a rank with nothing, beside ranks with something
+    none = {"num_tokens": 0, "num_sequences": 0, "num_groups": 0, "group_tokens": torch.zeros(2, dtype=torch.long)}
+    assert weighting(nothing, **none, max_new_tokens=8).eq(0).all()
+    assert weighting(nothing, **of_rows([0, 1])).eq(0).all()  # a rank with nothing, beside ranks with something
 
 
 @every_weighting
@@ -92,7 +126,7 @@ def test_no_weight_depends_on_torchs_default_dtype(weighting):
 @every_weighting
 def test_the_weights_of_a_part_are_the_part_of_the_weights(weighting):
     whole = weighting(MASK, **COUNTS)
-    parts = [weighting(MASK[i : i + 1], **COUNTS) for i in range(4)]
+    parts = [weighting(MASK[i : i + 1], **of_rows([i])) for i in range(4)]
     assert torch.cat(parts).equal(whole)
 
 
@@ -113,6 +147,8 @@ def update(loss, weighting, parts, **kind):
     advantages = torch.randn(B, generator=generator, dtype=torch.float64)
     theta = torch.linspace(-0.5, 0.5, D, dtype=torch.float64).requires_grad_()
     num_tokens, num_sequences = count(mask)
+    num_groups, group_tokens = count_groups(mask, 2)
+    correction = CORRECTIONS[kind.get("correction", "none")]
     total = 0.0
     for rows in parts:
         width = max(int(lengths[rows].max()), 1)
@@ -128,12 +164,14 @@ def update(loss, weighting, parts, **kind):
             part_mask,
             loss=loss,
             constants=constants(loss, Config(clip_low=0.2, clip_high=0.3)),
-            correction=CORRECTIONS[kind.get("correction", "none")],
-            correction_cap=1.2,
+            correction=correction,
+            bounds=constants(correction, Config(correction_floor=0.8, correction_cap=1.2)),
             kl=KL[kind.get("kl", "k3")],
             kl_coef=0.04,
+            kl_in=kind.get("kl_in", "loss"),
         )
         counts = {"num_tokens": num_tokens, "num_sequences": num_sequences, "max_new_tokens": T}
+        counts |= {"num_groups": num_groups, "group_tokens": group_tokens[rows]}
         weights = weighting(part_mask, **counts, dtype=logprobs.dtype)
         part_loss = (weights * found.per_token_loss).sum()
         part_loss.backward()  # accumulates
@@ -164,7 +202,11 @@ def test_c01_micro_batches_of_any_size_give_the_same_loss_and_gradient(loss, wei
     assert_cut_changes_nothing(loss, weighting, [list(range(i, min(i + size, B))) for i in range(0, B, size)])
 
 
+KINDS = [{"kl": k, "kl_in": place} for k in KL for place in ("loss", "reward")]
+KINDS += [{"correction": c} for c in CORRECTIONS]
+
+
 @every_weighting
-@pytest.mark.parametrize("kind", [{"kl": k} for k in KL] + [{"correction": c} for c in CORRECTIONS], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_c01_every_estimator_and_correction_is_indifferent_to_the_cut(weighting, kind):
     assert_cut_changes_nothing(LOSSES["grpo"], weighting, [[5, 0], [3], [1, 2, 7], [6, 4]], **kind)

@@ -24,10 +24,10 @@ def several_updates(c: Config, facts: Facts) -> Iterator[Finding]:
             "It has no ratio that corrects for old samples. From the second update on, its gradient is biased.",
             "One update per step (num_epochs 1, minibatch_size 0), or loss grpo.",
         )
-    if c.loss == "gspo" and min(c.clip_low, c.clip_high) > 0.01:
+    if c.loss in ("gspo", "gspo_token") and min(c.clip_low, c.clip_high) > 0.01:
         yield Finding(
             "warning",
-            f"loss gspo with bounds of {c.clip_low:g} and {c.clip_high:g} never clips",
+            f"loss {c.loss} with bounds of {c.clip_low:g} and {c.clip_high:g} never clips",
             "Its ratio is a mean over a whole completion, which hardly changes.",
             "clip_low 3e-4 and clip_high 4e-4, as in its paper.",
         )
@@ -35,10 +35,10 @@ def several_updates(c: Config, facts: Facts) -> Iterator[Finding]:
 
 def weighting(c: Config, facts: Facts) -> Iterator[Finding]:
     """Losses and advantages whose paper uses another denominator."""
-    if c.loss == "gspo" and c.weighting != "sequence_mean":
+    if c.loss in ("gspo", "gspo_token", "gmpo") and c.weighting != "sequence_mean":
         yield Finding(
             "warning",
-            f"loss gspo with weighting {c.weighting}",
+            f"loss {c.loss} with weighting {c.weighting}",
             "It gives one value per completion: so weighted, long ones count more than short ones.",
             "weighting sequence_mean, as in its paper.",
         )
@@ -99,12 +99,12 @@ def warmup(c: Config, facts: Facts) -> Iterator[Finding]:
 
 def kl(c: Config, facts: Facts) -> Iterator[Finding]:
     """A KL penalty that has no effect."""
-    if c.kl == "k1" and c.kl_coef > 0:
+    if c.kl == "k1" and c.kl_in == "loss" and c.kl_coef > 0:
         yield Finding(
             "warning",
             f"kl k1 with kl_coef {c.kl_coef:g}",
             "As a loss, its expected gradient is 0. It adds noise and penalises nothing.",
-            "kl k3 or k2, or kl_coef 0.",
+            "kl k3 or k2, kl_in reward, or kl_coef 0.",
         )
 
 

@@ -27,6 +27,7 @@ from grpo.evaluation import protocol
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.policy import head_sizes, positions_of
+from grpo.rollout import FACTS
 from grpo.run.directory import taken
 from grpo.run.machine import device_memory
 from grpo.tree import shared_prefix
@@ -219,6 +220,10 @@ def wrong_algorithm(config: Config) -> list[str]:
     lookups = [partial(lookup, table, getattr(config, name), name) for name, table in tables.items()]
     if config.loss in LOSSES:
         lookups.append(partial(constants, LOSSES[config.loss], config))
+    if config.sampler_correction in CORRECTIONS:
+        lookups.append(partial(constants, CORRECTIONS[config.sampler_correction], config, "sampler_correction"))
+    if config.advantage in ADVANTAGES:
+        lookups.append(partial(constants, ADVANTAGES[config.advantage], config, "advantage", FACTS))
     return _sentences(lookups)
 
 

@@ -26,6 +26,8 @@ def test_a_good_recipe_has_no_finding():
         ({"group_size": 1}, "sure", "group_size is 1"),
         ({"loss": "reinforce"}, "warning", "loss reinforce makes 2 updates"),
         ({"loss": "gspo", "weighting": "sequence_mean"}, "warning", "bounds of 0.2 and 0.2 never clips"),
+        ({"loss": "gspo_token", "weighting": "sequence_mean"}, "warning", "loss gspo_token with bounds of 0.2 and 0.2"),
+        ({"loss": "gmpo"}, "warning", "gmpo with weighting token_mean"),
         ({"loss": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}, "warning", "gspo with weighting token_mean"),
         ({"loss": "cispo", "weighting": "sequence_mean", "clip_low": 1.0}, "warning", "cispo with weighting sequence"),
         ({"advantage": "dr_grpo", "weighting": "sequence_mean"}, "note", "dr_grpo with weighting sequence_mean"),
@@ -60,6 +62,7 @@ def test_one_change_one_finding(changes, level, said):
         {"kl": "k1"},
         {"reward_weights": (0.0, 1.0)},
         {"advantage": "dr_grpo", "weighting": "constant_length"},
+        {"kl_coef": 0.1, "kl": "k1", "kl_in": "reward"},
     ],
 )
 def test_beside_the_border_is_silence(changes):

@@ -186,6 +186,8 @@ OPTIONS = {
     "eval_every": 2,
     "final_eval": True,
     "max_tokens_per_microbatch": 20,
+    "advantage": "batch_std",  # from statistics of the whole step, as is
+    "whiten": True,
 }
 
 
@@ -237,7 +239,7 @@ def test_c28_c32_c33_any_world_size_draws_the_same_completions_and_makes_the_sam
 
 def test_fewer_prompts_than_processes(inputs):
     model, data, place = inputs
-    options = {"prompts_per_step": 1, "num_steps": 2, "kl_coef": 0.0}
+    options = {"prompts_per_step": 1, "num_steps": 2, "kl_coef": 0.0, "advantage": "batch_std"}
     runs.run(runs.flags(model, data, place, "single", **options), place / "single")
     ranks = runs.start_train_ranks(runs.flags(model, data, place, "idle", **options), 3, place / "idle")
     assert [rank.wait() for rank in ranks] == [0, 0, 0], ranks[0].stderr

@@ -82,37 +82,34 @@ def python(copy: Path, words: list[str]) -> str:
 
 def test_the_tests_that_the_page_names_pass_with_its_examples_and_test_them(copy):
     """Of the tests of every entry, those of the new ones: the others are tested where they are."""
-    chosen = "(max_rl or ppo_dual_clip or test_config or test_architecture) and not page_on_conformance"
+    chosen = "(median or topr or test_config or test_architecture) and not page_on_conformance"
     files = [*TESTS, "tests/whole/test_architecture.py"]
     out = python(copy, ["-m", "pytest", *files, "-vv", "-rf", "-p", "no:cacheprovider", "-k", chosen])
-    for name in ("max_rl", "ppo_dual_clip", "rewards/brevity.py", "data/product.py", "dual_clip"):
+    for name in ("median", "topr", "rewards/brevity.py", "data/product.py", "topr_cap"):
         assert re.search(rf"::test_\w+\[.*\b{name}\b.*\] PASSED", out), name
 
 
-def test_max_rl_divides_by_the_mean(copy):
-    max_rl = load(copy / "grpo" / "advantages.py").ADVANTAGES["max_rl"]
-    rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
-    assert max_rl(rewards).tolist() == [[3, -1, -1, -1], [1, 1, -1, -1], [0] * 4, [0] * 4]
-    valid = torch.tensor([[True, True, False, True]] * 4)
-    torch.testing.assert_close(max_rl(rewards, valid)[0], torch.tensor([2.0, -1, 0, -1]))
+def test_the_median_is_the_baseline(copy):
+    median = load(copy / "grpo" / "advantages.py").ADVANTAGES["median"]
+    rewards = torch.tensor([[1.0, 0, 0, 9, 0], [1, 3, 2, torch.nan, torch.nan]])
+    valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    assert median(rewards, valid).tolist() == [[1, 0, 0, 9, 0], [-1, 1, 0, 0, 0]]
 
 
 def test_the_option_of_the_loss_bounds_it_and_is_checked(copy):
-    """Ratios 1/2, 1, 4 and exp(100); A = -1: max(ratio, 1 - clip_low), at most dual_clip."""
+    """Ratios 1/2, 1, 4: the weight for A = -1, at most topr_cap; for A = 1 it is 1."""
     losses, config = load(copy / "grpo" / "losses.py"), load(copy / "grpo" / "config.py")
-    loss = losses.LOSSES["ppo_dual_clip"]
-    old, log_ratio = torch.full((1, 4), -1.0), torch.tensor([[0.5, 1, 4, torch.inf]]).log().clamp(max=100)
-    for dual_clip in (2.0, 5.0):
-        constants = config.constants(loss, config.Config(dual_clip=dual_clip))
-        logprobs = (old + log_ratio).requires_grad_()
-        result = loss(logprobs, old, torch.tensor([-1.0]), torch.ones(1, 4, dtype=torch.bool), **constants)
-        result.per_token_loss.sum().backward()
-        third = min(4.0, dual_clip)
-        torch.testing.assert_close(result.per_token_loss, torch.tensor([[0.8, 1, third, dual_clip]]))
-        torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, 1, 4.0 if dual_clip > 4 else 0, 0]]))
-        assert result.clipped.tolist() == [[True, False, dual_clip < 4, True]]
-    with pytest.raises(ValueError, match="dual_clip is 1.0: must be > 1"):
-        config.Config(dual_clip=1.0)
+    loss, old, ratio = losses.LOSSES["topr"], torch.full((1, 3), -2.0), torch.tensor([[0.5, 1, 4]])
+    for topr_cap in (1.0, 5.0):
+        constants = config.constants(loss, config.Config(topr_cap=topr_cap))
+        for advantage, weight in ((-1.0, ratio.clamp(max=topr_cap)), (1.0, torch.ones(1, 3))):
+            logprobs = (old + ratio.log()).requires_grad_()
+            result = loss(logprobs, old, torch.tensor([advantage]), torch.ones(1, 3, dtype=torch.bool), **constants)
+            result.per_token_loss.sum().backward()
+            torch.testing.assert_close(logprobs.grad, -advantage * weight)
+            assert result.clipped.tolist() == [[False, False, advantage < 0 and topr_cap < 4]]
+    with pytest.raises(ValueError, match="topr_cap is 0.5: must be >= 1"):
+        config.Config(topr_cap=0.5)
 
 
 def test_the_rewards_can_be_earned(copy):
@@ -128,7 +125,7 @@ def test_the_rewards_can_be_earned(copy):
 def test_the_flags_that_the_page_names_make_runs(copy):
     """One small step each: with the new advantage, loss and reward; and with the new task, its evaluation included."""
     names = [word for flags in FLAGS for word in flags]
-    assert {"max_rl", "ppo_dual_clip", "--dual_clip", "brevity.short"} <= set(names)
+    assert {"median", "topr", "--topr_cap", "brevity.short"} <= set(names)
     small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     runs = [
         [*names, *small, "--run_name", "names", "--final_eval", "False"],
@@ -138,7 +135,7 @@ def test_the_flags_that_the_page_names_make_runs(copy):
     python(copy, ["-c", program.format(runs)])
     first, second = (json.loads((copy / "runs" / name / "metrics.jsonl").read_text()) for name in ("names", "product"))
     assert 0 < first["reward/brevity.short"] <= 1 and first["optim/grad_norm"] > 0 and first["optim/skipped"] == 0
-    assert "dual_clip: 2" in (copy / "runs" / "names" / "config.yaml").read_text()
+    assert "topr_cap: 2" in (copy / "runs" / "names" / "config.yaml").read_text()
     assert "reward/gsm8k.last_number" in second
     cells = json.loads((copy / "runs" / "product" / "eval" / "eval.json").read_text())["cells"]
     assert [cell["n"] for cell in cells] == [10, 10]
