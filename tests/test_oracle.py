@@ -256,21 +256,20 @@ def test_a_function_of_ones_own_is_in_the_tables_without_a_further_line(monkeypa
     monkeypatch.setitem(weighting.WEIGHTINGS, "my_weighting", lambda mask, *, dtype, **counts: mask.to(dtype))
     monkeypatch.setitem(corrections.CORRECTIONS, "my_correction", lambda old, sampling, *, cap: torch.zeros_like(old))
     monkeypatch.setitem(kl.KL, "my_kl", lambda logprobs, ref_logprobs: -logprobs)
-    weights, *gradients, penalties = read_tables(printed("--group", "3", "--p", "0.5,0.1"))
+    weights, on_policy, penalties, _, _, other, _ = read_tables(printed("--group", "3", "--p", "0.5,0.1"))
     assert "| my_advantage | 1.5000 | 1.9000 |" in weights  # (1 - (1 - p)^2) / p
-    on_policy, old, other = gradients
     assert (
         f"| my_advantage | reinforce | constant_length | none | {(1 - (1 - P) ** 2) / P / 2:.4f} | 0.0° |" in on_policy
     )
     assert "| rloo | my_loss | constant_length | none | 0.6000 | 0.0° |" in on_policy  # 1 + clip_high, 0.2
     assert "| rloo | reinforce | my_weighting | none | 3.0000 | 0.0° |" in on_policy  # a sum over 3 completions
     assert "| rloo | reinforce | constant_length | my_correction | 0.0000 | - | inf |" in other
-    assert "| my_kl | constant_length | on-policy | 0.0000 | - |" in penalties
+    assert "| my_kl | constant_length | 0.0000 | - |" in penalties
 
 
 def test_names_are_combined_and_sizes_and_chances_are_those_given():
     text = printed("--group", "2,13", "--p", "0.3", "--advantage", "rloo,dr_grpo", "--weighting", "all", "--kl", "k2")
-    weights, on_policy, _, _, penalties, large = read_tables(text)
+    weights, on_policy, *_, penalties, large = read_tables(text)
     assert weights.startswith("| advantage | p = 0.3 |\n") and weights.count("\n") == 4
     names = {tuple(line.split(" | ")[:3]) for line in on_policy.split("\n")[2:]}
     assert names == {(f"| {a}", "reinforce", w) for a in ("rloo", "dr_grpo") for w in weighting.WEIGHTINGS}
@@ -282,7 +281,7 @@ def test_constants_are_those_of_a_recipe():
     Path("tight.yaml").write_text("clip_low: 0.01\nclip_high: 0.01\n")
     usual, tight = (printed("--group", "2", "--loss", "grpo", *more) for more in ([], ["--recipe", "tight.yaml"]))
     (before, after) = (read_tables(text) for text in (usual, tight))
-    assert before[1] == after[1] and before[2] != after[2]
+    assert before[1] == after[1] and before[3] != after[3]  # on-policy, from an old policy
 
 
 @pytest.mark.parametrize(
@@ -308,23 +307,21 @@ def test_as_a_command():
     command = [sys.executable, "-m", "grpo.oracle", "--group", "2", "--loss", "grpo", "--kl", "k2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("## Groups of 2\n") and len(read_tables(done.stdout)) == 5
+    assert done.stdout.startswith("## Groups of 2\n") and len(read_tables(done.stdout)) == 7
 
 
 def renewed(page: str) -> str:
-    """The page with each table below a comment `<!-- python -m grpo.oracle ARGUMENTS : WORDS -->` written again.
+    """The page with each table below a comment `<!-- python -m grpo.oracle ARGUMENTS : LINE -->` written again.
 
-    It is the first table of the command's output in which, or in the line above which, WORDS stand.
+    It is the table below the line of the command's output that begins with LINE.
     """
 
     def table(comment: re.Match) -> str:
         pieces = printed(*comment["argv"].split()).split("\n\n")
-        (found, *_) = [
-            piece for line, piece in itertools.pairwise(pieces) if piece[:1] == "|" and comment["words"] in line + piece
-        ]
-        return f"{comment['head']}\n\n{found}\n\n"
+        (found,) = [piece for line, piece in itertools.pairwise(pieces) if line.startswith(comment["line"])]
+        return f"{comment[1]}\n\n{found}\n\n"
 
-    comments = r"(?P<head><!-- python -m grpo.oracle (?P<argv>.*?) : (?P<words>.*?) -->)\n+(\|.*\n)*\n*"
+    comments = r"(<!-- python -m grpo.oracle (?P<argv>.*?) : (?P<line>.*?) -->)\n+(?:\|.*\n)*\n*"
     return re.sub(comments, table, page)
 
 

@@ -98,10 +98,10 @@ def tables(chosen: OracleOptions) -> Iterator[str]:
             continue
         groups = Groups(size)
         for sampling in SAMPLINGS:
-            yield f"The gradient of a tiny policy against that of the mean reward; completions {sampling}:"
+            yield f"Completions {sampling}: the gradient of a tiny policy against that of the mean reward."
             yield gradients(choices(chosen), groups, sampling, config)
-        yield "The gradient of the penalty against that of KL(policy || reference):"
-        yield penalties(chosen, groups, config)
+            yield f"Completions {sampling}: the gradient of the penalty against that of KL(policy || reference)."
+            yield penalties(chosen, groups, sampling, config)
 
 
 def weights_of_questions(chosen: OracleOptions, size: int) -> str:
@@ -124,20 +124,17 @@ def gradients(compared: Iterable[Choice], groups: Groups, sampling: str, config:
     return markdown([*PARTS, "length", "angle", "variance"], rows)
 
 
-def penalties(chosen: OracleOptions, groups: Groups, config: Config) -> str:
-    """One row an estimator, weighting and sampling; against the KL of tokens with prefixes given, and of the whole."""
+def penalties(chosen: OracleOptions, groups: Groups, sampling: str, config: Config) -> str:
+    """One row an estimator; against the KL of each token given its prefix, and against the KL of whole completions."""
     weightings = chosen.names("weighting") if chosen.weighting else [Choice().weighting]
     rows = []
-    for sampling, weighting, kl in itertools.product(SAMPLINGS, weightings, chosen.names("kl")):
+    for weighting, kl in itertools.product(weightings, chosen.names("kl")):
         found = groups.gradient(Choice(advantage=None, weighting=weighting, kl=kl), sampling, config)
-        (length, angle), (whole_length, whole_angle) = (
-            compare(found.mean, kl_gradient(given)) for given in (True, False)
-        )
-        gradient = [length, degrees(angle), whole_length, degrees(whole_angle)]
-        rows.append([kl, weighting, sampling, *gradient, relative(found.variance, found.mean.norm().item())])
-    return markdown(
-        ["kl", "weighting", "completions", "per token: length", "angle", "whole: length", "angle", "variance"], rows
-    )
+        length, angle = compare(found.mean, kl_gradient(prefixes_given=True))
+        whole_length, whole_angle = compare(found.mean, kl_gradient(prefixes_given=False))
+        of_tokens, of_completions = [length, degrees(angle)], [whole_length, degrees(whole_angle)]
+        rows.append([kl, weighting, *of_tokens, *of_completions, relative(found.variance, found.mean.norm().item())])
+    return markdown(["kl", "weighting", "per token: length", "angle", "whole: length", "angle", "variance"], rows)
 
 
 def degrees(angle: float) -> str:

@@ -27,11 +27,11 @@ VOCABULARY, EOS, LONGEST = 3, 2, 2
 RIGHT = 1
 """A completion that holds this token has reward 1, every other one 0."""
 
-# Logits after each prefix: the empty one, 0, and 1. The numbers have no meaning, but the four differ enough to be told
-# apart: ratios between policies reach the bounds of the losses and corrections.
+# Logits after each prefix: the empty one, 0, and 1. Some ratios between these policies pass the default bounds of
+# losses and corrections. The angles that result are near the middle of those of random policies as far apart.
 POLICY = torch.tensor([[0.3, -0.4, 0.2], [0.1, -0.9, 0.7], [-0.3, 0.2, 0.5]], dtype=torch.float64)
-OLD = POLICY + torch.tensor([[0.1, -0.2, 0.1], [-0.1, 0.2, 0.0], [0.2, -0.1, -0.1]], dtype=torch.float64)
-SAMPLER = POLICY + torch.tensor([[-0.9, 0.4, 0.1], [0.5, -0.6, 0.2], [0.1, 0.9, -0.6]], dtype=torch.float64)
+OLD = POLICY + torch.tensor([[-0.1, 0.0, 0.0], [0.3, 0.1, -0.2], [-0.2, -0.2, -0.2]], dtype=torch.float64)
+SAMPLER = POLICY + torch.tensor([[-0.6, 0.2, 0.3], [-0.7, -0.1, 0.9], [0.5, -0.2, -0.8]], dtype=torch.float64)
 REFERENCE = POLICY + torch.tensor([[-0.5, 0.9, 0.0], [0.8, 0.0, -0.6], [0.4, -1.0, 0.3]], dtype=torch.float64)
 
 SAMPLINGS = {"on-policy": (POLICY, POLICY), "from an old policy": (OLD, OLD), "by another sampler": (SAMPLER, POLICY)}
@@ -84,8 +84,8 @@ def question_weight(rule: Callable, group_size: int, p: float) -> float:
     """The weight w of a question: with rewards of 0 and 1, the expected gradient is exactly w(p) times that of p.
 
     w = E[K A+ / p - (N - K) A- / (1 - p)] / N with K ~ Bin(N, p) successes, whose advantage is A+; A- of a failure. It
-    holds on-policy, where no weight depends on length, such as `reinforce` and `constant_length`. There the gradient is
-    that of the integral of w: w = 1 is the mean reward.
+    holds on-policy, where no weight depends on length, such as `reinforce` and `constant_length`. So a question's
+    integral of w(p) is maximised: with w = 1 its mean reward.
 
     Args:
         rule: an entry of `ADVANTAGES`. group_size: N. p: the probability of a success, between 0 and 1.
