@@ -88,7 +88,9 @@ class Policy(nn.Module):
         if self.is_decoder:
             self.model.model.recomputes = True
         else:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            model = self.model  # older versions of transformers know the second name alone
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False, "preserve_rng_state": False})
 
     def hidden_states(self, input_ids: Tensor, position_ids: Tensor, attention: Attention) -> Tensor:
         """[S], [S] -> [S,D]: the model without its head, never compiled. Everything but learning uses it.
