@@ -74,9 +74,9 @@ def test_weights_of_questions_as_published():
     assert [round(exact.refill(8, p), 4) for p in (0.01, 0.05, 0.5)] == [12.9441, 2.9711, 1.0079]
 
 
-def score(rewards, rule, p, kept=lambda rewards: True) -> float:
+def score(n: int, rule, p: float, kept=lambda rewards: True) -> float:
     """E[sum A_i dlog P(r_i) / dp] / N over all outcomes of a group, given that it is kept: the weight by definition."""
-    total, mass, n = 0.0, 0.0, rewards
+    total, mass = 0.0, 0.0
     for outcome in itertools.product((0.0, 1.0), repeat=n):
         chance = math.prod(p if r else 1 - p for r in outcome)
         if kept(outcome):
@@ -88,11 +88,16 @@ def score(rewards, rule, p, kept=lambda rewards: True) -> float:
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_weights_of_questions_are_expected_scores(name):
-    rule = ADVANTAGES[name]
     for p in (0.05, 0.6):
-        assert question_weight(rule, 4, p) == pytest.approx(score(4, rule, p), rel=1e-12, abs=1e-12)
-        again = question_weight(rule, 4, p) * exact.refill(4, p)
-        assert again == pytest.approx(score(4, rule, p, lambda rewards: 0 < sum(rewards) < 4), rel=1e-12, abs=1e-12)
+        expected = pytest.approx(score(4, ADVANTAGES[name], p), rel=1e-12, abs=1e-12)
+        assert question_weight(ADVANTAGES[name], 4, p) == expected
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+def test_groups_drawn_again_multiply_the_weight_of_a_rule_that_is_0_in_flat_groups(name):
+    for p in (0.05, 0.6):
+        again = score(4, ADVANTAGES[name], p, lambda rewards: 0 < sum(rewards) < 4)
+        assert question_weight(ADVANTAGES[name], 4, p) * exact.refill(4, p) == pytest.approx(again, rel=1e-12)
 
 
 def test_the_tiny_policy_lists_every_completion():
@@ -254,8 +259,8 @@ def test_a_function_of_ones_own_is_in_the_tables_without_a_further_line(monkeypa
     monkeypatch.setitem(advantages.ADVANTAGES, "my_advantage", max_rl)
     monkeypatch.setitem(losses.LOSSES, "my_loss", loss)
     monkeypatch.setitem(weighting.WEIGHTINGS, "my_weighting", lambda mask, *, dtype, **counts: mask.to(dtype))
-    monkeypatch.setitem(corrections.CORRECTIONS, "my_correction", lambda old, sampling, *, cap: torch.zeros_like(old))
-    monkeypatch.setitem(kl.KL, "my_kl", lambda logprobs, ref_logprobs: -logprobs)
+    monkeypatch.setitem(corrections.CORRECTIONS, "my_correction", lambda *inputs, **bounds: torch.zeros_like(inputs[0]))
+    monkeypatch.setitem(kl.KL, "my_kl", lambda logprobs, *others: -logprobs)
     weights, on_policy, penalties, _, _, other, _ = read_tables(printed("--group", "3", "--p", "0.5,0.1"))
     assert "| my_advantage | 1.5000 | 1.9000 |" in weights  # (1 - (1 - p)^2) / p
     assert (

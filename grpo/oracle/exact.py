@@ -100,7 +100,10 @@ def question_weight(rule: Callable, group_size: int, p: float) -> float:
 
 
 def refill(group_size: int, p: float) -> float:
-    """The factor on every weight if groups of equal rewards are replaced by new ones: 1 / P(not all rewards equal)."""
+    """The factor on a question's weight if groups of equal rewards are drawn again: 1 / P(not all rewards equal).
+
+    It holds for rules whose advantages are 0 in such groups.
+    """
     return 1 / (1 - p**group_size - (1 - p) ** group_size)
 
 
