@@ -76,7 +76,7 @@ def test_a_wheel_has_every_file_of_the_packages(wheel):
 @pytest.mark.slow
 def test_promised_names_and_commands_are_there(python):
     python("-c", PROMISED.format(root=ROOT))
-    for command in ("grpo.report", "grpo.sweep", "grpo.sample", "grpo.pretrain", "train", "eval"):
+    for command in ("grpo.report", "grpo.sweep", "grpo.sample", "grpo.pretrain", "grpo.oracle", "train", "eval"):
         assert "usage" in python("-m", command, "--help").lower()
 
 
