@@ -64,13 +64,13 @@ CLOSED = {
 def test_weights_of_questions_have_their_closed_form(name, n):
     rule, closed = CLOSED[name]
     for p in CHANCES:
-        assert question_weight(rule, n, p) == pytest.approx(closed(n, p), rel=1e-12)
+        assert question_weight(rule, n, p, Config()) == pytest.approx(closed(n, p), rel=1e-12)
 
 
 def test_weights_of_questions_as_published():
-    assert question_weight(ADVANTAGES["grpo"], 8, 0.5) == pytest.approx(1.7358, abs=4e-4)  # without eps
-    assert question_weight(ADVANTAGES["grpo"], 8, 0.01) == pytest.approx(2.4404, abs=1e-3)
-    assert question_weight(max_rl, 8, 0.1) == pytest.approx(5.2170, abs=5e-5)
+    assert question_weight(ADVANTAGES["grpo"], 8, 0.5, Config()) == pytest.approx(1.7358, abs=4e-4)  # without eps
+    assert question_weight(ADVANTAGES["grpo"], 8, 0.01, Config()) == pytest.approx(2.4404, abs=1e-3)
+    assert question_weight(max_rl, 8, 0.1, Config()) == pytest.approx(5.2170, abs=5e-5)
     assert [round(exact.refill(8, p), 4) for p in (0.01, 0.05, 0.5)] == [12.9441, 2.9711, 1.0079]
 
 
@@ -90,14 +90,14 @@ def score(n: int, rule, p: float, kept=lambda rewards: True) -> float:
 def test_weights_of_questions_are_expected_scores(name):
     for p in (0.05, 0.6):
         expected = pytest.approx(score(4, ADVANTAGES[name], p), rel=1e-12, abs=1e-12)
-        assert question_weight(ADVANTAGES[name], 4, p) == expected
+        assert question_weight(ADVANTAGES[name], 4, p, Config()) == expected
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
 def test_groups_drawn_again_multiply_the_weight_of_a_rule_that_is_0_in_flat_groups(name):
     for p in (0.05, 0.6):
         again = score(4, ADVANTAGES[name], p, lambda rewards: 0 < sum(rewards) < 4)
-        assert question_weight(ADVANTAGES[name], 4, p) * exact.refill(4, p) == pytest.approx(again, rel=1e-12)
+        assert question_weight(ADVANTAGES[name], 4, p, Config()) * exact.refill(4, p) == pytest.approx(again, rel=1e-12)
 
 
 def test_the_tiny_policy_lists_every_completion():
@@ -130,7 +130,7 @@ def one_by_one(choice: Choice, sampling: str) -> tuple[torch.Tensor, float]:
             loss=losses.LOSSES[choice.loss],
             constants=constants(losses.LOSSES[choice.loss], Config()),
             correction=corrections.CORRECTIONS[choice.sampler_correction],
-            correction_cap=Config().correction_cap,
+            bounds=constants(corrections.CORRECTIONS[choice.sampler_correction], Config(), "sampler_correction"),
             kl=kl.KL.get(choice.kl),
             kl_coef=1.0,
         )

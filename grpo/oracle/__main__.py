@@ -56,7 +56,7 @@ class OracleOptions:
     kl: tuple[str, ...] = ()
     """Functions of grpo/kl.py."""
     recipe: str | None = None
-    """YAML file of options of a run, for the constants of losses and corrections; None: their defaults."""
+    """YAML file of options of a run, for the constants of functions; None: their defaults."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for the first option that is out of its range, and for a name that its table lacks."""
@@ -92,7 +92,7 @@ def tables(chosen: OracleOptions) -> Iterator[str]:
     for size in chosen.group:
         yield f"## Groups of {size}"
         yield "The weight of a question that is answered correctly with probability p:"
-        yield weights_of_questions(chosen, size)
+        yield weights_of_questions(chosen, size, config)
         if size > LARGEST:
             yield f"Gradients are shown for groups up to {LARGEST}: there are too many larger ones to list them all."
             continue
@@ -104,11 +104,10 @@ def tables(chosen: OracleOptions) -> Iterator[str]:
             yield penalties(chosen, groups, sampling, config)
 
 
-def weights_of_questions(chosen: OracleOptions, size: int) -> str:
+def weights_of_questions(chosen: OracleOptions, size: int, config: Config) -> str:
     """One row a rule, one column a p; the last row is the factor of refilling flat groups."""
-    rows = [
-        [name, *(question_weight(ADVANTAGES[name], size, p) for p in chosen.p)] for name in chosen.names("advantage")
-    ]
+    rules = [(name, ADVANTAGES[name]) for name in chosen.names("advantage")]
+    rows = [[name, *(question_weight(rule, size, p, config) for p in chosen.p)] for name, rule in rules]
     rows.append(["*factor if flat groups are drawn again*", *(refill(size, p) for p in chosen.p)])
     return markdown(["advantage", *(f"p = {p:g}" for p in chosen.p)], rows)
 

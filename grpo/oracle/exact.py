@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from grpo.advantages import ADVANTAGES
-from grpo.config import Config, constants
+from grpo.config import Config, asked, constants
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.objective import objective
-from grpo.weighting import WEIGHTINGS, count
+from grpo.weighting import WEIGHTINGS, count, count_groups
 
 VOCABULARY, EOS, LONGEST = 3, 2, 2
 """Tokens 0, 1 and EOS; a completion has at most two of them."""
@@ -80,7 +80,7 @@ class Gradient(NamedTuple):
     """The trace of its covariance."""
 
 
-def question_weight(rule: Callable, group_size: int, p: float) -> float:
+def question_weight(rule: Callable, group_size: int, p: float, config: Config) -> float:
     """The weight w of a question: with rewards of 0 and 1, the expected gradient is exactly w(p) times that of p.
 
     w = E[K A+ / p - (N - K) A- / (1 - p)] / N with K ~ Bin(N, p) successes, whose advantage is A+; A- of a failure. It
@@ -89,10 +89,11 @@ def question_weight(rule: Callable, group_size: int, p: float) -> float:
 
     Args:
         rule: an entry of `ADVANTAGES`. group_size: N. p: the probability of a success, between 0 and 1.
+        config: the constants of the rule.
     """
     successes = torch.arange(group_size + 1)
     rewards = (torch.arange(group_size) < successes[:, None]).double()
-    advantages = _advantages(rule, rewards, torch.ones_like(rewards))
+    advantages = _advantages(rule, rewards, torch.ones_like(rewards), config)
     of_successes, of_failures = (advantages * rewards).sum(-1), (advantages * (1 - rewards)).sum(-1)
     chances = [math.comb(group_size, k) * p**k * (1 - p) ** (group_size - k) for k in successes.tolist()]
     weights = (of_successes / p - of_failures / (1 - p)) / group_size
@@ -144,7 +145,7 @@ class Groups:
         Args:
             choice: what is optimised; with a penalty, its `kl_coef` is 1.
             sampling: a key of `SAMPLINGS`.
-            config: the constants of losses and corrections.
+            config: the constants of the functions.
         """
         sampler, old = SAMPLINGS[sampling]
         steps = torch.einsum("gnt,gntd->gd", -self._of_tokens(choice, sampler, old, config), self.slopes[self.index])
@@ -157,9 +158,10 @@ class Groups:
         rewards, lengths = self.kinds.unbind(-1)
         advantages = torch.zeros_like(rewards)
         if choice.advantage is not None:
-            advantages = _advantages(ADVANTAGES[choice.advantage], rewards, lengths)
+            advantages = _advantages(ADVANTAGES[choice.advantage], rewards, lengths, config)
         weights = _token_weights(WEIGHTINGS[choice.weighting], lengths)[self.kind]  # [groups,N,T]
-        loss, rows = LOSSES[choice.loss], self.index.flatten()
+        loss, correction = LOSSES[choice.loss], CORRECTIONS[choice.sampler_correction]
+        rows = self.index.flatten()
         logprobs = self.all.logprobs(POLICY)[rows].requires_grad_()
         found = objective(
             logprobs,
@@ -170,10 +172,11 @@ class Groups:
             self.all.mask[rows],
             loss=loss,
             constants=constants(loss, config),
-            correction=CORRECTIONS[choice.sampler_correction],
-            correction_cap=config.correction_cap,
+            correction=correction,
+            bounds=constants(correction, config, "sampler_correction"),
             kl=KL.get(choice.kl),
             kl_coef=1.0,
+            kl_in=config.kl_in,
         )
         total = (weights.flatten(0, 1) * found.per_token_loss).sum()
         return torch.autograd.grad(total, logprobs)[0].view_as(weights)
@@ -219,9 +222,11 @@ def _gradient(function: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.autograd.functional.jacobian(function, POLICY).flatten()
 
 
-def _advantages(rule: Callable, rewards: Tensor, lengths: Tensor) -> Tensor:
+def _advantages(rule: Callable, rewards: Tensor, lengths: Tensor, config: Config) -> Tensor:
     """[groups,N] advantages of rewards [groups,N]. Each group is a step of its own, of lengths [groups,N] in tokens."""
-    return torch.cat([rule(group[None]) for group in rewards])
+    fixed = constants(rule, config, "advantage", given=("valid", "lengths", "sum_over_ranks"))
+    of_groups = zip(rewards[:, None], lengths[:, None], strict=True)
+    return torch.cat([rule(group, **asked(rule, {"lengths": long}), **fixed) for group, long in of_groups])
 
 
 def _token_weights(weighting: Callable, lengths: Tensor) -> Tensor:
@@ -229,6 +234,8 @@ def _token_weights(weighting: Callable, lengths: Tensor) -> Tensor:
     weights = []
     for mask in torch.arange(LONGEST) < lengths[..., None]:
         num_tokens, num_sequences = count(mask)
-        counts = {"num_tokens": num_tokens, "num_sequences": num_sequences, "max_new_tokens": LONGEST}
-        weights.append(weighting(mask, **counts, dtype=torch.float64))
+        num_groups, group_tokens = count_groups(mask, len(mask))
+        facts = {"num_tokens": num_tokens, "num_sequences": num_sequences, "max_new_tokens": LONGEST}
+        facts |= {"num_groups": num_groups, "group_tokens": group_tokens, "dtype": torch.float64}
+        weights.append(weighting(mask, **asked(weighting, facts)))
     return torch.stack(weights)
