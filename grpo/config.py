@@ -79,6 +79,10 @@ class Config:
     """Longest completion in tokens."""
     temperature: float = option(1.0, "> 0 and finite")
     """Sampling temperature; it divides the logits of policy, old policy and reference."""
+    flat_groups: Literal["keep", "drop", "refill"] = "keep"
+    """Groups whose advantages are all 0. drop: leave them out of learning. refill: also draw other prompts instead."""
+    max_refills: int = option(4, ">= 0")
+    """flat_groups refill: the most times that prompts_per_step further prompts are drawn in a step."""
 
     # Rewards.
     rewards: tuple[str, ...] = option(("gsm8k.format", "gsm8k.correctness"), distinct=True)

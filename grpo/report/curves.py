@@ -18,6 +18,8 @@ _PANELS = (
     ("Rewards", "eval/format_rate", "Format, validation", "Share of these answers that have the format."),
     ("Rewards", "reward/flat_groups", "Flat groups", "Share of groups with equal rewards. They teach nothing."),
     ("Rewards", "reward/invalid", "Invalid", "Share of samples whose reward failed."),
+    ("Rewards", "rollout/refills", "Refills", "How often further prompts were drawn in the step."),
+    ("Rewards", "rollout/dropped_groups", "Dropped groups", "Drawn and left out: flat, or more than the step needs."),
     ("Completions", "completion/length", "Length", "Tokens, including the one that ended the completion."),
     ("Completions", "completion/truncated", "Truncated", "Share cut at max_new_tokens."),
     ("Policy", "policy/entropy", "Entropy", "Nats per token. Near 0 early in a run means collapse."),
