@@ -206,7 +206,8 @@ class Collector:
         config, completions = self.config, drawn.completions
         dtype, device = completions.sampling_logprobs.dtype, completions.completion_ids.device
         n, G, K = len(drawn.problems), config.group_size, len(config.rewards)
-        scored = self.runner.score(completions.texts, [problem for problem in drawn.problems for _ in range(G)])
+        asked = [problem for problem in drawn.problems for _ in range(G)]
+        scored = self.runner.score(completions.texts, asked, completions.told(config.max_new_tokens))
         values = [[torch.nan if value is None else value for value in term] for term in scored]
         reward_terms = torch.tensor(values, dtype=dtype).view(K, n, G)
         rewards = weighted_sum(reward_terms, config.reward_weights)

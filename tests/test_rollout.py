@@ -146,7 +146,8 @@ class Runner:
     def __init__(self, *terms):
         self.terms = terms
 
-    def score(self, completions, problems):
+    def score(self, completions, problems, told):
+        self.told = told
         assert len(completions) == len(problems)
         pairs = list(zip(completions, problems, strict=True))
         return [[term(*pair) for pair in pairs] if callable(term) else list(term) for term in self.terms]
@@ -249,6 +250,16 @@ def test_c10_the_logged_reward_is_the_optimised_one_and_each_term_is_logged_too(
     assert (metrics["reward/a"], metrics["reward/b"]) == pytest.approx((3 / 12, 18 / 12))
     assert metrics["reward/flat_groups"] == pytest.approx(1 / 3)
     assert metrics["reward/invalid"] == 0
+
+
+def test_rewards_are_told_how_each_completion_was_sampled():
+    runner = Runner(A, B)
+    made = collector(runner)
+    completions = made.reward(made.sample(1)).completions
+    ids, mask = completions.completion_ids, completions.completion_mask
+    assert runner.told["tokens"] == [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
+    assert runner.told["length"] == [len(row) for row in runner.told["tokens"]] and len(set(runner.told["length"])) > 1
+    assert runner.told["finished"] == completions.finished.tolist() and runner.told["cap"] == [12] * 12
 
 
 def test_combine_advantages_normalises_each_term_first():

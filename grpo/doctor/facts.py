@@ -145,12 +145,12 @@ def gather(
     errors: list[str] = []
     evaluations = _evaluations(config, sets, errors)
     errors += wrong_algorithm(config) + _unknown_rewards(config)
-    judges = (config.eval_correct, config.eval_format) if evaluations and "." in config.eval_correct else ()
     graders, disagreements = (), ()
-    if not errors:
+    readers, judges = ([], []) if errors else _readers(config, bool(evaluations))
+    if readers or judges:
         seconds = min(LOOK_S, config.ddp_timeout / 4)  # the other ranks wait
         graders, disagreements = examine(
-            config.rewards,
+            readers,
             judges,
             seen,
             config.reward_timeout,
@@ -266,6 +266,15 @@ def wrong_algorithm(config: Config) -> list[str]:
     if config.loss in LOSSES:
         lookups.append(partial(constants, LOSSES[config.loss], config))
     return _sentences(lookups)
+
+
+def _readers(config: Config, evaluates: bool) -> tuple[list[str], list[str]]:
+    """The rewards and the graders of evaluations that judge a text alone, and not how it was sampled."""
+    judges = [config.eval_correct, config.eval_format] if evaluates and "." in config.eval_correct else []
+    asking = [name for name in (*config.rewards, *judges) if "." in name and rewards.asks_for(rewards.load(name))]
+    if config.eval_correct in asking:  # the first judge decides what is right
+        judges = []
+    return [name for name in config.rewards if name not in asking], [name for name in judges if name not in asking]
 
 
 def _unknown_rewards(config: Config) -> list[str]:

@@ -80,6 +80,17 @@ def test_what_would_stop_a_run_is_collected(model, tmp_path):
         assert any(said in error for error in facts.errors), facts.errors
 
 
+def test_a_reward_that_asks_how_a_text_was_sampled_is_not_tried_on_texts_of_ours(model, tmp_path):
+    path = write(tmp_path, [row(i) for i in range(3)], [row(7)])
+    penalties = {"rewards": ("gsm8k.format", "length.soft_overlong"), "eval_format": "length.stop_properly"}
+    tried = [probe.name for probe in look(model, data="jsonl", data_path=path, **penalties).graders]
+    assert tried == ["gsm8k.format", "gsm8k.correctness"]
+    penalties["eval_correct"] = "length.stop_properly"
+    facts = look(model, data="jsonl", data_path=path, **penalties | {"rewards": ("length.repetition",)},
+                 reward_weights=(1.0,))  # fmt: skip
+    assert facts.graders == () and facts.errors == ()
+
+
 def test_a_run_of_that_name_is_in_the_way_unless_it_is_resumed(model, tmp_path):
     path = write(tmp_path, [row(i) for i in range(40)], [row(100)])
     (tmp_path / "run").mkdir()

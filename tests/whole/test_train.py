@@ -576,7 +576,7 @@ def test_what_a_reward_fails_of_on_another_rank_is_said_too(place):
 def _fail_on_rank_1() -> None:
     score = RewardRunner.score
 
-    def fail(runner, completions, problems):
+    def fail(runner, completions, problems, *told):
         runner.first_errors["gsm8k.format"] = "it broke"
         return score(runner, completions, problems)
 
