@@ -12,6 +12,7 @@ Left out: reading text (`options.py`), what `auto` means, and checking names of 
 such as `loss` or `data`. Those are looked up with `lookup` where their tables are.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ class Config:
     """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3."""
     kl_coef: float = option(0.01, ">= 0 and finite")
     """Weight of the KL (nats per token) in the loss; 0: no reference is loaded."""
+    entropy_coef: float = option(0.0, ">= 0 and finite")
+    """Weight of the entropy (nats per token), which is subtracted from the loss."""
     sampler_correction: str = "none"
     """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask."""
     correction_cap: float = option(2.0, ">= 1 and finite")
@@ -117,6 +120,8 @@ class Config:
     """Passes over the rollouts of a step."""
     minibatch_size: int = option(0, ">= 0")
     """Sequences in one update, a multiple of group_size; 0: all sequences of the step."""
+    kl_stop: float = option(math.inf, ">= 0")
+    """No further update in a step whose tokens have a mean k3 of old to current policy above this (nats); inf: off."""
     mask_truncated: bool = False
     """Leave completions that were cut at max_new_tokens out of the loss; they stay in the baseline."""
 

@@ -18,7 +18,7 @@ from grpo.batch import Batch
 from grpo.budget import Budget, Pass
 from grpo.config import Config, constants, lookup
 from grpo.corrections import CORRECTIONS
-from grpo.kl import KL
+from grpo.kl import KL, k3
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
 from grpo.microbatch import Microbatch, cut_groups, distinct_tokens, empty
@@ -87,6 +87,7 @@ class Learner:
             group["lr"] = rate
         sums.add("optim/lr", rate, 1)
         sums.add("tokens/computed", distinct_tokens(batch))
+        sums.add("optim/updates", 0)  # `_step` counts
 
         order = config.minibatch_size, config.group_size, (config.seed, step)
         updates = [rows for epoch in range(config.num_epochs) for rows in cut_groups(batch, *order, epoch)]
@@ -95,7 +96,7 @@ class Learner:
             batch = replace(batch, old_logprobs=self._frozen_logprobs(self.module, whole))
         batch = self.with_ref_logprobs(batch, whole)
 
-        finite = True
+        finite, first = True, True
         for rows in updates:
             counts = self._counts(batch, rows)
             if counts["num_tokens"] == 0:
@@ -107,6 +108,10 @@ class Learner:
                     for micro in attempt:
                         # Not given a name: a loss that outlives a failed attempt would keep its activations in memory.
                         self.scaler.scale(self._loss(batch, micro, counts, of_update)).backward()
+            if not first and self._is_far(of_update):
+                self.policy.zero_grad(set_to_none=True)
+                break
+            first = False
             self._sum_gradients_over_ranks()
             sums.merge(of_update)
             sums.add("optim/loss", 0, int(distributed.is_main()))  # one update more
@@ -163,6 +168,8 @@ class Learner:
         )
         weights = self.weighting(mask, **counts, max_new_tokens=config.max_new_tokens, dtype=logprobs.dtype)
         loss = (weights * found.per_token_loss).sum()
+        if config.entropy_coef:
+            loss = loss - config.entropy_coef * (weights * entropy.where(mask, 0)).sum()
 
         sums.add("optim/loss", loss, 0)  # weight 0: `learn` counts each update once
         sums.add_where(mask, "policy/entropy", entropy)
@@ -172,9 +179,15 @@ class Learner:
         sums.add_where(mask, "policy/sampler_gap_mean", gap)
         if micro.rows:
             sums.maximum("policy/sampler_gap_max", gap.where(mask, 0).max())
+        if part.old_logprobs is not None:
+            sums.add_where(mask, "policy/old_kl", k3(old_logprobs, logprobs.detach()))
         if found.kl is not None:
             sums.add_where(mask, "policy/kl", found.kl)
         return loss
+
+    def _is_far(self, of_update: Sums) -> bool:
+        """Whether the policy has moved further than `kl_stop` on an update's tokens, the same on all ranks."""
+        return self.config.kl_stop < torch.inf and of_update.reduce()["policy/old_kl"] > self.config.kl_stop
 
     @torch.no_grad()
     def _frozen_logprobs(self, model: nn.Module, whole: Pass) -> Tensor:
@@ -209,6 +222,7 @@ class Learner:
         finite = bool(norm.isfinite())
         if finite:
             sums.add("optim/grad_norm", norm, 1)
+            sums.add("optim/updates", int(distributed.is_main()))
         backed_off = not finite and self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if finite or self.scaler.is_enabled():
             self.scaler.step(self.optimizer)

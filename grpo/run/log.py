@@ -99,7 +99,7 @@ def say(sentence: object) -> None:
 
 
 _COUNTS = (  # written as integers
-    ("step", "rollout/refills", "rollout/dropped_groups", "optim/skipped", "memory/peak_bytes")
+    ("step", "rollout/refills", "rollout/dropped_groups", "optim/updates", "optim/skipped", "memory/peak_bytes")
     + ("tokens/sampled", "tokens/computed", "eval/n", "eval/correct")
 )
 

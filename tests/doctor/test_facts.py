@@ -85,7 +85,7 @@ def test_a_reward_that_asks_how_a_text_was_sampled_is_not_tried_on_texts_of_ours
     penalties = {"rewards": ("gsm8k.format", "length.soft_overlong"), "eval_format": "length.stop_properly"}
     tried = [probe.name for probe in look(model, data="jsonl", data_path=path, **penalties).graders]
     assert tried == ["gsm8k.format", "gsm8k.correctness"]
-    penalties["eval_correct"] = "length.stop_properly"
+    penalties |= {"eval_correct": "length.stop_properly", "eval_format": "gsm8k.format"}
     facts = look(model, data="jsonl", data_path=path, **penalties | {"rewards": ("length.repetition",)},
                  reward_weights=(1.0,))  # fmt: skip
     assert facts.graders == () and facts.errors == ()
