@@ -125,7 +125,9 @@ class Config:
     mask_truncated: bool = False
     """Leave completions that were cut at max_new_tokens out of the loss; they stay in the baseline."""
 
-    # Optimiser (AdamW) and memory.
+    # Optimiser and memory.
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """Of torch. muon: Muon for the matrices of the layers, AdamW for embeddings, head, norms and biases."""
     learning_rate: float = option(2e-4, ">= 0 and finite")
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -136,8 +138,12 @@ class Config:
     """Decay of the first moment."""
     adam_beta2: float = option(0.99, ">= 0 and < 1")
     """Decay of the second moment."""
+    sgd_momentum: float = option(0.0, ">= 0 and < 1")
+    """Momentum of sgd."""
+    muon_momentum: float = option(0.95, ">= 0 and < 1")
+    """Momentum of muon (Nesterov's)."""
     weight_decay: float = option(0.0, ">= 0 and finite")
-    """Decoupled weight decay."""
+    """Decoupled weight decay of matrices; sgd adds it to the gradient."""
     max_grad_norm: float = option(1.0, ">= 0 and finite")
     """A gradient with a larger norm is scaled down to this norm; 0: off."""
     max_tokens_per_microbatch: Literal["auto"] | int = option("auto", ">= 1", may_change=True, settled=True)

@@ -171,10 +171,15 @@ def budget(config: Config, facts: Facts) -> int:
 def _copies(config: Config, facts: Facts) -> dict[str, float]:
     """Exact bytes of everything that is as large as the model."""
     size, whole = facts.sizes, _whole(config)
+    moments = {
+        "adamw": 2 * size.parameters,
+        "sgd": size.parameters if config.sgd_momentum else 0,
+        "muon": 2 * size.parameters - size.rounded,
+    }[config.optimizer]
     copy = product_bytes(config) * size.rounded + whole * (size.parameters - size.rounded)
     head = product_bytes(config) * size.vocabulary * size.width if config.device == "cuda" else 0  # of the sampler
     return {
-        "weights, gradient, two moments": 4 * whole * size.parameters,
+        "weights, gradient, moments": whole * (2 * size.parameters + moments),
         "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
         "reference": copy if config.kl_coef > 0 else 0,
         "sampler's copy": copy + head if _half(config) else 0,

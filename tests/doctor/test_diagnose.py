@@ -52,7 +52,7 @@ def test_the_summary_says_what_was_counted():
     assert "test, 8 shots: 1,319 problems, prompts up to 1000 tokens" in text
     assert "218.8 steps for the 7,000 training problems; 8 prompts per process and step" in text
     assert "200 steps, 400 updates, 0.91 epochs" in text
-    assert "8.00 GB  weights, gradient, two moments" in text and "reference" not in text
+    assert "8.00 GB  weights, gradient, moments" in text and "reference" not in text
     assert "measured now" in text and "assumed: 100 tokens per completion" in text
     assert "the data has none" in "\n".join(summary(config(), facts(solution_tokens=()), 1e12, 1e11))
 
