@@ -73,6 +73,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 with clock("learn"):
                     budget = learner.max_tokens
                     finite = learner.learn(learned.batch, step, sums)
+                    learner.renew_reference(step)
                     keep_smaller(directory, config, budget, learner.max_tokens, log.display)
 
                 state = state.after(step, finite)

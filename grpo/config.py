@@ -110,6 +110,10 @@ class Config:
     """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3."""
     kl_coef: float = option(0.01, ">= 0 and finite")
     """Weight of the KL (nats per token) in the loss; 0: no reference is loaded."""
+    reference_sync_every: int = option(0, ">= 0")
+    """Steps after which the reference of the KL is renewed from the policy; 0: never."""
+    reference_mix: float = option(1.0, "> 0 and <= 1")
+    """Share of the policy in a renewed reference, the rest is the old one; 1: a copy of the policy."""
     entropy_coef: float = option(0.0, ">= 0 and finite")
     """Weight of the entropy (nats per token), which is subtracted from the loss."""
     sampler_correction: str = "none"

@@ -24,7 +24,7 @@ from grpo.metrics import Sums
 from grpo.microbatch import Microbatch, cut_groups, distinct_tokens, empty
 from grpo.objective import objective
 from grpo.optimizer import learning_rate, make_optimizer
-from grpo.policy import Policy, scatter
+from grpo.policy import Policy, mix_in, scatter
 from grpo.weighting import WEIGHTINGS, count
 
 
@@ -131,6 +131,16 @@ class Learner:
             return batch
         whole = whole or Pass(self.budget, batch)
         return replace(batch, ref_logprobs=self._frozen_logprobs(self.reference, whole))
+
+    @property
+    def moving_reference(self) -> nn.Module | None:
+        """The reference, if it changes in the run and so belongs into a checkpoint; else None."""
+        return self.reference if self.config.reference_sync_every else None
+
+    def renew_reference(self, step: int) -> None:
+        """Move the reference towards the policy, if that is due after this step."""
+        if self.moving_reference is not None and step % self.config.reference_sync_every == 0:
+            mix_in(self.reference, self.policy, self.config.reference_mix)
 
     def _refuse(self, batch: Batch) -> None:
         """Raise ValueError for a batch that can not be learned from."""
