@@ -1,8 +1,8 @@
 """Time our own step, with the project used as in `train.py`. This file also defines the work for all contestants.
 
-Nothing ends a completion early, so every contestant samples the same number of tokens. All have the same prompts,
-rewards, KL (k3, frozen reference), optimiser and learning rate. Left out: whether the result is right, which the tests
-check.
+All have the same prompts, rewards, KL (k3, frozen reference), optimiser and learning rate. Unless `one_in` says so,
+nothing ends a completion early, so all sample the same number of tokens. Left out: whether the result is right, which
+the tests check.
 """
 
 import tempfile
@@ -13,16 +13,15 @@ from pathlib import Path
 import torch
 
 import data
-from bench.work import Sampled, Work
+from bench.work import Work
 from data.problem import Problem
 from grpo import distributed
 from grpo.config import Config, from_yaml
 from grpo.dataloader import ProblemSets, draw_prompts
 from grpo.doctor import diagnose
-from grpo.doctor.speed import measured
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
-from grpo.policy import Policy, frozen_copy, load_policy, load_shapes
+from grpo.policy import frozen_copy, load_policy
 from grpo.rollout import Collector
 from grpo.run.log import Clock
 from grpo.run.machine import device_memory, peak_bytes, settings, settle
@@ -37,7 +36,7 @@ LEARNING_RATE = 1e-6
 LONGEST_PROMPT = 1 << 20
 
 
-def problems_of(work: Sampled) -> list[Problem]:
+def problems_of(work: Work) -> list[Problem]:
     """The training problems, without stop strings."""
     if work.train is None:
         problems = data.load("arithmetic", "train", num_shots=work.shots, seed=work.seed)
@@ -48,7 +47,7 @@ def problems_of(work: Sampled) -> list[Problem]:
     return [replace(problem, info=problem.info | {"stop": []}) for problem in problems]
 
 
-def problems_of_step(work: Sampled, problems: list[Problem], step: int) -> list[Problem]:
+def problems_of_step(work: Work, problems: list[Problem], step: int) -> list[Problem]:
     """The problems of step `step` (from 1), as our own loop draws them."""
     return [problems[i] for i in draw_prompts(len(problems), work.prompts, work.seed, step)]
 
@@ -75,16 +74,6 @@ def config_of(work: Work) -> Config:
     )
 
 
-def check(work: dict) -> dict:
-    """Read everything that contestants will read, except weights. Returns {}; raises ValueError if something fails."""
-    asked = Work(**work)
-    distributed.init(asked.device)
-    config_of(asked)
-    problems_of(asked)
-    load_shapes(asked.model)
-    return {}
-
-
 def ours(work: dict) -> dict:
     """Run and time steps of the project's own loop.
 
@@ -94,10 +83,10 @@ def ours(work: dict) -> dict:
     Returns:
         The entries of `result`, and:
 
-        - `tokens_computed`: tokens of a step;
-        - `parameters_used`, `state_bytes`: see the functions of these names;
-        - `matrix_flops`: measured operations per second of the device; `learn_mfu`: the share that learning reaches;
-        - `sampler_gap_max`: in nats;
+        - `tokens_computed`: distinct tokens of a step;
+        - `padded`: what a sampler would compute that pads every row of a step to the longest one;
+        - `sampler_gap_max`: in nats, the largest of a step;
+        - `state_bytes`: see the function of this name;
         - `max_tokens_per_microbatch`, `activation_checkpointing`, `compile`: how the work was divided.
     """
     asked = Work(**work)
@@ -123,7 +112,7 @@ def timed(asked: Work, device: torch.device) -> dict:
         compile_layers(policy, reference)
     learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer, kernels=config.compile)
-    sampler.is_eos[:] = False
+    sampler.is_eos[:] = ending(policy.vocab_size, asked.one_in)
     steps = []
     with RewardRunner(config.rewards, config.reward_timeout) as runner:
         collector = Collector(config, problems, sampler, runner, sets.prompt_ids("train", asked.shots))
@@ -137,26 +126,28 @@ def timed(asked: Work, device: torch.device) -> dict:
             with clock("learn"):
                 learner.learn(rollout.batch, step, sums)
             times = {f"{name.removeprefix('time/')}_s": seconds for name, seconds in clock.seconds().items()}
+            lengths = drawn.completions.completion_mask.sum(1)
             metrics = sums.reduce()
-            times["tokens_sampled"] = int(drawn.completions.completion_mask.sum())
-            times["tokens_computed"] = int(metrics["tokens/computed"])
-            steps.append(times | {"sampler_gap_max": metrics["policy/sampler_gap_max"]})
-    means = result(asked, steps, drawn.batch.prompt_ids, device)
-    computed = sum(step["tokens_computed"] for step in means["steps"]) / asked.steps
-    used = parameters_used(policy)
-    flops, _ = measured(device, config.precision)
-    useful = used * 8 * computed  # policy forward and backward, reference forward
-    return means | {
-        "tokens_computed": computed,
-        "parameters_used": used,
+            counts = {
+                "tokens_sampled": int(lengths.sum()),
+                "padded": len(lengths) * int(lengths.max()),
+                "tokens_computed": int(metrics["tokens/computed"]),
+                "sampler_gap_max": metrics["policy/sampler_gap_max"],
+            }
+            steps.append(times | counts)
+    return result(asked, steps, drawn.batch.prompt_ids, device) | {
         "state_bytes": state_bytes(learner, sampler),
-        "matrix_flops": flops,
-        "learn_mfu": useful / means["learn_s"] / flops,
-        "sampler_gap_max": max(step["sampler_gap_max"] for step in means["steps"]),
         "max_tokens_per_microbatch": config.max_tokens_per_microbatch,
         "activation_checkpointing": config.activation_checkpointing,
         "compile": config.compile,
     }
+
+
+def ending(vocabulary: int, one_in: int) -> torch.Tensor:
+    """[vocabulary] bool: True for one in `one_in` tokens, scattered over the vocabulary, or for none if it is 0."""
+    if one_in == 0:
+        return torch.zeros(vocabulary, dtype=torch.bool)
+    return torch.arange(vocabulary) * 2654435761 % 2**32 % one_in == 0
 
 
 def state_bytes(learner: Learner, sampler: Sampler) -> int:
@@ -168,43 +159,42 @@ def state_bytes(learner: Learner, sampler: Sampler) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-def parameters_used(policy: Policy) -> int:
-    """Number of weights that a token is multiplied with: all but the embedding table. The head counts, even if tied."""
-    model = policy.model
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return sum(p.numel() for p in model.parameters()) - (0 if head is table else table.numel())
-
-
 def result(work: Work, steps: list[dict], prompt_ids: list[list[int]], device: torch.device) -> dict:
     """The result of a contestant: means over the timed steps, peak memory, and sizes of the work.
 
     Args:
         work: what was measured.
-        steps: numbers of each step, warm-up included; `rollout_s`, `reward_s`, `learn_s`, `step_s` are seconds.
+        steps: numbers of each step, warm-up included; `rollout_s`, `reward_s`, `learn_s`, `step_s` are seconds. A
+            contestant that does not learn has the first alone.
         prompt_ids: prompts of the last step.
         device: where it ran.
 
     Raises:
         RuntimeError: the contestant sampled another number of tokens than it should.
     """
-    warmed, timed = steps[: work.warmup], steps[work.warmup :]
-    sampled = work.prompts * work.group * work.new_tokens
+    timed = steps[work.warmup :]
+    wanted = work.prompts * work.group * work.new_tokens
     for step in timed:
-        if step["tokens_sampled"] != sampled:
-            raise RuntimeError(f"sampled {step['tokens_sampled']} tokens in a step that should sample {sampled}")
-    means = {
-        name: sum(step[name] for step in timed) / len(timed) if name in timed[0] else None
-        for name in ("rollout_s", "reward_s", "learn_s", "step_s")
-    }
-    return means | {
+        if step["tokens_sampled"] != wanted and not work.one_in:
+            raise RuntimeError(f"sampled {step['tokens_sampled']} tokens in a step that should sample {wanted}")
+    means = {name: sum(step[name] for step in timed) / len(timed) for name in timed[0]}
+    return {
+        **setting(prompt_ids, device),
+        **means,
         "peak_bytes": int(peak_bytes(device)["memory/peak_bytes"]),
-        "tokens_sampled": sampled,
-        "sampled_per_s": sampled / means["rollout_s"],
+        "sampled_per_s": means["tokens_sampled"] / means["rollout_s"],
+        "warmup_steps": steps[: work.warmup],
+        "steps": timed,
+    }
+
+
+def setting(prompt_ids: list[list[int]], device: torch.device) -> dict:
+    """Facts that are the same for all contestants, among them those about the prompts of the last step."""
+    return {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "trunk_tokens": shared_prefix(prompt_ids),
         "prompt_tokens": sum(map(len, {tuple(row) for row in prompt_ids})),
         "threads": torch.get_num_threads(),
-        "warmup_steps": warmed,
-        "steps": timed,
     }
 
 

@@ -6,7 +6,8 @@ The contestants:
 
 - `ours`;
 - `trl`: TRL's GRPOTrainer (bench/requirements.txt);
-- `hf_generate` and `hf_continuous`: Hugging Face's `generate` and `generate_batch`, for the rollout only.
+- `hf_generate` and `hf_continuous`: Hugging Face's `generate` and `generate_batch`, for the rollout only;
+- `floor`: the least that this machine would need.
 
 Each runs in its own process. If one fails, the results say why, and the others still run. docs/benchmarks.md explains
 the results. Left out: more than one GPU.
@@ -15,16 +16,15 @@ the results. Left out: more than one GPU.
 import json
 import sys
 import tempfile
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from bench.process import call, machine, versions
-from bench.work import Work, at_least, check_out, prepared
+from bench.process import call, surroundings
+from bench.work import Work, at_least, work_of
 from grpo import options
 from grpo.files import write_whole
 
@@ -33,27 +33,23 @@ CONTESTANTS = {
     "trl": "bench.theirs:trl",
     "hf_generate": "bench.theirs:hf_generate",
     "hf_continuous": "bench.theirs:hf_continuous",
+    "floor": "bench.floor:floor",
 }
-TRL_BATCHES = (32, 16, 8, 4)
 NUMBERS = ("rollout_s", "learn_s", "step_s", "peak_bytes", "tokens_sampled")
-SETTING = ("trunk_tokens", "prompt_tokens", "threads")
-"""Facts about the work that contestants report; the same for all."""
+SETTING = ("gpu", "trunk_tokens", "prompt_tokens", "threads")
+"""What contestants report that is the same for all."""
 
 
 @dataclass(frozen=True)
 class Peers(Work):
-    """Compare our step with TRL's, and our sampling with Hugging Face's."""
+    """Compare our step with TRL's, our sampling with Hugging Face's, and both with the least that is possible."""
 
-    only: tuple[Literal["ours", "trl", "hf_generate", "hf_continuous"], ...] = tuple(CONTESTANTS)
-    """Contestants to run, in this order; one that is named twice runs twice in a round."""
-    rounds: int = 1
-    """Number of rounds; in each all contestants run in turn. The round with the median seconds counts."""
+    only: tuple[Literal["ours", "trl", "hf_generate", "hf_continuous", "floor"], ...] = tuple(CONTESTANTS)
+    """Contestants to run, in this order. Of one that is named several times, the run with the median seconds counts."""
     limit: float = 7200.0
-    """Seconds that one contestant may take in a round, over all of its tries."""
-    trl_batch: int = 0
-    """Sequences in TRL's forward and backward pass; 0: the largest of 32, 16, 8, 4 that stays under trl_max_gb."""
-    trl_max_gb: float = 22.0
-    """Largest peak memory of TRL, in 1e9 bytes, when its batch is chosen."""
+    """Seconds that one run of a contestant may take."""
+    trl_batch: int = 8
+    """Sequences in TRL's forward and backward pass. More are faster, as long as the memory suffices."""
     trl_checkpointing: bool = False
     """Gradient checkpointing in TRL, which takes less memory and more time. TRL's own default is on; ours is off."""
     out: str = "peers.json"
@@ -62,75 +58,78 @@ class Peers(Work):
     def __post_init__(self) -> None:
         """Raises ValueError for a size or file that is not allowed."""
         super().__post_init__()
-        at_least(self, {"rounds": 1, "limit": 1, "trl_batch": 0, "trl_max_gb": 1})
+        at_least(self, {"limit": 1, "trl_batch": 1})
         if not self.only:
             raise ValueError(f"only is empty: must be one or more of {', '.join(CONTESTANTS)}")
-        if self.trl_batch and self.prompts * self.group % self.trl_batch:
+        if self.one_in and set(self.only) != {"ours"}:
+            raise ValueError(f"one_in is {self.one_in}: no other contestant can do that; use it with --only ours")
+        if "trl" in self.only and self.prompts * self.group % self.trl_batch:
             raise ValueError(f"trl_batch is {self.trl_batch}: must divide prompts x group, {self.prompts * self.group}")
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0, even if some contestants failed; 1 if all failed; 2 for a wrong option."""
     asked = options.parse(Peers, argv, "bench.peers")
-    console, runs = Console(), {name: [] for name in asked.only}
+    console = Console()
+    runs: dict[str, list[dict]] = {name: [] for name in asked.only}
     with tempfile.TemporaryDirectory() as place:
         try:
             check_out(asked.out)
-            work = prepared(asked, place, asked.limit)
-            for name in [*asked.only] * asked.rounds:
+            work = prepared(asked, place)
+            for name in asked.only:
                 console.print(f"{name} ...", style="dim")
-                runs[name].append(measure(name, asked, work, runs[name]))
-                write_whole(Path(asked.out), json.dumps(report(asked, runs), indent=1) + "\n")
+                runs[name].append(measure(name, asked, work))
+                final = report(asked, runs)
+                if any("error" not in entry for entry in final["contestants"].values()):
+                    write_whole(Path(asked.out), json.dumps(final, indent=1) + "\n")
         except (ValueError, OSError) as error:
             print(f"bench.peers: error: {error}", file=sys.stderr)
             return 2
-    final = report(asked, runs)
     console.print(table(final))
     for line in notes(final):
         console.print(line, soft_wrap=True, highlight=False)
     return int(all("error" in entry for entry in final["contestants"].values()))
 
 
-def measure(name: str, asked: Peers, work: dict, before: list[dict]) -> dict:
-    """The numbers of one contestant, or its error. `before` holds the results of its earlier rounds."""
+def check_out(out: str) -> None:
+    """Raise ValueError if no file can be written there. Check before the work, which would be lost otherwise."""
+    path = Path(out)
+    try:
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"out is {out!r}: must be a file that can be written ({error.strerror})") from None
+
+
+def prepared(asked: Peers, place: str) -> dict:
+    """The argument of all contestants. A model with random weights is made in `place`, by another process.
+
+    Raises:
+        ValueError: that model cannot be made.
+    """
+    work = work_of(asked)
+    if asked.random_weights:
+        made = {"model": asked.model, "directory": place, "tokenizer": asked.tokenizer, "seed": asked.seed}
+        failed = call("bench.models:make", made, limit=asked.limit).get("error")
+        if failed:
+            raise ValueError(failed)
+        work["model"] = place
+    return work
+
+
+def measure(name: str, asked: Peers, work: dict) -> dict:
+    """The numbers of one contestant, or its error."""
+    arguments = {"work": work}
     if name == "trl":
-        batch, tries = next(((run["batch"], run["tries"]) for run in before if "batch" in run), (asked.trl_batch, {}))
-        outcome = _measure_trl(replace(asked, trl_batch=batch), work)
-        return outcome | {"tries": tries | outcome["tries"]}
-    return call(CONTESTANTS[name], {"work": work}, limit=asked.limit, threads=asked.threads)
-
-
-def batches(asked: Peers) -> list[int]:
-    """The batch sizes to try for TRL, the largest first. They must divide the sequences of a step."""
-    sequences = asked.prompts * asked.group
-    if asked.trl_batch:
-        return [asked.trl_batch]
-    return [batch for batch in TRL_BATCHES if sequences % batch == 0] or [sequences]
-
-
-def _measure_trl(asked: Peers, work: dict) -> dict:
-    """Measure TRL with the largest batch that fits. `tries` holds the errors of larger batches."""
-    tries: dict[str, str] = {}
-    deadline = time.monotonic() + asked.limit
-    most = asked.trl_max_gb * 1e9
-    for batch in batches(asked):
-        left = max(1.0, deadline - time.monotonic())
-        arguments = {"work": work, "batch": batch, "checkpointing": asked.trl_checkpointing}
-        bound = {} if asked.trl_batch else {"max_bytes": most}
-        outcome = call(CONTESTANTS["trl"], arguments, limit=left, threads=asked.threads, **bound)
-        if "error" not in outcome and not asked.trl_batch and outcome["peak_bytes"] > most:
-            outcome = {"error": f"peak of {outcome['peak_bytes'] / 1e9:.1f} GB", "out_of_memory": True}
-        if not outcome.get("out_of_memory"):
-            break
-        tries[str(batch)] = outcome["error"]
-    return outcome | {"tries": tries}
+        arguments |= {"batch": asked.trl_batch, "checkpointing": asked.trl_checkpointing}
+    return call(CONTESTANTS[name], arguments, limit=asked.limit, threads=asked.threads)
 
 
 def median(runs: list[dict]) -> dict:
-    """The round with the median seconds (of two, the faster); if all rounds failed, the error of the first."""
+    """The run with the median seconds (of two, the faster); if all failed, the error of the first."""
     done = sorted((run for run in runs if "error" not in run), key=lambda run: run[_phase(run)])
     chosen = done[(len(done) - 1) // 2] if done else runs[0]
-    return chosen | {"rounds_s": [run.get(_phase(run)) for run in runs]}
+    return chosen | {"runs_s": [run.get(_phase(run)) for run in runs]}
 
 
 def report(asked: Peers, runs: dict[str, list[dict]]) -> dict:
@@ -138,14 +137,9 @@ def report(asked: Peers, runs: dict[str, list[dict]]) -> dict:
     results = {name: median(of_name) for name, of_name in runs.items() if of_name}
     done = [result for result in results.values() if "error" not in result]
     found = {name: done[0][name] if done else None for name in SETTING}
-    settings = vars(asked) | found
     ours = results.get("ours", {})
-    return {
-        "machine": machine(asked.device),
-        "versions": versions(),
-        "settings": settings,
-        "contestants": {name: _entry(result, ours) for name, result in results.items()},
-    }
+    contestants = {name: _entry(result, ours) for name, result in results.items()}
+    return {**surroundings(), "settings": vars(asked) | found, "contestants": contestants}
 
 
 def _phase(result: dict) -> str:
@@ -181,10 +175,10 @@ def notes(written: dict) -> list[str]:
         if "error" in entry:
             lines.append(f"{name}: {entry['error']}")
         if "batch" in entry:
-            lines.append(f"{name}: {entry['batch']} sequences per pass; tried before: {entry['tries'] or 'none'}")
-        if "learn_mfu" in entry:
-            share, computed = entry["learn_mfu"], entry["tokens_computed"]
-            lines.append(f"{name}: {computed:.0f} tokens computed, learning at {share:.0%} of the matrix peak")
+            lines.append(f"{name}: {entry['batch']} sequences per pass")
+        if "padded" in entry:
+            sampled, padded = entry["tokens_sampled"], entry["padded"]
+            lines.append(f"{name}: {sampled:.0f} tokens sampled, {padded:.0f} if every row were as long as the longest")
     return lines
 
 

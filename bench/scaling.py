@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
 
-from bench.process import call, machine, versions
-from bench.work import Work, at_least, prepared, work_of
+from bench.process import call, surroundings
+from bench.work import Work, at_least, work_of
 from grpo import options
 from grpo.files import write_whole
 
@@ -51,10 +51,6 @@ class Scaling:
     """Tokens per completion to measure with."""
     vocabulary: tuple[int, ...] = (32768, 65536, 98304, 131072, 152064)
     """Sizes of the vocabulary to measure with."""
-    warmup: int = 1
-    """Steps before the timed one."""
-    threads: int = 0
-    """Number of torch threads; 0: torch decides."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to compute."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -66,28 +62,24 @@ class Scaling:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a size that is not allowed."""
-        sizes = {"shots": 0, "group": 2, "new_tokens": 1, "vocabulary": 1}
-        at_least(self, sizes | {"warmup": 0, "threads": 0, "limit": 1})
+        at_least(self, {"shots": 0, "group": 2, "new_tokens": 1, "vocabulary": 1, "limit": 1})
 
 
 def main(argv: list[str]) -> int:
     """Run the command. Returns the exit code: 0, 1 if a point failed, or 2 for a wrong option."""
     asked = options.parse(Scaling, argv, "bench.scaling")
     directory, console = Path(asked.out), Console()
+    rows: list[dict] = []
     try:
-        most = Work(model=asked.model or "embedded", shots=max(asked.shots), device=asked.device)
-        prepared(most, "", asked.limit)
         directory.mkdir(parents=True, exist_ok=True)
-        written = {"machine": machine(asked.device), "versions": versions(), "settings": vars(asked) | {"base": BASE}}
-        rows: list[dict] = []
+        written = {**surroundings(), "settings": vars(asked) | {"base": BASE}}
         for row in measure(asked, console):  # a point takes minutes, so write after each one
             rows.append(row)
             write_whole(directory / "scaling.json", json.dumps(written | {"points": rows}, indent=1) + "\n")
             write_whole(directory / "scaling.md", markdown(rows))
         draw(rows).savefig(directory / "scaling.png", dpi=120)
-    except (ValueError, OSError) as error:
-        told = error if isinstance(error, ValueError) else f"out is {asked.out!r}: {error}"
-        print(f"bench.scaling: error: {told}", file=sys.stderr)
+    except OSError as error:
+        print(f"bench.scaling: error: out is {asked.out!r}: {error}", file=sys.stderr)
         return 2
     console.print(markdown(rows), soft_wrap=True, highlight=False)
     return int(any("error" in row for row in rows))
@@ -119,13 +111,13 @@ def _point(asked: Scaling, model: Path, sizes: dict, vocabulary: int) -> dict:
     if not model.exists():
         changes = {"vocab_size": vocabulary} | ({} if asked.model else SMALL)
         made = {"model": asked.model or "embedded", "directory": str(model), "changes": changes}
-        if "error" in (failed := call("bench.models:make", made, limit=asked.limit)):
-            return {"error": failed["error"]}
-    given = {name: getattr(asked, name) for name in ("warmup", "threads", "device", "dtype")}
-    work = Work(model=str(model), **sizes, **given)
-    step = call("bench.ours:ours", {"work": work_of(work)}, limit=asked.limit, threads=asked.threads)
+        failed = call("bench.models:make", made, limit=asked.limit)
+        if "error" in failed:
+            return failed
+    work = Work(model=str(model), device=asked.device, dtype=asked.dtype, **sizes)
+    step = call("bench.ours:ours", {"work": work_of(work)}, limit=asked.limit)
     if "error" in step:
-        return {"error": step["error"]}
+        return step
     names = ("tokens_computed", "trunk_tokens", "rollout_s", "learn_s", "step_s", "peak_bytes", "state_bytes")
     return {name: step[name] for name in names} | {
         "ms_per_token": 1e3 * step["step_s"] / step["tokens_computed"],
@@ -151,28 +143,28 @@ def markdown(rows: list[dict]) -> str:
 
 def draw(rows: list[dict]) -> Figure:
     """Draw seconds of a step and scaled computed tokens in the upper row, and memory with whole logits in the lower."""
-    axes_names = list(dict.fromkeys(row["axis"] for row in rows))
-    figure = Figure(figsize=(3.6 * len(axes_names), 6.4), layout="constrained")
-    for column, axis in enumerate(axes_names):
-        good = [row for row in rows if row["axis"] == axis and "error" not in row]
+    names = list(dict.fromkeys(row["axis"] for row in rows))
+    figure = Figure(figsize=(3.6 * len(names), 6.4), layout="constrained")
+    grid = figure.subplots(2, len(names), squeeze=False)
+    for name, above, below in zip(names, *grid, strict=True):
+        good = [row for row in rows if row["axis"] == name and "error" not in row]
         if not good:
             continue
         values = [row["value"] for row in good]
-        above = figure.add_subplot(2, len(axes_names), column + 1)
-        below = figure.add_subplot(2, len(axes_names), len(axes_names) + column + 1)
         per_token = good[0]["step_s"] / good[0]["tokens_computed"]
-        above.plot(values, [row["step_s"] for row in good], "o-", label="measured")
         proportional = [row["tokens_computed"] * per_token for row in good]
+        above.plot(values, [row["step_s"] for row in good], "o-", label="measured")
         above.plot(values, proportional, "--", color="grey", label="as tokens computed")
-        for name, (label, style) in MEMORY.items():
-            below.plot(values, [row[name] / 1e9 for row in good], style, label=label)
-        above.set(title=axis.replace("_", " "), ylabel="seconds of a step" if column == 0 else None, ylim=(0, None))
-        below.set(xlabel=axis.replace("_", " "), ylabel="GB" if column == 0 else None, ylim=(0, None))
+        for column, (label, style) in MEMORY.items():
+            below.plot(values, [row[column] / 1e9 for row in good], style, label=label)
+        above.set_title(name.replace("_", " "))
         for axes in (above, below):
+            axes.set_ylim(0, None)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        above.legend(frameon=False)
-        below.legend(frameon=False)
+            axes.legend(frameon=False)
+    grid[0, 0].set_ylabel("seconds of a step")
+    grid[1, 0].set_ylabel("GB")
     return figure
 
 

@@ -1,20 +1,17 @@
-"""The work that is measured, as dataclasses whose fields are also flags.
+"""The work that is measured, as a dataclass whose fields are also flags.
 
-`Sampled` is for `bench.stopping`, which only samples. `Work` is for `bench.peers` and `bench.roofline`. Nothing heavy
-is imported, so that the process that starts measurements stays small. Left out: making the prompts (`ours.py`).
+Nothing heavy is imported, so that the process that starts measurements stays small. Left out: making the prompts
+(`ours.py`).
 """
 
-import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.process import call
-
 
 @dataclass(frozen=True)
-class Sampled:
-    """The sizes of a rollout, and where it runs."""
+class Work:
+    """The sizes of a step, where it runs, and the number of steps."""
 
     model: str = "embedded"
     """embedded, or a directory with a model and its tokenizer."""
@@ -27,7 +24,9 @@ class Sampled:
     group: int = 8
     """Completions per prompt."""
     new_tokens: int = 64
-    """Longest completion in tokens; each is this long unless something ends it earlier."""
+    """Tokens of a completion. Nothing ends one earlier, except with one_in."""
+    one_in: int = 0
+    """One in this many tokens of the vocabulary ends a completion, at random places; only ours can. 0: none does."""
     threads: int = 0
     """Number of torch threads, the same for all; 0: torch decides."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -36,19 +35,6 @@ class Sampled:
     """Dtype. bf16: learning multiplies in bfloat16 with float32 weights; sampling uses bfloat16 weights."""
     seed: int = 0
     """Seed of exemplars, prompts and sampling."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a size or file that is not allowed."""
-        at_least(self, {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 1, "threads": 0, "seed": 0})
-        for name in ("train", "recipe"):
-            if (file := getattr(self, name, None)) is not None and not Path(file).is_file():
-                raise ValueError(f"{name} is {file!r}: must be a file")
-
-
-@dataclass(frozen=True)
-class Work(Sampled):
-    """The sizes of a whole step, and the number of steps. Nothing ends a completion early."""
-
     steps: int = 1
     """Number of timed steps; the mean over them is reported."""
     warmup: int = 1
@@ -62,8 +48,12 @@ class Work(Sampled):
 
     def __post_init__(self) -> None:
         """Raises ValueError for a size or file that is not allowed."""
-        super().__post_init__()
+        at_least(self, {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 1, "one_in": 0, "threads": 0, "seed": 0})
         at_least(self, {"steps": 1, "warmup": 0})
+        for name in ("train", "recipe"):
+            file = getattr(self, name)
+            if file is not None and not Path(file).is_file():
+                raise ValueError(f"{name} is {file!r}: must be a file")
 
 
 def at_least(asked: Any, lowest: dict[str, int]) -> None:
@@ -75,38 +65,6 @@ def at_least(asked: Any, lowest: dict[str, int]) -> None:
             raise ValueError(f"{name} is {value}: must be at least {low}, and below 2**63")
 
 
-def check_out(out: str) -> None:
-    """Raise ValueError if no file can be written there. Check before the work, which would be lost otherwise."""
-    path = Path(out)
-    try:
-        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"out is {out!r}: must be a file that can be written ({error.strerror})") from None
-
-
 def work_of(options: Work) -> dict:
     """Only the fields of `Work`, from options that may have more. This is the argument of every contestant."""
     return {field.name: getattr(options, field.name) for field in fields(Work)}
-
-
-def prepared(asked: Work, place: str, limit: float) -> dict:
-    """Check in another process that all of the work can be read, and return its fields.
-
-    Args:
-        asked: the work.
-        place: directory for a model with random weights.
-        limit: seconds for the check.
-
-    Raises:
-        ValueError: something cannot be read; nothing was measured or written yet.
-    """
-    work, calls = work_of(asked), []
-    if asked.random_weights:
-        made = {"model": asked.model, "directory": place, "tokenizer": asked.tokenizer, "seed": asked.seed}
-        calls.append(("bench.models:make", made))
-        work["model"] = place
-    for function, arguments in [*calls, ("bench.ours:check", {"work": work})]:
-        if failed := call(function, arguments, limit=limit).get("error"):
-            raise ValueError(failed)
-    return work

@@ -58,13 +58,13 @@ class Sums:
         if weight is not None:
             self._accumulate(("weight", name), weight, torch.add)
 
-    def add_where(self, mask: Tensor, name: str, values: Tensor) -> None:
+    def add_where(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Adds to a mean those values where the mask is True; whatever stands elsewhere, even NaN, is left out.
 
         Args:
-          mask: bool.
           name: of the metric.
-          values: of the same shape.
+          values: of any shape.
+          mask: bool, of the same shape.
         """
         kept = values.detach().where(mask, 0)  # selecting instead would wait for a GPU
         self.add(name, kept.sum(), mask.sum())

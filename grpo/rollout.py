@@ -255,9 +255,9 @@ def no_completions(device: torch.device) -> Completions:
 def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     """Add a rollout to the step's metrics: rewards of valid samples, flat groups, lengths, truncation."""
     valid, mask = rollout.valid, rollout.completions.completion_mask
-    sums.add_where(valid, "reward/mean", rollout.rewards)
+    sums.add_where("reward/mean", rollout.rewards, valid)
     for name, term in zip(reward_names, rollout.reward_terms, strict=True):
-        sums.add_where(term.isfinite(), f"reward/{name}", term)
+        sums.add_where(f"reward/{name}", term, term.isfinite())
     sums.add("reward/invalid", (~valid).sum(), valid.numel())
     sums.add("reward/flat_groups", rollout.flat().sum(), len(valid))
     sums.add("completion/length", mask.sum(), len(mask))

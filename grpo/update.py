@@ -182,17 +182,17 @@ class Learner:
             loss = loss - config.entropy_coef * (weights * entropy.where(mask, 0)).sum()
 
         sums.add("optim/loss", loss, 0)  # weight 0: `learn` counts each update once
-        sums.add_where(mask, "policy/entropy", entropy)
-        sums.add_where(mask, "policy/ratio_mean", (logprobs.detach() - old_logprobs).exp())
-        sums.add_where(mask, "policy/clip_fraction", found.clipped)
+        sums.add_where("policy/entropy", entropy, mask)
+        sums.add_where("policy/ratio_mean", (logprobs.detach() - old_logprobs).exp(), mask)
+        sums.add_where("policy/clip_fraction", found.clipped, mask)
         gap = (old_logprobs - part.sampling_logprobs).abs()
-        sums.add_where(mask, "policy/sampler_gap_mean", gap)
+        sums.add_where("policy/sampler_gap_mean", gap, mask)
         if micro.rows:
             sums.maximum("policy/sampler_gap_max", gap.where(mask, 0).max())
         if part.old_logprobs is not None:
-            sums.add_where(mask, "policy/old_kl", k3(old_logprobs, logprobs.detach()))
+            sums.add_where("policy/old_kl", k3(old_logprobs, logprobs.detach()), mask)
         if found.kl is not None:
-            sums.add_where(mask, "policy/kl", found.kl)
+            sums.add_where("policy/kl", found.kl, mask)
         return loss
 
     def _is_far(self, of_update: Sums) -> bool:

@@ -1,14 +1,8 @@
 """Say what is wrong with a recipe before it costs hours: findings, each with what it means and what to do.
 
-A finding has one of three levels:
-
-- `sure`: the run cannot do what it is for;
-- `warning`: probably not intended;
-- `note`: good to know.
-
-`python train.py --check` prints all findings with tokens, memory and time, and starts nothing. A run prints the first
-two levels when it begins. Left out: the checks (`check_data.py`, `check_algorithm.py`) and trouble that shows only
-during a run (`watch.py`).
+`python train.py --check` prints all findings with token counts and memory, and starts nothing. A run prints what is
+`sure` or a `warning` when it begins. Left out: the checks (`check_*.py`) and trouble that shows only during a run
+(`watch.py`).
 """
 
 import sys
@@ -19,22 +13,24 @@ import torch
 
 from grpo.config import Config, refuse_auto
 from grpo.dataloader import ProblemSets
-from grpo.doctor import memory, speed
+from grpo.doctor import memory
 from grpo.doctor.check_algorithm import ALGORITHM_CHECKS
 from grpo.doctor.check_data import DATA_CHECKS
-from grpo.doctor.check_tokens import TOKEN_CHECKS
-from grpo.doctor.facts import Facts, Finding, gather, outline, wrong_algorithm
+from grpo.doctor.facts import Facts, gather, outline, wrong_algorithm
+from grpo.doctor.finding import Finding
 
 AT_START = 500
 """The number of training problems whose answers a run grades when it begins. --check grades all."""
 
-CHECKS = DATA_CHECKS + TOKEN_CHECKS + ALGORITHM_CHECKS
+CHECKS = DATA_CHECKS + ALGORITHM_CHECKS
 
 
 def diagnose(config: Config, facts: Facts) -> list[Finding]:
     """Every finding, the worst first. Every `auto` of the config must be resolved (`run.machine.settle`)."""
     order = ("sure", "warning", "note")
-    found = [finding for look in CHECKS for finding in look(config, facts)]
+    found = list(facts.found)
+    for check in CHECKS:
+        found += check(config, facts)
     return sorted(found, key=lambda finding: order.index(finding.level))
 
 
@@ -69,16 +65,17 @@ def refuse_too_large(c: Config, facts: Facts) -> None:
 
     Estimates alone never refuse a run.
     """
-    held, sampling, learning = (size * facts.sharing for size in memory.least(c, facts))
-    if held + max(sampling, learning) <= facts.free_bytes:
+    least = memory.least(c, facts)
+    if least.peak <= facts.free_bytes:
         return
     lower = ("prompts_per_step", "group_size", "max_new_tokens", "num_shots")
-    options = ", ".join(f"{name} ({getattr(c, name)})" for name in lower)
-    smaller = "take a smaller model, or kl_coef 0" if held + learning > facts.free_bytes else f"lower {options}"
+    remedy = "lower " + ", ".join(f"{name} ({getattr(c, name)})" for name in lower)
+    if least.held + least.learning > facts.free_bytes:
+        remedy = "take a smaller model, or kl_coef 0"
     raise ValueError(
-        f"a step does not fit into memory: it needs {held / 1e9:.2f} GB for weights, optimiser and copies, plus "
-        f"{sampling / 1e9:.2f} GB for keys and values while sampling or {learning / 1e9:.2f} GB for gradients while "
-        f"learning, but {facts.free_bytes / 1e9:.2f} GB are free on {facts.device}; {smaller}"
+        f"a step does not fit into memory: it needs {least.held / 1e9:.2f} GB for weights, optimiser and copies, plus "
+        f"{least.sampling / 1e9:.2f} GB for keys and values while sampling or {least.learning / 1e9:.2f} GB for "
+        f"gradients while learning, but {facts.free_bytes / 1e9:.2f} GB are free on {facts.device}; {remedy}"
     )
 
 
@@ -102,8 +99,7 @@ def check(config: Config, sets: ProblemSets, device: torch.device) -> tuple[str,
     """
     facts = gather(config, sets, device)
     found = diagnose(config, facts)
-    rates = speed.measured(device, config.precision)
-    lines = [*summary(config, facts, *rates), ""]
+    lines = [*summary(config, facts), ""]
     for finding in found:
         lines += [f"{finding.level:<8} {finding.what}", f"{'':8} {finding.means}", f"{'':8} -> {finding.do}"]
     sure = sum(finding.level == "sure" for finding in found)
@@ -111,40 +107,31 @@ def check(config: Config, sets: ProblemSets, device: torch.device) -> tuple[str,
     return "\n".join(lines), int(sure > 0)
 
 
-def summary(c: Config, facts: Facts, flops: float, bandwidth: float) -> list[str]:
-    """The numbers of a recipe as lines of text: prompts, steps, tokens, memory and time."""
-    step, parts = memory.tokens(c, facts), memory.by_holder(c, facts)
-    time, worked = speed.seconds(c, facts, flops, bandwidth), facts.solution_tokens
-    total, updates = sum(time.values()), c.num_steps * memory.updates_per_step(c)
+def summary(c: Config, facts: Facts) -> list[str]:
+    """The numbers of a recipe as lines of text: prompts, steps and memory."""
+    needed, worked = memory.estimate(c, facts), facts.solution_tokens
     too_long = facts.left_out + sum(length > c.max_prompt_tokens for length in facts.prompt_tokens)
     too_short = sum(length >= c.max_new_tokens for length in worked)
-    assumed = "the mean of the data's worked answers" if worked else "half of max_new_tokens: the data has no solutions"
+    drawn = c.num_steps * c.prompts_per_step
+    solutions = "the data has none"
+    if worked:
+        limit = f"limit max_new_tokens {c.max_new_tokens}: {too_short} of {len(worked)} do not fit"
+        solutions = f"{spread_of(worked)} tokens; {limit}"
     rows = [
         ("model", f"{facts.sizes.parameters / 1e6:,.1f} million parameters, vocabulary {facts.sizes.vocabulary:,}"),
         ("runs on", f"{facts.device}, {c.precision}, processes: {facts.world_size}"),
         ("prompts", f"{spread_of(facts.prompt_tokens)} tokens, {facts.shared_tokens} common to all; limit "
                     f"{c.max_prompt_tokens}: {too_long} over it"),
-        ("solutions", f"{spread_of(worked)} tokens; limit max_new_tokens {c.max_new_tokens}: {too_short} of "
-                      f"{len(worked)} do not fit" if worked else "the data has none"),
+        ("solutions", solutions),
         *(("evaluated", f"{e.split}, {e.shots} shots: {e.n:,} problems, prompts up to {e.longest_prompt} tokens")
           for e in facts.evaluations),
-        ("epoch", f"{facts.num_train / c.prompts_per_step:.1f} steps for the {facts.num_train:,} training problems; "
-                  f"{c.prompts_per_step / facts.world_size:g} prompts per process and step"),
-        ("planned", f"{c.num_steps} steps, {updates} updates, "
-                    f"{c.num_steps * c.prompts_per_step / facts.num_train:.2f} epochs"),
-        ("tokens", f"per step {step.prompts:,.0f} of prompts, {step.sampled:,.0f} sampled (at most "
-                   f"{step.sequences * c.max_new_tokens:,}), {step.learned:,.0f} in one forward pass of learning"),
-        ("", f"assumed: {step.typical:.0f} tokens per completion, {assumed}"),
-        ("memory", f"about {memory.peak(parts) / 1e9:.2f} GB per process at the peak; the device has "
-                   f"{facts.device_bytes / 1e9:.1f} GB"),
-        *(("", f"{size / 1e9:.2f} GB  {part}") for part, size in parts.items() if size),
-        ("time", f"about {total:.1f} s per step ({time['rollout']:.1f} rollout, {time['learn']:.1f} learning), "
-                 f"{c.num_steps * total / 3600:.2f} h for all steps, without evaluations"),
-        ("", f"assumed: {speed.EFFICIENCY:.0%} of {flops / 1e12:.2f} T operations/s, weights read at "
-             f"{bandwidth / 1e9:.0f} GB/s (both measured now)"),
-        ("", f"and {speed.TOKEN_S * 1e3:g} + {speed.LAYER_S * 1e3:g} * layers ms per decoding step, "
-             f"{speed.PART_S * 1e3:g} ms per completion and layer of a learning pass"),
-        ("", "true within a factor of two or three"),
+        ("planned", f"{c.num_steps} steps, {c.num_steps * memory.updates_per_step(c)} updates, "
+                    f"{drawn / facts.num_train:.2f} epochs of the {facts.num_train:,} training problems"),
+        ("sampled", f"at most {c.prompts_per_step * c.group_size * c.max_new_tokens:,} tokens per step"),
+        ("memory", f"about {needed.peak / 1e9:.2f} GB at the peak; the device has {facts.device_bytes / 1e9:.1f} GB"),
+        *(("", f"{size / 1e9:.2f} GB  {name}") for name, size in memory.copies(c, facts).items() if size),
+        ("", f"{needed.sampling / 1e9:.2f} GB  sampling: keys, values, logits, packed weights"),
+        ("", f"{needed.learning / 1e9:.2f} GB  learning: activations, logits"),
     ]  # fmt: skip
     return [f"{name:<10} {text}" for name, text in rows]
 

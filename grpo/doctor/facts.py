@@ -1,15 +1,13 @@
-"""Collect the facts of a recipe before it runs: data, token counts, model sizes, and how its rewards grade answers.
+"""Collect the facts of a recipe before it runs: data, token counts, model sizes, and what is found while looking.
 
-Data and tokenizer are the real ones; from the model only the shapes are used. This file also defines `Finding`. Left
-out: the checks (`check_data.py`, `check_algorithm.py`), costs (`memory.py`, `speed.py`), and anything that needs a
-completion.
+Data and tokenizer are the real ones; from the model only the shapes are used. Left out: what follows from the facts
+(`check_data.py`, `check_algorithm.py`), memory (`memory.py`), and anything that needs a completion.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import nn
@@ -22,8 +20,9 @@ from grpo.advantages import ADVANTAGES
 from grpo.config import Config, constants, lookup
 from grpo.corrections import CORRECTIONS
 from grpo.dataloader import ProblemSets, refuse_lengths, skip_long, stop_strings
-from grpo.doctor.probes import LOOK_S, Disagreement, RewardProbe, examine
-from grpo.doctor.tokens import TokenFacts, look_at_tokens
+from grpo.doctor.check_graders import LOOK_S, examine
+from grpo.doctor.check_tokens import look_at_tokens
+from grpo.doctor.finding import Finding
 from grpo.evaluation import protocol
 from grpo.kl import KL
 from grpo.losses import LOSSES
@@ -46,8 +45,6 @@ class Sizes:
     layers: int
     width: int
     intermediate: int
-    query_width: int
-    """Number of query heads times head size."""
     key_width: int
     """Number of key heads times head size: the keys of one token in one layer."""
     vocabulary: int
@@ -70,8 +67,6 @@ class Evaluation:
     """In tokens."""
     also_trained: tuple[str, ...]
     """Its questions that are training questions too."""
-    also_shown: tuple[str, ...]
-    """Its questions that are exemplars of their own prompt."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +83,9 @@ class Facts:
     """Training prompts that `skip_long_prompts` leaves out."""
     solution_tokens: tuple[int, ...] = ()
     """Lengths of the data's worked answers, sorted; empty if the data has none."""
-    stop: tuple[str, ...] = ()
-    also_shown: tuple[str, ...] = ()
-    """Training questions that are exemplars of their own prompt."""
-    has_chat_template: bool = False
     evaluations: tuple[Evaluation, ...] = ()
-    graders: tuple[RewardProbe, ...] = ()
-    disagreements: tuple[Disagreement, ...] = ()
-    tokens: TokenFacts = TokenFacts()
-    errors: tuple[str, ...] = ()
-    """Error messages that would end a run before its first step."""
+    found: tuple[Finding, ...] = ()
+    """What was found while looking: what would stop the run, and what the checks of tokens and graders say."""
     world_size: int = 1
     sharing: int = 1
     """Processes that share the device's memory: all of this machine on a CPU, one on a GPU."""
@@ -105,19 +93,6 @@ class Facts:
     device_bytes: int = NO_LIMIT
     free_bytes: int = NO_LIMIT
     """The bytes that were free when the facts were collected."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that a check found in a recipe."""
-
-    level: Literal["sure", "warning", "note"]
-    what: str
-    """What was found, in a clause."""
-    means: str
-    """What follows from it."""
-    do: str
-    """What to do about it."""
 
 
 def gather(
@@ -145,29 +120,22 @@ def gather(
     errors: list[str] = []
     evaluations = _evaluations(config, sets, errors)
     errors += wrong_algorithm(config) + _unknown_rewards(config)
-    graders, disagreements = (), ()
-    readers, judges = ([], []) if errors else _readers(config, bool(evaluations))
-    if readers or judges:
+    found: list[Finding] = []
+    readers, judges = (None, []) if errors else _readers(config, bool(evaluations))
+    if readers is not None:
         seconds = min(LOOK_S, config.ddp_timeout / 4)  # the other ranks wait
-        graders, disagreements = examine(
-            readers,
-            judges,
-            seen,
-            config.reward_timeout,
-            config.eval_threshold,
-            seconds=seconds,
-            should_stop=should_stop,
-        )
-    errors += [sentence] if (sentence := taken(config)) else []
+        found += examine(readers, judges, seen, seconds=seconds, should_stop=should_stop)
+    if sentence := taken(config):
+        errors.append(sentence)
+    for sentence in errors:
+        means = "The run would stop before its first step."
+        found.append(Finding("sure", sentence, means, "Correct what the sentence names."))
+    known = outline(config, sets, device)
     return replace(
-        outline(config, sets, device),
+        known,
         solution_tokens=tuple(sorted(map(len, tokenizer(worked).input_ids))) if worked else (),
-        also_shown=shown_and_asked(train),
-        has_chat_template=bool(tokenizer.chat_template),
         evaluations=evaluations,
-        graders=graders,
-        disagreements=disagreements,
-        errors=tuple(errors),
+        found=(*known.found, *found),
     )
 
 
@@ -179,7 +147,6 @@ def outline(config: Config, sets: ProblemSets, device: torch.device) -> Facts:
     else:
         refuse_lengths(encoded, NO_LIMIT)
     model, tokenizer = sets.shapes
-    stop = tuple(stop_strings(train))
     processes, (free, total) = distributed.world_size(), device_memory(device)
     return Facts(
         sizes=sizes(model),
@@ -187,8 +154,7 @@ def outline(config: Config, sets: ProblemSets, device: torch.device) -> Facts:
         left_out=len(sets.problems("train", config.num_shots)) - len(train),
         prompt_tokens=tuple(sorted(map(len, encoded))),
         shared_tokens=shared_prefix(encoded),
-        stop=stop,
-        tokens=look_at_tokens(model, tokenizer, config.chat, train, encoded, stop),
+        found=tuple(look_at_tokens(model, tokenizer, config.chat, train, encoded, stop_strings(train))),
         world_size=processes,
         sharing=1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
         device=device.type,
@@ -213,22 +179,11 @@ def sizes(model: nn.Module) -> Sizes:
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        query_width=heads.width * heads.heads,
         key_width=heads.width * heads.key_heads,
         vocabulary=len(head.weight),
         context=positions or getattr(config, "max_position_embeddings", None),
         ends=positions is not None,
     )
-
-
-def shown_and_asked(problems: Sequence[Problem]) -> tuple[str, ...]:
-    """Questions that are also exemplars of their own prompt. White space is ignored."""
-    found = []
-    for problem in problems:
-        question = _question(problem)
-        if any(" ".join(shot["question"].split()) == question for shot in problem.info.get("shots", ())):
-            found.append(question)
-    return tuple(found)
 
 
 def _evaluations(config: Config, sets: ProblemSets, errors: list[str]) -> tuple[Evaluation, ...]:
@@ -252,7 +207,6 @@ def _evaluations(config: Config, sets: ProblemSets, errors: list[str]) -> tuple[
                     longest_prompt=max(map(len, encoded)),
                     prompt_limit=options.max_prompt_tokens,
                     also_trained=tuple(question for question in asked if question in trained),
-                    also_shown=shown_and_asked(problems),
                 )
             )
     return tuple(found)
@@ -268,13 +222,19 @@ def wrong_algorithm(config: Config) -> list[str]:
     return _sentences(lookups)
 
 
-def _readers(config: Config, evaluates: bool) -> tuple[list[str], list[str]]:
-    """The rewards and the graders of evaluations that judge a text alone, and not how it was sampled."""
+def _readers(config: Config, evaluates: bool) -> tuple[Config | None, list[str]]:
+    """The config with those rewards that judge a text alone, not how it was sampled; None: there are none.
+
+    Also such graders of evaluations, of which the first decides what is right.
+    """
     judges = [config.eval_correct, config.eval_format] if evaluates and "." in config.eval_correct else []
     asking = [name for name in (*config.rewards, *judges) if "." in name and rewards.asks_for(rewards.load(name))]
-    if config.eval_correct in asking:  # the first judge decides what is right
+    pairs = zip(config.rewards, config.reward_weights, strict=True)
+    kept = {name: weight for name, weight in pairs if name not in asking}
+    if config.eval_correct in asking:
         judges = []
-    return [name for name in config.rewards if name not in asking], [name for name in judges if name not in asking]
+    readers = replace(config, rewards=tuple(kept), reward_weights=tuple(kept.values())) if kept else None
+    return readers, [name for name in judges if name not in asking]
 
 
 def _unknown_rewards(config: Config) -> list[str]:

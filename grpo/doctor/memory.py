@@ -1,17 +1,17 @@
-"""Estimate the tokens and the memory of a step from shapes, before anything is started.
+"""Estimate the memory of a step from shapes, before anything is started.
 
-Weights, gradient and optimiser are exact. The sampler's buffers and the activations are estimates. Left out: seconds
-(`speed.py`).
+Weights, gradient and optimiser are exact. The sampler's buffers and the activations are estimates. Left out: seconds,
+which a run shows after its first step.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from grpo.config import Config
 from grpo.doctor.facts import Facts
-from grpo.kernels import decode, onednn
+from grpo.kernels import onednn
 from grpo.logprobs import vocabularies_per_chunk
 
 USED = 0.9
@@ -24,38 +24,20 @@ The upper bound was not measured on a GPU."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Numbers of tokens in one step, over all processes."""
+class Memory:
+    """Bytes on one device, over all processes that share it."""
 
-    sequences: int
-    typical: float
-    """Assumed length of a completion: the mean length of the data's worked answers, each cut at max_new_tokens.
+    held: float
+    """At all times."""
+    sampling: float
+    """Additionally while sampling."""
+    learning: float
+    """Additionally while learning."""
 
-    If the data has none, half of max_new_tokens."""
-    sampled: float
-    prompts: float
-    """Prompt tokens that are computed: the exemplars once, each question once."""
-    learned: float
-    """Tokens of one forward pass of learning: the exemplars count once per micro-batch."""
-
-
-def tokens(config: Config, facts: Facts) -> Tokens:
-    """The tokens that a step samples and computes. `max_tokens_per_microbatch` must be a number."""
-    sequences = config.prompts_per_step * config.group_size
-    worked = facts.solution_tokens
-    lengths = [min(length, config.max_new_tokens) for length in worked] or [config.max_new_tokens / 2]
-    typical = sum(lengths) / len(lengths)
-    own = sum(facts.prompt_tokens) / len(facts.prompt_tokens) - facts.shared_tokens
-    sampled, questions = sequences * typical, config.prompts_per_step * own
-    room = max(config.max_tokens_per_microbatch - facts.shared_tokens, own + typical)
-    microbatches = max(math.ceil((sampled + questions) / room), min(facts.world_size, config.prompts_per_step))
-    return Tokens(
-        sequences,
-        typical,
-        sampled,
-        prompts=facts.shared_tokens + questions,
-        learned=sampled + questions + microbatches * facts.shared_tokens,
-    )
+    @property
+    def peak(self) -> float:
+        """Sampling and learning take turns, so the larger of the two counts."""
+        return self.held + max(self.sampling, self.learning)
 
 
 def updates_per_step(config: Config) -> int:
@@ -64,69 +46,73 @@ def updates_per_step(config: Config) -> int:
     return config.num_epochs * math.ceil(config.prompts_per_step / per_update)
 
 
-def by_holder(config: Config, facts: Facts) -> dict[str, float]:
-    """{what needs memory: bytes per process}. All but the last two are exact; every process holds whole copies."""
-    step, share = tokens(config, facts), 1 / min(facts.world_size, config.prompts_per_step)
-    in_flight = min(config.max_tokens_per_microbatch, step.learned * share)
-    longest = facts.prompt_tokens[-1] - facts.shared_tokens
-    return _copies(config, facts) | {
-        "sampling: keys, values, logits, packed weights": cache(config, facts, longest)
-        + _packed(config, facts)
-        + 3 * 4 * facts.sizes.vocabulary * step.sequences * share,
-        "learning: activations, logits": in_flight * kept(config, facts) + _fixed(config, facts),
+def copies(config: Config, facts: Facts) -> dict[str, float]:
+    """{what is as large as the model: its exact bytes in one process}."""
+    size, whole = facts.sizes, _whole(config)
+    moments = {
+        "adamw": 2 * size.parameters,
+        "sgd": size.parameters if config.sgd_momentum else 0,
+        "muon": 2 * size.parameters - size.rounded,
+    }[config.optimizer]
+    copy = _product(config) * size.rounded + whole * (size.parameters - size.rounded)
+    head = _product(config) * size.vocabulary * size.width if config.device == "cuda" else 0  # of the sampler
+    return {
+        "weights, gradient, moments": whole * (2 * size.parameters + moments),
+        "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
+        "reference": copy if config.kl_coef > 0 else 0,
+        "sampler's copy": copy + head if _half(config) else 0,
     }
 
 
-def exact(held: dict[str, float]) -> float:
-    """Bytes of the exact entries of `by_holder`."""
-    return sum(list(held.values())[:-2])
+def estimate(config: Config, facts: Facts) -> Memory:
+    """What a step may need, with completions of full length. What is held is exact; the rest is not."""
+    longest = facts.prompt_tokens[-1] - facts.shared_tokens
+    tokens = min(config.max_tokens_per_microbatch, places(config, facts, longest))
+    return Memory(
+        held=facts.sharing * sum(copies(config, facts).values()),
+        sampling=facts.sharing * (sampler_buffers(config, facts) + _packed(config, facts)),
+        learning=facts.sharing * (tokens * kept(config, facts) + _fixed(config, facts)),
+    )
 
 
-def peak(held: dict[str, float]) -> float:
-    """Peak bytes. Sampling and learning take turns, so the larger of the two estimates counts."""
-    return exact(held) + max(list(held.values())[-2:])
+def least(config: Config, facts: Facts) -> Memory:
+    """What a step surely needs.
 
-
-def least(config: Config, facts: Facts) -> tuple[float, float, float]:
-    """Bytes per process that a step surely needs: (at all times, additionally while sampling, while learning).
-
-    For sampling this counts keys and values of the shortest prompts. For learning only the gradient is exact, so it
-    alone counts; it does not exist while sampling.
+    For sampling this counts keys and values of the shortest prompts, as small as the fused kernels store them. For
+    learning only the gradient is exact, so it alone counts; it does not exist while sampling.
     """
     gradient = _whole(config) * facts.sizes.parameters
-    held = sum(_copies(config, facts).values()) - gradient
-    return held, cache(config, facts, facts.prompt_tokens[0] - facts.shared_tokens), gradient
+    shortest = facts.prompt_tokens[0] - facts.shared_tokens
+    return Memory(
+        held=facts.sharing * (sum(copies(config, facts).values()) - gradient),
+        sampling=facts.sharing * _product(config) * _keys(facts) * places(config, facts, shortest),
+        learning=facts.sharing * gradient,
+    )
 
 
-def cache(config: Config, facts: Facts, branch: float, *, validating: bool = False) -> float:
-    """Bytes per process of the sampler's keys and values.
+def budget(config: Config, facts: Facts) -> int:
+    """The value of `max_tokens_per_microbatch: auto` on a GPU that has `facts.free_bytes` before anything is loaded.
 
-    The cache holds the shared prefix once, the rest of each prompt once, and the sampled tokens of every row.
+    The sampler's buffers, also those of validation, stay while learning, so they are counted too.
+    """
+    batch = config.eval_batch if config.eval_every else 0
+    taken = sum(copies(config, facts).values()) + sampler_buffers(config, facts, batch) + _fixed(config, facts)
+    fitting = int((USED * facts.free_bytes - taken) / kept(config, facts))
+    return min(max(fitting // LEAST_TOKENS * LEAST_TOKENS, LEAST_TOKENS), MOST_TOKENS)
+
+
+def places(config: Config, facts: Facts, branch: int, batch: int = 0) -> int:
+    """Tokens per process in the sampler's cache: the shared prefix once, the rest of each prompt once, and every row.
 
     Args:
         config: of the run; every row has room for `max_new_tokens`.
         facts: about it.
         branch: tokens of the longest prompt without the shared prefix; the others are padded to it.
-        validating: as in `room`.
-    """
-    size, (prompts, rows) = facts.sizes, room(config, facts, validating=validating)
-    held = facts.shared_tokens + prompts * branch + rows * config.max_new_tokens
-    fused = config.compile and decode.usable(config.device, _half(config))
-    number = product_bytes(config) if fused else _whole(config)
-    return 2 * size.layers * size.key_width * number * held
-
-
-def room(config: Config, facts: Facts, *, validating: bool = False) -> tuple[int, int]:
-    """The (prompts, rows) per process for which the sampler allocates buffers.
-
-    Args:
-        config: of the run.
-        facts: about it.
-        validating: whether to count a validation batch too; a GPU keeps the larger buffers.
+        batch: problems of an evaluation for which there must be room too.
     """
     prompts = math.ceil(config.prompts_per_step / facts.world_size)
-    batch = config.eval_batch if validating and config.eval_every else 0
-    return max(prompts, batch), max(prompts * config.group_size, batch)
+    rows = max(prompts * config.group_size, batch)
+    return facts.shared_tokens + max(prompts, batch) * branch + rows * config.max_new_tokens
 
 
 def kept(config: Config, facts: Facts) -> float:
@@ -143,47 +129,30 @@ def kept(config: Config, facts: Facts) -> float:
     size, whole = facts.sizes, _whole(config)
     linear = 6 * size.width + 4 * size.intermediate if _half(config) else 2 * size.intermediate
     widths = 6 if _half(config) else 4
-    layer = (widths * size.width + 2 * size.key_width) * whole + linear * product_bytes(config)
+    layer = (widths * size.width + 2 * size.key_width) * whole + linear * _product(config)
     stored = layer
     if config.compile is True and _half(config):
         rounded = 4 * size.width + 2 * size.key_width + 2 * size.intermediate
-        stored = size.width * whole + rounded * product_bytes(config)
+        stored = size.width * whole + rounded * _product(config)
     if config.activation_checkpointing:
         stored = size.width * whole
     return size.layers * stored + 2 * layer
 
 
-def budget(config: Config, facts: Facts) -> int:
-    """The value of `max_tokens_per_microbatch: auto` on a GPU that has `facts.free_bytes` before anything is loaded.
+def _keys(facts: Facts) -> int:
+    """Numbers in the keys and values of one token."""
+    return 2 * facts.sizes.layers * facts.sizes.key_width
 
-    The sampler's buffers (keys, values, CUDA graphs, also those of validation) stay while learning, so they are counted
-    too. They are counted without the fused kernels, which need less, because not every model can use the kernels.
+
+def sampler_buffers(config: Config, facts: Facts, batch: int = 0) -> float:
+    """Bytes per process of the sampler's buffers: keys, values, and logits with their exponentials (CUDA graphs).
+
+    They are counted without the fused kernels, which need less, because not every model can use the kernels.
     """
     longest = facts.prompt_tokens[-1] - facts.shared_tokens
-    _, rows = room(config, facts, validating=True)
-    graphs = 2 * _whole(config) * rows * facts.sizes.vocabulary  # logits and their exponentials
-    sampler = cache(replace(config, compile=False), facts, longest, validating=True) + graphs
-    taken = sum(_copies(config, facts).values()) + sampler + _fixed(config, facts)
-    fitting = int((USED * facts.free_bytes - taken) / kept(config, facts))
-    return min(max(fitting // LEAST_TOKENS * LEAST_TOKENS, LEAST_TOKENS), MOST_TOKENS)
-
-
-def _copies(config: Config, facts: Facts) -> dict[str, float]:
-    """Exact bytes of everything that is as large as the model."""
-    size, whole = facts.sizes, _whole(config)
-    moments = {
-        "adamw": 2 * size.parameters,
-        "sgd": size.parameters if config.sgd_momentum else 0,
-        "muon": 2 * size.parameters - size.rounded,
-    }[config.optimizer]
-    copy = product_bytes(config) * size.rounded + whole * (size.parameters - size.rounded)
-    head = product_bytes(config) * size.vocabulary * size.width if config.device == "cuda" else 0  # of the sampler
-    return {
-        "weights, gradient, moments": whole * (2 * size.parameters + moments),
-        "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
-        "reference": copy if config.kl_coef > 0 else 0,
-        "sampler's copy": copy + head if _half(config) else 0,
-    }
+    rows = max(math.ceil(config.prompts_per_step / facts.world_size) * config.group_size, batch)
+    cache = _keys(facts) * places(config, facts, longest, batch)
+    return _whole(config) * (cache + 2 * rows * facts.sizes.vocabulary)
 
 
 def _packed(config: Config, facts: Facts) -> float:
@@ -197,9 +166,9 @@ def _packed(config: Config, facts: Facts) -> float:
 def _fixed(config: Config, facts: Facts) -> float:
     """Bytes of learning that do not grow with tokens: weights rounded by autocast, a chunk of logits, head gradient."""
     size = facts.sizes
-    rounded = product_bytes(config) * size.rounded if _half(config) else 0
+    rounded = _product(config) * size.rounded if _half(config) else 0
     chunk = vocabularies_per_chunk(size.vocabulary, torch.device("cuda" if config.device == "cuda" else "cpu"))
-    return rounded + size.vocabulary * (3 * 4 * chunk + (product_bytes(config) + _whole(config)) * size.width)
+    return rounded + size.vocabulary * (3 * 4 * chunk + (_product(config) + _whole(config)) * size.width)
 
 
 def _half(config: Config) -> bool:
@@ -211,6 +180,6 @@ def _whole(config: Config) -> int:
     return 8 if config.precision == "fp64" else 4
 
 
-def product_bytes(config: Config) -> int:
+def _product(config: Config) -> int:
     """Bytes of a number in matrix products."""
     return 2 if _half(config) else _whole(config)

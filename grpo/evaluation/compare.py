@@ -95,14 +95,14 @@ def compare_models(
     texts = []
     with at_hand(options.tuned) as tuned:
         sets = sets or ProblemSets(options)
+        prepare(options, sets)
         models, asked = {"base": (options.model, options.revision)}, {"base": sets}
         if tuned is not None:
             models = {"tuned": (tuned, None)} | models
             asked["tuned"] = _named("tuned", sets.of_model, tuned)
+            prepare(options, asked["tuned"])
         sources = {name: model_directory(path) for name, (path, _) in models.items()}
         ingredients = distributed.on_main(lambda: transcripts.made_of(options, precision, sources))
-        for each in asked.values():
-            prepare(options, each)
         distributed.on_main(lambda: transcripts.begin(out, ingredients, instead))
         for name, (path, revision) in models.items():
             policy, tokenizer = _named(name, load_policy, path, revision=revision, device=device, precision=precision)

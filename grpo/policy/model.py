@@ -79,6 +79,11 @@ class Policy(nn.Module):
         weight = self.model.get_output_embeddings().weight
         return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
 
+    @property
+    def is_half(self) -> bool:
+        """Whether products are rounded to half precision: by autocast, or because the weights are."""
+        return self.autocast_dtype is not None or self.head.dtype.itemsize < 4
+
     def autocast(self) -> torch.autocast:
         """The autocast context that sampling, learning and the reference all use."""
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
@@ -88,7 +93,9 @@ class Policy(nn.Module):
         if self.is_decoder:
             self.model.model.recomputes = True
         else:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            model = self.model  # older versions of transformers know the second name alone
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False, "preserve_rng_state": False})
 
     def hidden_states(self, input_ids: Tensor, position_ids: Tensor, attention: Attention) -> Tensor:
         """[S], [S] -> [S,D]: the model without its head, never compiled. Everything but learning uses it.
@@ -101,9 +108,8 @@ class Policy(nn.Module):
         """[S], [S] -> [S,D]."""
         if not self.is_decoder:
             return wrapped.hidden_states(self.model, input_ids, position_ids, attention)
-        half = self.autocast_dtype is not None or self.head.dtype.itemsize < 4
         compiled = self.compiled and not eager
-        ops = PLAIN if half or compiled else LEAN
+        ops = PLAIN if self.is_half or compiled else LEAN
         return self.model.model(input_ids, position_ids, attention, ops, eager=eager and self.compiled)
 
     def forward(self, tree: PackedTree, temperature: float) -> tuple[Tensor, Tensor]:

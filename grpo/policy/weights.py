@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
@@ -56,7 +57,7 @@ def taken_over(model: CausalLM | PreTrainedModel) -> CausalLM | PreTrainedModel:
     ours = empty_decoder(model.config) if known else None
     if ours is None or model.device.type == "meta":
         return model
-    unused = fill(ours, model.state_dict().items())
+    unused = fill(ours, model.state_dict(keep_vars=True).items())
     refuse_unused(ours, unused, type(model).__name__)
     ours.generation_config = model.generation_config
     return ours.to(model.device).train(model.training)
@@ -68,7 +69,8 @@ def fill(model: CausalLM, named: Iterable[tuple[str, Tensor]], dtype: torch.dtyp
     Args:
         model: a decoder; each of its parameters is replaced.
         named: as in the files of Hugging Face.
-        dtype: of the parameters, which are then copies; None: they are the tensors themselves.
+        dtype: of the parameters, which are then copies to be trained; None: they are the tensors themselves, and what
+            is frozen among these stays frozen.
 
     Returns:
         The names for which there is no place.
@@ -86,9 +88,10 @@ def fill(model: CausalLM, named: Iterable[tuple[str, Tensor]], dtype: torch.dtyp
             if tensor.shape != places[name].shape:
                 shapes = list(tensor.shape), list(places[name].shape)
                 raise ValueError(f"{name} has the shape {shapes[0]} in the file, and must have {shapes[1]}")
-            value = tensor if dtype is None else tensor.to(dtype, copy=True)
+            value = tensor.detach() if dtype is None else tensor.to(dtype, copy=True)
+            trained = dtype is not None or tensor.requires_grad
             owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=trained))
             missing.discard(name)
     if model.model.spec.tied:
         missing.discard("lm_head.weight")
@@ -145,7 +148,8 @@ def stored(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """
     for file in _files(directory):
         if file.suffix == ".bin":
-            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+            mapped = is_zipfile(file)  # files from before torch 1.6 are read at once
+            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=mapped).items()
             continue
         with safe_open(file, framework="pt") as content:
             names = list(content.keys())

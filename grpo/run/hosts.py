@@ -1,5 +1,6 @@
 """Files of rank 0 for ranks on hosts without a shared disk. Left out: who reads them, and data sets."""
 
+import os
 import shutil
 import socket
 import tempfile
@@ -7,8 +8,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
 
 from grpo import distributed
 
@@ -24,7 +23,7 @@ def at_hand(path: str | None) -> Iterator[str | None]:
     is no directory of rank 0, such as a name on the hub, stays as it is.
 
     Raises:
-        OSError: a copy can not be written.
+        OSError: the copy of this rank can not be written.
     """
     files = distributed.broadcast_object(_files(path))
     missing = files is not None and _files(path) != files
@@ -35,7 +34,8 @@ def at_hand(path: str | None) -> Iterator[str | None]:
     copy = Path(tempfile.gettempdir()) / distributed.broadcast_object(f"grpo-{uuid.uuid4().hex}")
     writes = missing and hosts.index(hosts[distributed.rank()]) == distributed.rank()  # one of each host
     try:
-        _refuse_failed(_receive(Path(path), files, copy if writes else None))
+        _send(Path(path), list(files), copy if writes else None)
+        distributed.gather_objects(None)  # until all have written it
         yield str(copy) if missing else path
         distributed.gather_objects(None)  # until all have read it
     finally:
@@ -51,38 +51,13 @@ def _files(path: str | None) -> dict[str, tuple[int, int]] | None:
     return {name: (found.st_size, found.st_mtime_ns) for name, found in status.items()}
 
 
-def _receive(source: Path, files: dict[str, tuple[int, int]], copy: Path | None) -> str:
-    """Rank 0 sends its files, and who has a place for a copy writes them; returns what went wrong in writing."""
-    trouble = ""
-    for name, (size, _) in files.items():
-        if distributed.is_main():
-            file = open(source / name, "rb")  # noqa: SIM115
-        if copy is not None and not trouble:
-            trouble = _append(copy / name, b"")  # a file may be empty
-        for start in range(0, size, PIECE):
-            piece = torch.empty(min(PIECE, size - start), dtype=torch.uint8)
-            if distributed.is_main():
-                piece = torch.frombuffer(bytearray(file.read(len(piece))), dtype=torch.uint8)
-            distributed.broadcast_tensor(piece)
-            if copy is not None and not trouble:
-                trouble = _append(copy / name, piece.numpy().tobytes())
-        if distributed.is_main():
-            file.close()
-    return trouble
-
-
-def _append(file: Path, content: bytes) -> str:
-    """Returns what went wrong, in words."""
-    try:
-        file.parent.mkdir(exist_ok=True)
-        with open(file, "ab") as written:
-            written.write(content)
-    except OSError as error:
-        return f"{file} can not be written ({error.strerror})"
-    return ""
-
-
-def _refuse_failed(trouble: str) -> None:
-    """Raise OSError on every rank if one of them has had trouble."""
-    if said := [each for each in distributed.gather_objects(trouble) if each]:
-        raise OSError(said[0])
+def _send(source: Path, names: list[str], copy: Path | None) -> None:
+    """Rank 0 sends its files to all ranks, and each that has a place for a copy writes them there."""
+    if copy is not None:
+        copy.mkdir()
+    for name in names:
+        from_here = source / name if distributed.is_main() else os.devnull
+        to_here = os.devnull if copy is None else copy / name
+        with open(from_here, "rb") as read, open(to_here, "wb") as written:
+            while piece := distributed.broadcast_object(read.read(PIECE)):
+                written.write(piece)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from rich.console import Console
@@ -53,22 +54,29 @@ class Clock:
 
 
 class Log:
-    """Writes and prints the metrics of each step: `metrics.jsonl`, TensorBoard, console. Silent except on rank 0."""
+    """Writes and prints the metrics of each step: `metrics.jsonl`, TensorBoard, console. Silent except on rank 0.
+
+    The file has one JSON object per step. It is on the disk before `write` returns.
+    """
 
     def __init__(self, directory: Path, config: Config, steps_done: int):
-        """Open the files. Lines of steps after `steps_done` are removed.
+        """Open the files. What a stopped run wrote after step `steps_done` is removed.
 
         Raises:
             ValueError: `tensorboard` is True and the package is not installed.
             OSError: the files cannot be written.
         """
         self.display = Display(config.num_steps, steps_done)
-        self.writer: MetricsWriter | None = None
+        self._names = metric_names(config.rewards)
+        self._file: TextIO | None = None
+        self._board = None
 
         def open_files() -> None:
-            self.writer = MetricsWriter(
-                directory, reward_names=config.rewards, tensorboard=config.tensorboard, resume_step=steps_done
-            )
+            if config.tensorboard:
+                self._board = _tensorboard(directory, steps_done)
+            path = directory / "metrics.jsonl"
+            _cut(path, steps_done)
+            self._file = path.open("a", encoding="utf-8")
 
         distributed.on_main(open_files)
 
@@ -78,17 +86,38 @@ class Log:
 
     def __exit__(self, *exception: object) -> None:
         self.display.__exit__(*exception)
-        if self.writer is not None:
-            with suppress(OSError):  # a full disk: `write` has reported it already
-                self.writer.close()
+        for output in (self._file, self._board):
+            if output is not None:
+                with suppress(OSError):  # a full disk: `write` has reported it already
+                    output.close()
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the line of a step, and print its main numbers."""
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the line of a step, and print its main numbers. Values that are missing or not finite become null.
 
-        def write() -> None:
-            self.display.step(self.writer.write(step, metrics))
+        Args:
+            step: counted from 1.
+            metrics: values of `metric_names`, and of any `eval/...`; other names are a mistake.
 
-        distributed.on_main(write)
+        Raises:
+            OSError: the disk is full; one sentence.
+        """
+        extra = [name for name in metrics if name not in self._names]
+        assert all(name.startswith("eval/") for name in extra), f"metrics without a meaning: {extra}"
+        line = {name: _plain(name, metrics.get(name)) for name in self._names + extra} | {"step": step}
+        distributed.on_main(lambda: self._write(line))
+
+    def _write(self, line: dict[str, float | None]) -> None:
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(f"cannot write {self._file.name} ({error.strerror})") from error
+        if self._board is not None:
+            for name, value in line.items():
+                if value is not None and name != "step":
+                    self._board.add_scalar(name, value, line["step"])
+        self.display.step(line)
 
 
 def say(sentence: object) -> None:
@@ -102,59 +131,6 @@ _COUNTS = (  # written as integers
     ("step", "rollout/refills", "rollout/dropped_groups", "optim/updates", "optim/skipped", "memory/peak_bytes")
     + ("tokens/sampled", "tokens/computed", "eval/n", "eval/correct")
 )
-
-
-class MetricsWriter:
-    """Appends one JSON object per step to `metrics.jsonl`. It is on the disk before `write` returns. Rank 0 only."""
-
-    def __init__(
-        self, run_dir: str | Path, *, reward_names: tuple[str, ...], tensorboard: bool = False, resume_step: int = 0
-    ) -> None:
-        """Open the file of a run. What a stopped run wrote after step `resume_step` is removed.
-
-        Raises:
-            ValueError: `tensorboard` is True and the package is not installed.
-            OSError: the file cannot be written.
-        """
-        self._names = metric_names(reward_names)
-        self._board = _tensorboard(Path(run_dir), resume_step) if tensorboard else None
-        path = Path(run_dir) / "metrics.jsonl"
-        _cut(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> dict[str, float | None]:
-        """Write the line of a step. Values that are missing in `metrics` or not finite become null.
-
-        Args:
-            step: counted from 1.
-            metrics: values of `metric_names`, and of any `eval/...`; other names are a mistake.
-
-        Returns:
-            The line as it was written.
-
-        Raises:
-            OSError: the disk is full; one sentence.
-        """
-        extra = [name for name in metrics if name not in self._names]
-        assert all(name.startswith("eval/") for name in extra), f"metrics without a meaning: {extra}"
-        line = {name: _plain(name, metrics.get(name)) for name in self._names + extra} | {"step": step}
-        try:
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OSError(f"cannot write {self._file.name} ({error.strerror})") from error
-        if self._board is not None:
-            for name, value in line.items():
-                if value is not None and name != "step":
-                    self._board.add_scalar(name, value, step)
-        return line
-
-    def close(self) -> None:
-        """Close the files."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
 
 
 def _plain(name: str, value: float | None) -> float | int | None:
@@ -199,7 +175,7 @@ def step_line(line: Mapping[str, float | None], num_steps: int, seconds_left: fl
     """One line of text with a step's main numbers: reward and its terms, completions, policy, evaluation, time.
 
     Args:
-        line: what `MetricsWriter.write` returned. Numbers that are null are left out, and so is `skipped` if it is 0.
+        line: as it is written. Numbers that are null are left out, and so is `skipped` if it is 0.
         num_steps: steps of the run.
         seconds_left: estimate of the time to the end of the run.
     """

@@ -10,7 +10,7 @@ import platform
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -64,6 +64,8 @@ def environment(device: torch.device) -> dict:
 
 TOKENS_PER_MICROBATCH = 4096
 """What `max_tokens_per_microbatch: auto` means on a CPU."""
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""Torch reads this variable at its first tensor: large tensors get large pages."""
 
 
 def settle(
@@ -97,35 +99,29 @@ def settings(device: torch.device, precision: str) -> Iterator[None]:
 
     - Under fp64 the default dtype is float64.
     - On a CPU all operations are deterministic, and memory that was freed is kept for the next step.
-    - Large tensors get large pages. Torch reads this at the first tensor of the process.
+    - Large tensors get large pages.
     - What compiling sets is taken back too.
     """
-    dtype = torch.get_default_dtype()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
-    large_pages = os.environ.get("THP_MEM_ALLOC_ENABLE")
-    torch.set_default_dtype(torch.float64 if precision == "fp64" else torch.float32)
-    torch.use_deterministic_algorithms(device.type == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would fill every new tensor, for debugging only
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if device.type == "cpu":
-        _set_malloc(trim_threshold=-1, mmap_threshold=2**30)
-    try:
-        with taken_back():
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
-        if large_pages is None:
-            os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
-        if device.type == "cpu":
-            _set_malloc(trim_threshold=2**17, mmap_threshold=2**17)  # glibc's own; what was set can not be read
+    on_cpu, fill = device.type == "cpu", torch.utils.deterministic
+    was, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with taken_back(), ExitStack() as at_end:
+        at_end.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float64 if precision == "fp64" else torch.float32)
+        at_end.callback(torch.use_deterministic_algorithms, was, warn_only=warned)
+        torch.use_deterministic_algorithms(on_cpu)
+        at_end.callback(setattr, fill, "fill_uninitialized_memory", fill.fill_uninitialized_memory)
+        fill.fill_uninitialized_memory = False  # it would fill every new tensor, for debugging only
+        if LARGE_PAGES not in os.environ:
+            at_end.callback(os.environ.pop, LARGE_PAGES, None)
+            os.environ[LARGE_PAGES] = "1"
+        if on_cpu:
+            at_end.callback(_set_malloc, 2**17, 2**17)  # glibc's own numbers: what was set can not be read
+            _set_malloc(-1, 2**30)
+        yield
 
 
 def _set_malloc(trim_threshold: int, mmap_threshold: int) -> None:
-    """Tell glibc from how many bytes on freed memory is given back (-1: never), and what it maps by itself."""
+    """Tell glibc how many freed bytes it gives back (-1: none), and from what size on it maps memory by itself."""
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
         mallopt(-1, trim_threshold)  # M_TRIM_THRESHOLD

@@ -150,7 +150,7 @@ def _refuse_other_decoding(sampler: Sampler, policy: Policy) -> None:
         raise ValueError(
             f"model: {type(policy.model).__name__} can not be decoded by this sampler: {reason}"
         ) from error
-    allowed = 1e-3 if policy.autocast_dtype is None else 0.3
+    allowed = 0.3 if policy.is_half else 1e-3
     if not gap < allowed:
         raise ValueError(
             f"model: {type(policy.model).__name__} decodes one token at a time to other log-probabilities than its own "

@@ -10,22 +10,16 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench import models, ours, peers, process, roofline, scaling, stopping, work
-from bench.process import call
+from bench import floor, models, ours, peers, process, scaling, theirs
 from bench.work import Work, work_of
-from grpo.policy import EMBEDDED, Policy, load_policy
+from grpo.policy import EMBEDDED, load_policy
 from grpo.tree import pack
-from tests.fakes.models import byte_tokenizer, save_tiny, tiny_model
+from tests.fakes.models import save_tiny, tiny_model
 from tests.fakes.runs import ROOT
 
-TINY = ["--shots", "1", "--prompts", "2", "--group", "2", "--new-tokens", "3", "--threads", "1"]
+TINY = ["--shots", "1", "--prompts", "2", "--group", "2", "--new-tokens", "3", "--threads", "1", "--trl-batch", "4"]
 KEYS = {"rollout_s", "learn_s", "step_s", "peak_bytes", "tokens_sampled", "ratio"}
-TRL_OUT_OF_MEMORY = {"error": "needs more than 22 GB", "out_of_memory": True}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
+SETTING = {"gpu": None, "trunk_tokens": 5, "prompt_tokens": 9, "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +34,9 @@ def brief(tmp_path_factory):
 
 @pytest.fixture
 def here(monkeypatch):
-    """What is read before anything is measured is read in this process, which has imported everything."""
-    monkeypatch.setattr(work, "call", lambda function, arguments, **_: process._answer(function, arguments))
+    """What is measured is measured in this process, which has imported everything."""
+    for bench in (peers, scaling):
+        monkeypatch.setattr(bench, "call", lambda function, arguments, **_: process.answer(function, arguments))
 
 
 def run_peers(tmp_path, *flags):
@@ -53,19 +48,21 @@ def run_peers(tmp_path, *flags):
 @pytest.mark.slow
 def test_peers_side_by_side_and_one_that_can_not_run(brief, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(peers.CONTESTANTS, "hf_continuous", "bench.absent:it")
-    code, written = run_peers(tmp_path, "--model", brief, "--only", "hf_continuous", "ours", "hf_generate")
+    code, written = run_peers(tmp_path, "--model", brief, "--only", "hf_continuous", "ours", "hf_generate", "floor")
     assert code == 0 and written["machine"]["cores"] and written["versions"]["torch"]
     assert written["settings"]["shots"] == 1 and written["settings"]["warmup"] == 1
     assert written["settings"]["trunk_tokens"] > 100 and written["settings"]["threads"] == 1  # bytes of one exemplar
     found = written["contestants"]
-    assert set(found) == {"ours", "hf_generate", "hf_continuous"} and all(set(c) >= KEYS for c in found.values())
-    own, generate, broken = (found[name] for name in ("ours", "hf_generate", "hf_continuous"))
-    assert own["trunk_tokens"] == generate["trunk_tokens"] == written["settings"]["trunk_tokens"]
+    assert list(found) == ["hf_continuous", "ours", "hf_generate", "floor"]
+    assert all(set(entry) >= KEYS for entry in found.values())
+    broken, own, generate, least = found.values()
+    assert own["trunk_tokens"] == generate["trunk_tokens"] == least["trunk_tokens"]
     assert own["tokens_sampled"] == generate["tokens_sampled"] == 2 * 2 * 3
     assert own["ratio"] == 1 and generate["ratio"] == pytest.approx(generate["rollout_s"] / own["rollout_s"])
     assert own["step_s"] >= own["rollout_s"] + own["learn_s"] and generate["learn_s"] is None
     assert min(own["peak_bytes"], generate["peak_bytes"]) > 1e8
-    assert own["learn_mfu"] > 0 and own["tokens_computed"] > 12 and own["sampler_gap_max"] < 1e-3
+    assert own["tokens_computed"] > 12 and own["sampler_gap_max"] < 1e-3
+    assert least["ratio"] == pytest.approx(least["step_s"] / own["step_s"])
     assert "bench.absent" in broken["error"] and broken["step_s"] is None and broken["ratio"] is None
     assert "bench.absent" in capsys.readouterr().out
 
@@ -88,125 +85,65 @@ def test_trl_takes_the_same_step(checkpointing, brief, tmp_path):
     code, written = run_peers(tmp_path, *options)
     trl = written["contestants"]["trl"]
     assert trl["gradient_checkpointing"] == checkpointing
-    assert code == 0 and trl["tokens_sampled"] == 12 and trl["batch"] == 4 and trl["tries"] == {}
+    assert code == 0 and trl["tokens_sampled"] == 12 and trl["batch"] == 4
     assert trl["step_s"] == pytest.approx(trl["rollout_s"] + trl["reward_s"] + trl["learn_s"])
     assert min(trl["rollout_s"], trl["reward_s"], trl["learn_s"]) > 0
     assert trl["ratio"] is None  # ours did not run
 
 
 def test_without_trl_it_says_so(monkeypatch):
-    from bench import theirs
-
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ValueError, match="requirements.txt"):
         theirs.trl(work_of(Work()), batch=4)
 
 
 def test_the_process_that_starts_measurements_stays_without_torch():
-    said = "import sys; from bench import peers; peers.versions(); print('torch' in sys.modules)"
+    said = "import sys; from bench import peers; peers.surroundings(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", said], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
-def test_the_batch_of_trl_is_the_largest_that_fits(monkeypatch):
-    tried = []
-
-    def answer(function, arguments, **limits):
-        tried.append((arguments["batch"], limits.get("max_bytes")))
-        return {32: TRL_OUT_OF_MEMORY, 16: {"peak_bytes": 23e9}}.get(arguments["batch"], {"peak_bytes": 12e9})
-
-    monkeypatch.setattr(peers, "call", answer)
-    outcome = peers.measure("trl", peers.Peers(), {}, [])
-    assert tried == [(32, 22e9), (16, 22e9), (8, 22e9)]
-    assert outcome["tries"] == {"32": "needs more than 22 GB", "16": "peak of 23.0 GB"} and "error" not in outcome
-    assert peers.measure("trl", peers.Peers(trl_batch=32), {}, [])["error"] and tried[3:] == [(32, None)]
-
-
-def test_every_contestant_has_its_seconds_and_all_tries_of_trl_together(monkeypatch):
-    limits, now = [], iter([0.0, 10.0, 25.0, 99.0])
-    monkeypatch.setattr(peers.time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(peers, "call", lambda *_, limit, **__: limits.append(limit) or TRL_OUT_OF_MEMORY)
-    peers.measure("trl", peers.Peers(limit=60.0, group=4), {}, [])
-    peers.measure("ours", peers.Peers(limit=60.0), {}, [])
-    assert limits == [50.0, 35.0, 1.0, 60.0]
-
-
-def test_a_later_round_takes_the_batch_of_the_first(monkeypatch):
-    tried = []
-    monkeypatch.setattr(
-        peers, "call", lambda function, arguments, **_: tried.append(arguments["batch"]) or {"peak_bytes": 1}
-    )
-    earlier = [{"error": "took too long", "tries": {}}, {"batch": 8, "tries": {"16": "peak of 23.0 GB"}}]
-    assert peers.measure("trl", peers.Peers(), {}, earlier)["tries"] == {"16": "peak of 23.0 GB"} and tried == [8]
-
-
-def test_rounds_are_run_in_turn_and_the_median_counts(tmp_path, monkeypatch, capsys):
-    asked, seconds = [], {"ours": iter([5.0, 4.0, 9.0]), "hf_generate": iter([20.0, None, 10.0])}
-
-    def measure(name, *_):
-        asked.append(name)
-        rollout = next(seconds[name])
-        if rollout is None:
-            return {"error": "no"}
-        return dict.fromkeys(("trunk_tokens", "prompt_tokens", "threads"), 1) | {
-            "rollout_s": rollout,
-            "peak_bytes": 1e9,
-        }
-
-    monkeypatch.setattr(peers, "measure", measure)
-    monkeypatch.setattr(peers, "prepared", lambda *_: {})
-    code, written = run_peers(tmp_path, "--only", "ours", "hf_generate", "--rounds", "3")
-    found = written["contestants"]
-    assert code == 0 and asked == ["ours", "hf_generate"] * 3
-    assert found["ours"]["rollout_s"] == 5.0 and found["ours"]["rounds_s"] == [5.0, 4.0, 9.0]
-    assert found["hf_generate"]["ratio"] == 2.0 and found["hf_generate"]["rounds_s"] == [20.0, None, 10.0]
-
-
-def test_another_error_of_trl_ends_the_search(monkeypatch):
+def test_of_several_runs_the_median_counts(tmp_path, monkeypatch):
+    seconds = {"ours": iter([5.0, 4.0, 9.0]), "trl": iter([20.0, None, 10.0])}
     asked = []
-    monkeypatch.setattr(peers, "call", lambda _, arguments, **__: asked.append(arguments) or {"error": "no"})
-    assert peers.measure("trl", peers.Peers(trl_checkpointing=True), {}, []) == {"error": "no", "tries": {}}
-    assert asked == [{"work": {}, "batch": 32, "checkpointing": True}]
+
+    def call(function, arguments, **_):
+        name = function.partition(":")[2]
+        asked.append((name, arguments.get("batch"), arguments.get("checkpointing")))
+        rollout = next(seconds[name])
+        return {"error": "no"} if rollout is None else SETTING | {"rollout_s": rollout, "peak_bytes": 1e9}
+
+    monkeypatch.setattr(peers, "call", call)
+    code, written = run_peers(tmp_path, "--only", *["ours", "trl"] * 3, "--trl-checkpointing", "True")
+    found = written["contestants"]
+    assert code == 0 and asked == [("ours", None, None), ("trl", 4, True)] * 3
+    assert found["ours"]["rollout_s"] == 5.0 and found["ours"]["runs_s"] == [5.0, 4.0, 9.0]
+    assert found["trl"]["ratio"] == 2.0 and found["trl"]["runs_s"] == [20.0, None, 10.0]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "batches"), [((4, 8), [32, 16, 8, 4]), ((2, 4), [8, 4]), ((3, 2), [6]), ((1, 24), [8, 4])]
-)
-def test_batches_divide_the_step(sizes, batches):
-    assert peers.batches(peers.Peers(prompts=sizes[0], group=sizes[1])) == batches
-
-
-def test_a_process_has_limits_and_its_end_is_an_error(capfd):
-    sleep = {"args": ["sleep", "5"]}
-    assert call("subprocess:run", sleep, limit=0.3) == {"error": "took longer than 0 s"}
-    assert "code 3" in call("os:_exit", {"status": 3}, limit=60)["error"]
-    if Path("/proc/self/statm").exists():
-        assert call("subprocess:run", sleep, limit=60, max_bytes=1)["out_of_memory"]
+def test_a_process_has_a_limit_and_its_end_is_an_error():
+    assert process.call("subprocess:run", {"args": ["sleep", "5"]}, limit=0.3) == {"error": "took longer than 0 s"}
+    assert process.call("os:_exit", {"status": 3}, limit=60) == {"error": "ended with code 3"}
+    assert process.call("bench.models:make", {"model": "/absent", "directory": ""}, limit=60)["error"].startswith("mod")
 
 
 @pytest.mark.parametrize(
     ("bench", "flags", "said"),
     [
         *((peers, ["--group", n], "group is") for n in ("1", "-3", "99999999999999999999")),
-        *((peers, [f"--{name}", "0"], f"{name} is 0") for name in ("prompts", "new_tokens", "steps", "rounds")),
-        *((peers, [f"--{name}", "-1"], f"{name} is -1") for name in ("shots", "warmup", "threads", "seed")),
+        *((peers, [f"--{name}", "0"], f"{name} is 0") for name in ("prompts", "new_tokens", "steps", "trl_batch")),
+        *((peers, [f"--{name}", "-1"], f"{name} is -1") for name in ("shots", "warmup", "threads", "seed", "one_in")),
         (peers, ["--train", "absent.jsonl"], "train is 'absent.jsonl': must be a file"),
         (peers, ["--recipe", "absent.yaml"], "recipe is 'absent.yaml': must be a file"),
         (peers, ["--only", "vllm"], "--only is 'vllm': must be a list, each item one of ours, trl"),
         (peers, ["--only"], "only is"),
-        (peers, ["--trl-batch", "-8"], "trl_batch is -8"),
+        (peers, ["--one-in", "32"], "one_in is 32: no other contestant can do that; use it with --only ours"),
         (peers, ["--trl-batch", "5"], "trl_batch is 5: must divide prompts x group, 32"),
-        (peers, ["--trl-max-gb", "nan"], "trl_max_gb is nan"),
-        *((bench, ["--limit", n], "limit is") for bench in (peers, roofline, scaling) for n in ("nan", "-1", "inf")),
-        (stopping, ["--one-in", "-3"], "one_in is (-3,): must be at least 0"),
-        (stopping, ["--one-in"], "one_in is ()"),
-        (stopping, ["--in-flight", "0", "-1"], "in_flight is (0, -1): must be at least 0"),
-        (stopping, ["--seed", "-1"], "seed is -1"),
+        *((bench, ["--limit", n], "limit is") for bench in (peers, scaling) for n in ("nan", "-1", "inf")),
         (scaling, ["--shots", "-1"], "shots is (-1,)"),
         (scaling, ["--group", "8", "1"], "group is (8, 1): must be at least 2"),
         (scaling, ["--vocabulary", "-1"], "vocabulary is (-1,)"),
         (scaling, ["--new-tokens"], "new_tokens is ()"),
-        (scaling, ["--warmup", "-1"], "warmup is -1"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(bench, flags, said, capsys):
@@ -216,57 +153,41 @@ def test_a_wrong_option_is_one_sentence(bench, flags, said, capsys):
     assert exit.value.code == 2 and said in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("bench", [peers, roofline, stopping])
 @pytest.mark.parametrize("out", ["absent/x.json", "/proc/x.json", "."])
-def test_a_file_that_can_not_be_written_shows_before_the_work(bench, out, tmp_path, monkeypatch, capsys):
+def test_a_file_that_can_not_be_written_shows_before_the_work(out, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "measure", None)
-    assert bench.main(["--out", out]) == 2
+    monkeypatch.setattr(peers, "measure", None)
+    assert peers.main(["--out", out]) == 2
     err = capsys.readouterr().err
     assert f"error: out is {out!r}: must be a file that can be written" in err and err.count("\n") == 1
 
 
-def test_a_directory_that_can_not_be_made_names_its_option(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scaling, "prepared", lambda *_: {})
+def test_a_directory_that_can_not_be_made_names_its_option(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert scaling.main(["--out", str(tmp_path / "file")]) == 2
     err = capsys.readouterr().err
     assert f"out is '{tmp_path / 'file'}': " in err and err.count("\n") == 1
 
 
-NO_GPU = [] if torch.cuda.is_available() else [(["--device", "cuda"], "device is 'cuda'")]
+NO_GPU = [] if torch.cuda.is_available() else [(1, ["--device", "cuda"], "device is 'cuda'")]
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("code", "flags", "said"),
     [
-        (["--model", "/absent"], "model: '/absent' can not be loaded"),
-        (["--random-weights", "--model", "/absent"], "model: '/absent' with tokenizer None can not be loaded"),
-        (["--shots", "100000"], "100000 is not between 0 and"),
+        (1, ["--model", "/absent"], "/absent"),
+        (2, ["--random-weights", "--model", "/absent"], "model: '/absent' with tokenizer None can not be loaded"),
+        (1, ["--shots", "100000"], "100000 is not between 0 and"),
         *NO_GPU,
     ],
 )
-def test_work_that_can_not_be_read_is_one_sentence_and_overwrites_nothing(flags, said, tmp_path, capfd, here):
+def test_work_that_can_not_be_read_is_one_sentence_and_overwrites_nothing(code, flags, said, tmp_path, capsys, here):
     out = tmp_path / "old.json"
     out.write_text("old")
-    assert peers.main(["--only", "ours", "--out", str(out), *flags]) == 2
-    err = capfd.readouterr().err
-    assert err.startswith("bench.peers: error: ") and said in err and err.count("\n") == 1
+    assert peers.main(["--only", "ours", "--out", str(out), *flags]) == code
+    printed, err = capsys.readouterr()
+    assert said in printed + err and "Traceback" not in printed + err
     assert out.read_text() == "old"
-
-
-@pytest.mark.parametrize(("flags", "said"), NO_GPU)
-def test_sampling_alone_on_a_gpu_that_is_not_there_is_one_sentence(flags, said, tmp_path, capsys):
-    assert stopping.main([*flags, "--out", str(tmp_path / "x.json")]) == 2
-    err = capsys.readouterr().err
-    assert said in err and err.count("\n") == 1
-
-
-@pytest.mark.parametrize("bench", [roofline, scaling])
-def test_every_bench_reads_its_work_before_it_measures(bench, tmp_path, capfd, here):
-    assert bench.main(["--model", "/absent", "--out", str(tmp_path / "x")]) == 2
-    err = capfd.readouterr().err
-    assert "model: '/absent' can not be loaded" in err and err.count("\n") == 1 and not any(tmp_path.iterdir())
 
 
 def test_all_contestants_ask_what_our_loop_asks_and_nothing_stops_them(tmp_path):
@@ -288,15 +209,8 @@ def test_means_leave_the_warm_up_out():
     steps = [{"rollout_s": seconds, "tokens_sampled": 12} for seconds in (9.0, 1.0, 2.0)]
     wanted = Work(prompts=2, group=2, new_tokens=3, steps=2, warmup=1)
     means = ours.result(wanted, steps, [[1, 2], [1, 3]], torch.device("cpu"))
-    assert means["rollout_s"] == 1.5 and means["learn_s"] is None and means["sampled_per_s"] == 8
+    assert means["rollout_s"] == 1.5 and "learn_s" not in means and means["sampled_per_s"] == 8
     assert means["trunk_tokens"] == 1 and means["warmup_steps"] == steps[:1] and means["steps"] == steps[1:]
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_parameters_used_hold_the_head_once(tied):
-    policy = Policy(tiny_model(tie_word_embeddings=tied), byte_tokenizer())
-    layers = sum(p.numel() for name, p in policy.model.named_parameters() if "embed" not in name and "head" not in name)
-    assert ours.parameters_used(policy) == layers + 260 * 32
 
 
 def test_a_model_of_random_weights_has_its_whole_vocabulary(tmp_path):
@@ -310,12 +224,12 @@ def test_a_model_of_random_weights_has_its_whole_vocabulary(tmp_path):
 
 
 def test_the_work_of_a_step_counted_by_hand():
-    asked = roofline.Roofline(prompts=2, group=2, new_tokens=3)
-    prompts = [[1, 2, 3], [1, 2, 4, 5]]  # a tree of 5 tokens that see 1 + 2 + 3 + 3 + 4 keys
+    asked = Work(prompts=2, group=2, new_tokens=3)
+    prompts = [[1, 2, 3], [1, 2, 4, 5]]  # a tree of 5 tokens that see 1 + 2 + 3 + 3 + 4 keys, and a trunk of 2
     layers = 2 * ((32 + 1) * 32 + 2 * (32 + 1) * 16 + 32 * 32 + 3 * 32 * 48)  # query, key and value with bias, ...
     head, per_key = 257 * 32, 4 * 2 * 32
     assert len(pack(prompts, [[[9, 9, 9], [8, 8, 8]]] * 2).input_ids) == 13  # a last token is only predicted
-    prefill, decode, reference, forward, backward, optimiser = roofline.parts(asked, tiny_model(), 257, prompts, 13)
+    prefill, decode, reference, forward, backward, optimiser = floor.parts(asked, tiny_model(), 257, prompts)
     assert prefill.operations == 2 * (5 * layers + 2 * head) + 13 * per_key
     keys = 2 * (4 + 5 + 5 + 6)
     assert decode.operations == 2 * (layers + head) * 4 * 2 + keys * per_key
@@ -323,38 +237,26 @@ def test_the_work_of_a_step_counted_by_hand():
     assert forward.operations == 2 * (13 * layers + 12 * head) + (13 + keys) * per_key
     assert forward.operations == backward.operations / 2 == reference.operations
     assert optimiser.read_and_written == 28 * sum(p.numel() for p in tiny_model().parameters())
-    assert decode.floor(1e30, 1.0) == decode.read_and_written and forward.floor(1.0, 1e30) == forward.operations
+    assert decode.seconds(1e30, 1.0) == decode.read_and_written and forward.seconds(1.0, 1e30) == forward.operations
 
 
-def test_roofline_says_how_far_above_the_floor_each_phase_is(model, tmp_path, monkeypatch):
-    step = {"rollout_s": 2.0, "learn_s": 3.0, "tokens_computed": 100.0, "trunk_tokens": 7}
-    monkeypatch.setattr(roofline, "call", lambda *_, **__: step)
-    monkeypatch.setitem(roofline.ROWS, "cpu", 16)
-    monkeypatch.setattr(roofline, "measured", lambda device, dtype: (1e6, 250.0))  # products are timed by shape
-    out = tmp_path / "roofline.json"
-    threads = torch.get_num_threads()
-    assert roofline.main([*TINY, "--model", model, "--out", str(out)]) == 0
-    torch.set_num_threads(threads)
-    written = json.loads(out.read_text())
-    assert written["bytes_per_s"] == 250 and written["flops"] != 1e6
-    assert written["parts"][-1]["floor_s"] == written["parts"][-1]["read_and_written"] / 250  # the optimiser
+def test_the_floor_is_the_sum_over_parts_at_the_measured_speeds(brief, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(floor, "_seconds_of_product", lambda rows, i, o, *_: shapes.append((i, o)) or rows * i * 1e-6)
+    monkeypatch.setattr(floor, "fastest", lambda *_: 1.0)
+    found = floor.floor(work_of(Work(model=str(brief), shots=1, prompts=2, group=2, new_tokens=3)))
+    assert sorted(shapes) == [(32, 16), (32, 32), (32, 48), (32, 260), (48, 32)]  # equal ones are timed once
+    outputs = {32: 2 * (32 + 16 + 16 + 32 + 48 + 48) + 260, 48: 2 * 32}  # all rows of matrices that read so many
+    matrices = {32: 2 * 6 + 1, 48: 2}
+    work, seconds = (sum(i * of[i] for i in of) for of in (outputs, matrices))
+    assert found["flops"] == pytest.approx(2e6 * work / seconds)
+    assert found["bytes_per_s"] == 2 * 4 * floor.COPIED["cpu"]
     for phase, parts in {"rollout": 2, "learn": 4}.items():
-        floors = [row["floor_s"] for row in written["parts"] if row["phase"] == phase]
-        entry = written["phases"][phase]
-        assert len(floors) == parts and entry["floor_s"] == pytest.approx(sum(floors))
-        assert entry["times"] == pytest.approx(step[f"{phase}_s"] / sum(floors))
-    assert {(row["in"], row["out"]) for row in written["shapes"]} == {(32, 32), (32, 16), (32, 48), (48, 32), (32, 260)}
-
-
-def test_a_step_that_fails_fails_the_roofline(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(roofline, "prepared", lambda *_: {})
-    monkeypatch.setattr(roofline, "call", lambda *_, **__: {"error": "no room"})
-    assert roofline.main(["--out", str(tmp_path / "x.json")]) == 1 and "no room" in capsys.readouterr().err
-
-
-def test_the_mean_speed_weighs_shapes_by_their_work():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(2, 3), torch.nn.Linear(3, 4))
-    assert roofline.mean_speed(model, {(2, 3): 1.0, (3, 4): 3.0}) == pytest.approx((12 + 12) / (12 / 1 + 12 / 3))
+        floors = [row["floor_s"] for row in found["parts"] if row["phase"] == phase]
+        assert len(floors) == parts and found[f"{phase}_s"] == pytest.approx(sum(floors))
+    assert found["step_s"] == found["rollout_s"] + found["learn_s"]
+    optimiser = found["parts"][-1]
+    assert optimiser["floor_s"] == optimiser["read_and_written"] / found["bytes_per_s"]
 
 
 def test_scaling_varies_one_thing_at_a_time_and_measures_equal_points_once(monkeypatch, tmp_path):
@@ -371,7 +273,6 @@ def test_scaling_varies_one_thing_at_a_time_and_measures_equal_points_once(monke
         return dict.fromkeys(names, 10.0) | {"tokens_sampled": 100}
 
     monkeypatch.setattr(scaling, "call", answer)
-    monkeypatch.setattr(scaling, "prepared", lambda *_: {})
     flags = ["--shots", "0", "4", "--group", "8", "16", "--new-tokens", "64", "--vocabulary", "32768", "65536"]
     assert scaling.main([*flags, "--out", str(tmp_path)]) == 1  # a point has failed
     assert len(measured) == 4 and [work["shots"] for work in measured] == [0, 4, 4, 4]
@@ -383,12 +284,8 @@ def test_scaling_varies_one_thing_at_a_time_and_measures_equal_points_once(monke
     assert (tmp_path / "scaling.png").stat().st_size > 1000
 
 
-def test_a_point_of_scaling_is_a_real_step(tmp_path, monkeypatch):
-    def here(function, arguments, **_):
-        return {"bench.models:make": models.make, "bench.ours:ours": ours.ours}[function](**arguments)
-
-    monkeypatch.setattr(scaling, "call", here)
-    asked = scaling.Scaling(model=save_tiny(tmp_path / "tiny"), threads=1)
+def test_a_point_of_scaling_is_a_real_step(tmp_path, here):
+    asked = scaling.Scaling(model=save_tiny(tmp_path / "tiny"))
     sizes = {"shots": 0, "prompts": 1, "group": 2, "new_tokens": 2}
     row = scaling._point(asked, tmp_path / "300", sizes, 300)
     parameters = sum(p.numel() for p in tiny_model(vocab_size=300).parameters())
@@ -397,20 +294,26 @@ def test_a_point_of_scaling_is_a_real_step(tmp_path, monkeypatch):
     assert scaling.markdown([{"axis": "shots", "value": 0} | row]).count("\n") == 3
 
 
-def test_rows_that_end_early_are_counted_and_refilling_samples_the_same(model, tmp_path, capsys):
-    flags = ["--one-in", "0", "4", "--in-flight", "0", "2", "--new-tokens", "12", "--out", str(tmp_path / "out.json")]
-    assert stopping.main([*TINY, "--model", str(model), *flags]) == 0
-    rows = json.loads((tmp_path / "out.json").read_text())["rollouts"]
-    assert [(row["one_in"], row["in_flight"]) for row in rows] == [(0, 4), (4, 4), (0, 2), (4, 2)]
-    assert [row["tokens_sampled"] for row in rows] == [48, rows[1]["tokens_sampled"]] * 2
-    assert rows[1]["tokens_sampled"] < rows[1]["padded"] <= rows[0]["padded"] == 48
-    assert "tokens sampled" in capsys.readouterr().out
+def test_rows_that_end_early_are_counted(tmp_path, capsys, here):
+    flags = ["--model", save_tiny(tmp_path / "tiny"), "--only", "ours", "--new-tokens", "12", "--warmup", "0"]
+    _, whole = run_peers(tmp_path, *flags)
+    _, cut = run_peers(tmp_path, *flags, "--one-in", "4")
+    whole, cut = (written["contestants"]["ours"] for written in (whole, cut))
+    assert whole["tokens_sampled"] == whole["padded"] == 48
+    assert cut["tokens_sampled"] < cut["padded"] <= 48 and cut["tokens_computed"] < whole["tokens_computed"]
+    said = f"ours: {cut['tokens_sampled']:.0f} tokens sampled, {cut['padded']:.0f} if every row were as long"
+    assert said in capsys.readouterr().out
+
+
+def test_one_in_so_many_tokens_ends_a_row():
+    assert ours.ending(64_000, 0).sum() == 0
+    assert ours.ending(64_000, 32).sum() == pytest.approx(2000, rel=0.1)
+    assert ours.ending(64_000, 32)[:6400].sum() == pytest.approx(200, rel=0.2)
 
 
 def test_the_table_shows_every_contestant():
     result = {"rollout_s": 1.0, "step_s": 4.0, "learn_s": 3.0, "peak_bytes": 2e9, "tokens_sampled": 8}
-    runs = {"ours": [result | {"trunk_tokens": 5, "prompt_tokens": 9, "threads": 1}], "trl": [{"error": "no"}]}
-    written = peers.report(peers.Peers(), runs)
+    written = peers.report(peers.Peers(), {"ours": [result | SETTING], "trl": [{"error": "no"}]})
     console = Console(width=120, record=True, quiet=True)
     with console.capture():
         console.print(peers.table(written))

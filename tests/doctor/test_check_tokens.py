@@ -1,13 +1,13 @@
-"""What the doctor says of tokenizer, template and configs, from their files and from facts."""
+"""What the doctor says of tokenizer, template and configs."""
 
 import json
 
 import pytest
+from tokenizers import normalizers
 
 import train
-from grpo.doctor.check_tokens import TOKEN_CHECKS
-from grpo.doctor.tokens import TokenFacts
-from tests.fakes.known_facts import config, facts
+from grpo.doctor.check_tokens import look_at_tokens
+from tests.fakes.models import tiny_model
 from tests.fakes.puppet import TURNS, saved_puppet, special_tokenizer
 
 CHAT = {"<eos>": 256, "<|start|>": 257, "<|end|>": 258}
@@ -28,34 +28,39 @@ def checked(tmp_path, capsys, tokenizer, *flags: str, generation: dict | None = 
     return capsys.readouterr().out, code
 
 
-def said(**changes) -> list[tuple[str, str]]:
-    findings = [f for look in TOKEN_CHECKS for f in look(config(), facts(tokens=TokenFacts(**changes)))]
-    assert all(finding.means and finding.do for finding in findings)
-    return [(finding.level, finding.what) for finding in findings]
+def found(tokenizer, chat: bool = False, stop: tuple[str, ...] = ("##",), **config) -> dict:
+    """{what: finding} about a tokenizer and a model with this config."""
+    model = tiny_model(**config)
+    model.generation_config.eos_token_id = None
+    return {finding.what: finding for finding in look_at_tokens(model, tokenizer, chat, [], [], stop)}
 
 
 def test_tokens_that_go_together_have_no_finding():
-    assert said() == []
+    assert found(special_tokenizer(CHAT)) == {}
 
 
-@pytest.mark.parametrize(
-    ("known", "level", "what"),
-    [
-        ({"lost_eos": (7, 9)}, "warning", "EOS 7, 9 of a config has no token in the tokenizer"),
-        ({"eos": ()}, "warning", "neither tokenizer nor config has an EOS"),
-        ({"turn_end": "<|end|>", "turn_end_ids": (258,)}, "warning", "the chat template ends a turn with '<|end|>'"),
-        ({"turn_end": "###"}, "warning", "the chat template ends a turn with '###'"),
-        ({"unwritten_stops": ("É",)}, "warning", "the tokenizer does not give the stop string 'É' back"),
-        ({"ending_in_eos": 3}, "warning", "3 of 100 training prompts end with EOS (<eos>)"),
-        ({"behind": "<eos>"}, "note", "the tokenizer writes '<eos>' behind every text"),
-        ({"systems": 5}, "warning", "5 training problems have a system prompt, and chat is False"),
-        ({"reads_clock": True}, "note", "the chat template asks for the date"),
-        ({"tags": ("<a>", "</a>")}, "note", "special tokens look like tags: <a>, </a>"),
-    ],
-)
-def test_what_does_not_go_together_is_a_finding(known, level, what):
-    ((found_level, found_what),) = said(**known)
-    assert found_level == level and found_what.startswith(what)
+@pytest.mark.parametrize(("stop", "level"), [((), "sure"), (("##",), "warning")])
+def test_without_eos_only_a_stop_string_ends_a_completion(stop, level):
+    tokenizer = special_tokenizer(CHAT)
+    tokenizer.eos_token = None
+    said = found(tokenizer, stop=stop, eos_token_id=None)
+    assert said["neither tokenizer nor config has an EOS"].level == level
+    assert ("completion prompts without a stop string" in said) == (not stop)
+
+
+def test_a_stop_string_that_no_completion_can_hold_is_named():
+    tokenizer = special_tokenizer(CHAT)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    ((what, finding),) = found(tokenizer, stop=("end", "END")).items()
+    assert finding.level == "warning" and "does not give the stop string 'END' back" in what
+
+
+def test_a_chat_template_that_is_not_used_and_one_whose_turns_end_in_plain_text():
+    tokenizer = special_tokenizer(CHAT, template=TURNS.replace("<|end|>", "###"))
+    assert found(tokenizer)["the tokenizer has a chat template, and prompts are plain text"].level == "note"
+    ((what, finding),) = found(tokenizer, chat=True, stop=()).items()
+    assert what == "the chat template ends a turn with '###', which is no EOS"
+    assert finding.do == "Give the data `stop`: ['###']."
 
 
 def test_c46_a_turn_that_ends_with_no_eos_is_named(tmp_path, capsys):

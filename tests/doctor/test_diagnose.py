@@ -11,8 +11,9 @@ import torch
 import train
 from grpo.config import Config
 from grpo.dataloader import ProblemSets
-from grpo.doctor import check_algorithm, check_data, check_tokens
+from grpo.doctor import check_algorithm, check_data
 from grpo.doctor.diagnose import CHECKS, budget, diagnose, refuse_too_large, refuse_unfit, spread_of, summary
+from grpo.doctor.finding import Finding
 from grpo.doctor.memory import MOST_TOKENS, least
 from grpo.losses import LOSSES
 from grpo.run.machine import settle
@@ -34,43 +35,43 @@ def flags(place: Path, out: Path, **changes) -> list[str]:
 
 
 def test_every_check_is_listed():
-    for module in (check_algorithm, check_data, check_tokens):
+    for module in (check_algorithm, check_data):
         checks = {f for _, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__}
         assert checks and checks <= set(CHECKS)
     assert len(set(CHECKS)) == len(CHECKS)
 
 
 def test_the_worst_comes_first():
-    found = diagnose(config(group_size=1, kl_coef=0.1, temperature=2.0), facts())
+    known = facts(found=(Finding("note", "this", "means", "do"),))
+    found = diagnose(config(group_size=1, temperature=2.0), known)
     assert [finding.level for finding in found] == ["sure", "warning", "note"]
 
 
 def test_the_summary_says_what_was_counted():
-    text = "\n".join(summary(config(max_prompt_tokens=849), facts(world_size=4), 1e12, 1e11))
+    text = "\n".join(summary(config(max_prompt_tokens=849), facts(world_size=4)))
     assert "800 .. 850 .. 899 (min, median, max) tokens, 750 common to all; limit 849: 50 over it" in text
     assert "50 .. 100 .. 149 (min, median, max) tokens; limit max_new_tokens 256: 0 of 100 do not fit" in text
     assert "test, 8 shots: 1,319 problems, prompts up to 1000 tokens" in text
-    assert "218.8 steps for the 7,000 training problems; 8 prompts per process and step" in text
-    assert "200 steps, 400 updates, 0.91 epochs" in text
+    assert "200 steps, 400 updates, 0.91 epochs of the 7,000 training problems" in text
     assert "8.00 GB  weights, gradient, moments" in text and "reference" not in text
-    assert "measured now" in text and "assumed: 100 tokens per completion" in text
-    assert "the data has none" in "\n".join(summary(config(), facts(solution_tokens=()), 1e12, 1e11))
+    assert "at most 65,536 tokens per step" in text
+    assert "the data has none" in "\n".join(summary(config(), facts(solution_tokens=())))
 
 
-def test_a_step_that_can_not_fit_is_refused_with_its_numbers(monkeypatch):
-    """750 common tokens, the shortest prompt 50 more; 32 prompts x 8 rows of up to 4,096 tokens, float32 keys."""
-    monkeypatch.setattr("grpo.kernels.decode.usable", lambda *_: False)
+def test_a_step_that_can_not_fit_is_refused_with_its_numbers():
+    """750 common tokens, the shortest prompt 50 more; 32 prompts x 8 rows of up to 4,096 tokens, bfloat16 keys."""
     recipe = config(max_new_tokens=4096)
-    held, sampling, _ = least(recipe, facts())
-    assert (held, sampling) == (7.3e9 + 2 * 150_000 * 896, 2 * 24 * 128 * 4 * (750 + 32 * (50 + 8 * 4096)))
+    surely = least(recipe, facts())
+    assert surely.held == 7.3e9 + 2 * 150_000 * 896
+    assert surely.sampling == 2 * 24 * 128 * 2 * (750 + 32 * (50 + 8 * 4096))
     for sharing in (1, 3):
-        known = facts(free_bytes=int(sharing * (held + sampling)), sharing=sharing)
+        known = facts(free_bytes=int(sharing * surely.peak), sharing=sharing)
         refuse_too_large(recipe, known)
         with pytest.raises(ValueError) as refused:
             refuse_too_large(recipe, replace(known, free_bytes=known.free_bytes - 1))
     assert str(refused.value) == (
-        "a step does not fit into memory: it needs 22.71 GB for weights, optimiser and copies, plus 77.48 GB for keys "
-        "and values while sampling or 6.00 GB for gradients while learning, but 100.19 GB are free on cuda; "
+        "a step does not fit into memory: it needs 22.71 GB for weights, optimiser and copies, plus 38.74 GB for keys "
+        "and values while sampling or 6.00 GB for gradients while learning, but 61.45 GB are free on cuda; "
         "lower prompts_per_step (32), group_size (8), max_new_tokens (4096), num_shots (8)"
     )
 

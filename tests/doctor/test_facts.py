@@ -8,9 +8,9 @@ import torch
 from grpo import distributed
 from grpo.config import Config
 from grpo.dataloader import ProblemSets
-from grpo.doctor.facts import gather, outline, shown_and_asked, sizes, spread
+from grpo.doctor.facts import gather, outline, sizes, spread
 from grpo.policy import load_shapes
-from tests.doctor.test_probes import problem
+from tests.doctor.test_check_graders import problem
 from tests.fakes.models import save_tiny, tiny_model
 
 CPU = torch.device("cpu")
@@ -39,19 +39,22 @@ def look(model: str, at_most: int = 0, **changes):
     return gather(config, ProblemSets(config), CPU, at_most)
 
 
+def stopping(facts) -> list[str]:
+    """The sentences with which the run would stop before its first step."""
+    return [finding.what for finding in facts.found if finding.means.startswith("The run would stop")]
+
+
 def test_facts_of_a_data_set(model, tmp_path):
     path = write(tmp_path, [row(i, stop=["##"]) for i in range(40)], [row(i) for i in range(100, 105)])
     facts = look(model, data="jsonl", data_path=path)
     assert facts.num_train == 36  # a tenth is validation
     assert facts.prompt_tokens == (10,) * 36  # one token per byte
     assert facts.shared_tokens == len("common 0")
-    assert facts.stop == ("##",) and facts.solution_tokens == ()
+    assert facts.solution_tokens == () and facts.found == ()
     (evaluation,) = facts.evaluations
     assert (evaluation.split, evaluation.shots, evaluation.n, evaluation.longest_prompt) == ("test", 0, 5, 10)
-    assert facts.errors == () and evaluation.also_trained == ()
-    assert [grader.name for grader in facts.graders] == ["gsm8k.format", "gsm8k.correctness"]
-    some = look(model, at_most=10, data="jsonl", data_path=path)
-    assert [grader.graded for grader in some.graders] == [9, 9] and some.prompt_tokens == facts.prompt_tokens
+    assert evaluation.also_trained == ()
+    assert look(model, at_most=10, data="jsonl", data_path=path).prompt_tokens == facts.prompt_tokens
 
 
 def test_c68_prompts_left_out_are_counted_and_enter_no_estimate(model, tmp_path):
@@ -75,31 +78,35 @@ def test_test_questions_that_are_trained_on(model, tmp_path):
 def test_what_would_stop_a_run_is_collected(model, tmp_path):
     path = write(tmp_path, [row(i) for i in range(40)], [])
     facts = look(model, data="jsonl", data_path=path, loss="gppo", rewards=("gsm8k.x",), reward_weights=(1.0,))
-    assert len(facts.errors) == 3
+    errors = stopping(facts)
+    assert len(errors) == 3
     for said in ("no test problems", "loss is 'gppo'", "'gsm8k.x' is not one of"):
-        assert any(said in error for error in facts.errors), facts.errors
+        assert any(said in error for error in errors), errors
 
 
-def test_a_reward_that_asks_how_a_text_was_sampled_is_not_tried_on_texts_of_ours(model, tmp_path):
-    path = write(tmp_path, [row(i) for i in range(3)], [row(7)])
-    penalties = {"rewards": ("gsm8k.format", "length.soft_overlong"), "eval_format": "length.stop_properly"}
-    tried = [probe.name for probe in look(model, data="jsonl", data_path=path, **penalties).graders]
-    assert tried == ["gsm8k.format", "gsm8k.correctness"]
-    penalties |= {"eval_correct": "length.stop_properly", "eval_format": "gsm8k.format"}
-    facts = look(model, data="jsonl", data_path=path, **penalties | {"rewards": ("length.repetition",)},
-                 reward_weights=(1.0,))  # fmt: skip
-    assert facts.graders == () and facts.errors == ()
+def test_a_reward_that_asks_how_a_text_was_sampled_is_not_tried_on_texts_of_ours(model, tmp_path, monkeypatch):
+    path, tried = write(tmp_path, [row(i) for i in range(3)], [row(7)]), []
+    monkeypatch.setattr("grpo.doctor.facts.examine", lambda made, judges, *_, **__: tried.append((made, judges)) or [])
+    asked = {"rewards": ("length.soft_overlong", "gsm8k.format"), "reward_weights": (3.0, 2.0)}
+    look(model, data="jsonl", data_path=path, **asked, eval_format="length.stop_properly")
+    ((made, judges),) = tried
+    assert (made.rewards, made.reward_weights, judges) == (("gsm8k.format",), (2.0,), ["gsm8k.correctness"])
+    look(model, data="jsonl", data_path=path, **asked, eval_correct="length.stop_properly")
+    assert tried[1][1] == []  # the first judge is the one that says what is right
+    alone = {"rewards": ("length.repetition",), "reward_weights": (1.0,)}
+    look(model, data="jsonl", data_path=path, **alone)
+    assert len(tried) == 2
 
 
 def test_a_run_of_that_name_is_in_the_way_unless_it_is_resumed(model, tmp_path):
     path = write(tmp_path, [row(i) for i in range(40)], [row(100)])
     (tmp_path / "run").mkdir()
     changes = {"data": "jsonl", "data_path": path, "out_dir": str(tmp_path), "run_name": "run"}
-    assert look(model, **changes).errors == ()
+    assert stopping(look(model, **changes)) == []
     (tmp_path / "run" / "notes.txt").touch()  # whatever it holds, nothing is written there
-    (error,) = look(model, **changes).errors
+    (error,) = stopping(look(model, **changes))
     assert "run exists already" in error
-    assert look(model, **changes, resume="auto").errors == ()
+    assert stopping(look(model, **changes, resume="auto")) == []
 
 
 def test_solutions_are_measured_with_their_answer_line(model):
@@ -116,12 +123,6 @@ def test_shapes_without_weights_are_those_of_the_model(model):
     assert (sizes(shapes).layers, sizes(shapes).width, sizes(shapes).key_width) == (2, 32, 16)
     per_layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 32 + 16 + 16  # and the biases of query, key and value
     assert sizes(shapes).rounded == 2 * per_layer
-
-
-def test_an_exemplar_that_is_asked():
-    shot = {"question": "Two  and\ntwo?", "solution": "4", "answer": "4"}
-    assert shown_and_asked([problem("4", question="Two and two?", shots=[shot])]) == ("Two and two?",)
-    assert shown_and_asked([problem("4", question="Two and three?", shots=[shot])]) == ()
 
 
 def test_processes_of_a_machine_share_its_memory_and_each_has_its_gpu(model, monkeypatch):

@@ -300,7 +300,7 @@ def test_a_reward_that_fails_is_counted_with_its_first_reason(scored):
 def test_c71_partial_credit_is_not_right(monkeypatch, scored, full, threshold, right, partial):
     """The kind: any value above 0 counts as success, so a credit of 0.05 makes an accuracy of 0.9.
 
-    Siblings: accuracy, pass@k, pairs, the format rate, the doctor's probes (tests/doctor/test_probes.py).
+    Siblings: accuracy, pass@k, pairs, the format rate, the doctor's probes (tests/doctor/test_check_graders.py).
     """
     values = {RIGHT: 1.0 - 1e-9, " 20": 0.05, " 7": 0.5, "": 0.05, " 3": 0.0}
     forms = dict(zip(values, (0.5, 0.5, 0.5, 0.25, 0.0), strict=True))

@@ -78,14 +78,6 @@ def test_majority(values, correct, expected):
     assert majority(values, correct) == pytest.approx(expected, abs=1e-15)
 
 
-@given(st.lists(st.sampled_from(["18", "18.0", "7", "1,080", ".", None]), min_size=1, max_size=6), st.randoms())
-def test_majority_does_not_depend_on_the_order(values, random):
-    pairs = [(value, value in ("18", "18.0")) for value in values]
-    expected = majority(*zip(*pairs, strict=True))
-    random.shuffle(pairs)
-    assert majority(*zip(*pairs, strict=True)) == expected
-
-
 def test_c67_a_pair_does_not_vote_for_the_number_without_its_comma():
     """The kind is that of tests/rewards/test_gsm8k.py: `3,4` is not 34, while `1,080` is 1080 and `18,` is 18."""
     assert majority(["3,4", "34", "5", "5"], [False, True, False, False]) == 0.0

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from grpo.config import Config
-from grpo.doctor.facts import Evaluation, Facts, RewardProbe, Sizes
+from grpo.doctor.facts import Evaluation, Facts, Sizes
 
 SIZES = Sizes(
     parameters=500_000_000,
@@ -11,21 +11,18 @@ SIZES = Sizes(
     layers=24,
     width=896,
     intermediate=4864,
-    query_width=896,
     key_width=128,
     vocabulary=150_000,
     context=32_768,
 )
-EVALUATION = Evaluation("test", 8, 1319, 1000, 4096, also_trained=(), also_shown=())
+EVALUATION = Evaluation("test", 8, 1319, 1000, 4096, also_trained=())
 FACTS = Facts(
     sizes=SIZES,
     num_train=7000,
     prompt_tokens=tuple(range(800, 900)),
     shared_tokens=750,
     solution_tokens=tuple(range(50, 150)),
-    stop=("\n\nQuestion:",),
     evaluations=(EVALUATION,),
-    graders=(RewardProbe("gsm8k.format", 7000, (), False), RewardProbe("gsm8k.correctness", 7000, (), True)),
     device="cuda",
     device_bytes=80 * 10**9,
 )

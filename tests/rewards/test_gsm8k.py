@@ -94,7 +94,7 @@ def test_c67_what_is_not_one_number_earns_nothing_as_a_gold_and_is_not_read_as_o
     """The kind: characters between digits are dropped, and a pair, a list or a decimal comma becomes another number.
 
     Siblings: spaces, underscores, no-break spaces, digits of other scripts, commas in groups that are not of three; in
-    the gold, in the completion, in the majority (`statistics.py`) and in what the doctor writes (`probes.py`).
+    the gold, in the completion, in the majority (`statistics.py`) and in what the doctor writes (`check_graders.py`).
     """
     for said in (other, f"-{other}", gold):
         assert gsm8k.correctness(f"{IS} {said}", Problem("", gold, {})) == 0.0

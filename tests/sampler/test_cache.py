@@ -137,7 +137,7 @@ def test_the_prompt_is_not_copied_per_row(grain):
 def test_layers_run_once_each_and_in_order():
     trie = build_trie([[1, 2]])
     prefill = PrefillAttention(torch.from_numpy(trie.position_ids), torch.from_numpy(trie.subtree_end), R)
-    with pytest.raises(AssertionError, match="in order"):
+    with pytest.raises(ValueError, match="layer 1 attends after 0 others; layers must run once, in order"):
         prefill.attend(1, *random_heads(2), 1.0)
 
 

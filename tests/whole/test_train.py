@@ -264,7 +264,7 @@ KILLS = {
     "in a micro-batch": ("grpo.update:Learner._loss", 25),
     "between minibatches": ("grpo.update:Learner._step", 14),
     "writing transcripts": ("train:write_transcripts", 4),
-    "writing metrics": ("grpo.run.log:MetricsWriter.write", 5),
+    "writing metrics": ("grpo.run.log:Log.write", 5),
     "evaluating": ("train:evaluate", 1),
     "before the checkpoint": ("grpo.run.checkpoint:save", 2),
     "inside the checkpoint": ("torch:save", 2),
@@ -753,7 +753,7 @@ def _small_files(size: int) -> None:
 
 FULL = {
     "transcripts": ("train:write_transcripts", 2, 400),
-    "metrics": ("grpo.run.log:MetricsWriter.write", 4, 2000),
+    "metrics": ("grpo.run.log:Log.write", 4, 2000),
     "checkpoint": ("grpo.run.checkpoint:save", 1, 10_000),
     "final": ("train:save_model", 1, 10_000),
 }

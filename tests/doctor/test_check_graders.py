@@ -9,54 +9,63 @@ import pytest
 import data
 from data.problem import Problem
 from data.prompts import STOP
-from grpo.doctor import probes
-from grpo.doctor.check_data import out_of_reach
-from grpo.doctor.probes import examine, writings, wrong_answer
+from grpo.doctor import check_graders
+from grpo.doctor.check_graders import examine, writings, wrong_answer
+from grpo.doctor.finding import Finding
 from rewards import gsm8k
 from rewards.runner import RewardRunner
-from tests.fakes.known_facts import config, facts
+from tests.fakes.known_facts import config
 from tests.fakes.runs import PATIENCE
 
-OURS, PUBLISHED = "gsm8k.correctness", "gsm8k_published.correctness"
+OURS, PUBLISHED, FORMAT = "gsm8k.correctness", "gsm8k_published.correctness", "gsm8k.format"
 
 
 def problem(answer: str, **info) -> Problem:
     return Problem("Q", answer, {"question": "Q", "solution": "1 + 1 = 2", "shots": [], "stop": STOP} | info)
 
 
+def look(rewards: tuple, judges: tuple, problems: list, timeout: float = PATIENCE, **options) -> list[Finding]:
+    """What the doctor finds. `threshold` is that of the first judge; other options are those of `examine`."""
+    changes = {"rewards": rewards, "reward_weights": (1.0,) * len(rewards), "reward_timeout": timeout}
+    changes["eval_threshold"] = options.pop("threshold", None)
+    found = examine(config(**changes), judges, problems, **options)
+    assert all(finding.means and finding.do for finding in found)
+    return found
+
+
+def said(found: list[Finding]) -> list[tuple[str, str]]:
+    """(level, what) without the problems that are named as an example."""
+    return [(finding.level, finding.what.partition(" (")[0]) for finding in found]
+
+
 def test_a_gold_with_a_comma_is_out_of_reach_of_the_published_reward():
-    problems = [problem("18"), problem("1,080"), problem("-7")]
-    graders, _ = examine((PUBLISHED, OURS), (), problems, timeout=PATIENCE)
-    assert {grader.name: grader.never for grader in graders} == {PUBLISHED: ("1,080", "-7"), OURS: ()}
-    assert all(grader.graded == 3 for grader in graders)
-
-
-def test_who_reads_answers_and_who_only_looks_at_the_form():
-    graders, _ = examine(("gsm8k.format", OURS), (), [problem("18"), problem("20")], timeout=PATIENCE)
-    assert {grader.name: grader.reads_answers for grader in graders} == {"gsm8k.format": False, OURS: True}
+    golds = [problem(gold) for gold in ("1,080", "-7", *map(str, range(20, 38)))]
+    (finding,) = look((PUBLISHED, OURS, FORMAT), (), golds)
+    assert finding.level == "warning"
+    assert finding.what.startswith(f"{PUBLISHED} grants nothing to 10.00% of the gold answers (2 of 20: '")
+    assert "1,080" in finding.what and "-7" in finding.what
+    (many,) = look((PUBLISHED,), (), golds[:5])
+    assert many.level == "sure" and "40.00%" in many.what
 
 
 def test_where_training_and_evaluation_part():
-    problems = [problem("18"), problem("20"), problem("1,080")]
-    _, apart = examine((PUBLISHED,), (OURS, "gsm8k.format"), problems, timeout=PATIENCE)
-    cases = {case.writing: case for case in apart}
-    two_lines = cases["an answer line with a wrong number, then the right one"]
-    assert (two_lines.count, two_lines.probed, two_lines.earned) == (3, 3, False)
-    assert two_lines.text == "#### The final answer is 19\n#### The final answer is 18"
-    assert (cases["the answer line alone"].count, cases["the answer line alone"].answer) == (1, "1,080")
+    found = look((PUBLISHED,), (OURS, FORMAT), [problem("18"), problem("20"), problem("1,080")])
+    lines = [finding.what for finding in found]
+    (two_lines,) = [line for line in lines if ": an answer line with a wrong number, then the right one (" in line]
+    assert two_lines.startswith(f"{PUBLISHED} does not pay for what {OURS} counts as right: ")
+    assert "(3 of 3 answers tried), such as '#### The final answer is " in two_lines
+    (comma,) = [line for line in lines if ": the answer line alone (" in line]
+    assert comma.endswith("(1 of 3 answers tried), such as '#### The final answer is 1,080' for '1,080'")
 
 
 def test_a_sign_that_is_not_read_shows():
-    _, apart = examine((OURS,), (PUBLISHED,), [problem("-7"), problem("18")], timeout=PATIENCE)
-    assert ("the worked solution", True) in [(case.writing, case.earned) for case in apart]
+    found = said(look((OURS,), (PUBLISHED,), [problem("-7"), problem("18")]))
+    assert ("warning", f"{OURS} pays for what {PUBLISHED} counts as wrong: the worked solution") in found
 
 
-def test_equal_graders_never_part():
-    assert examine((OURS,), (OURS, "gsm8k.format"), [problem("1,080"), problem("-7")], timeout=PATIENCE)[1] == ()
-
-
-def test_a_reward_that_only_looks_at_the_form_is_not_compared():
-    assert examine(("gsm8k.format",), (OURS,), [problem("18")], timeout=PATIENCE)[1] == ()
+def test_equal_graders_never_part_and_one_of_the_form_is_not_compared():
+    assert look((OURS,), (OURS, FORMAT), [problem("1,080"), problem("-7")]) == []
+    assert look((FORMAT,), (OURS,), [problem("18")]) == []
 
 
 @pytest.mark.parametrize("broken_on", ["some", "all"])
@@ -69,16 +78,16 @@ def test_a_reward_that_fails_on_every_text_shows_with_its_reason(monkeypatch, br
         return [format_values, [None if broken_on == "all" or "19" in text else 1.0 for text in completions]]
 
     monkeypatch.setattr(RewardRunner, "score", fail)
-    graders, _ = examine(("gsm8k.format", OURS), (), [problem("18"), problem("19")], timeout=PATIENCE)
-    assert [grader.fails for grader in graders] == ["", "it broke" if broken_on == "all" else ""]
+    found = look((FORMAT, OURS), (), [problem("18"), problem("20")])
+    assert said(found) == [("sure", f"{OURS} fails on every text it was tried on: it broke")] * (broken_on == "all")
 
 
 def test_ways_to_write_a_right_answer_are_right_but_where_they_say_so():
+    odd = {*check_graders.OTHER_FORMS, "no #### before the answer", "an equation on the answer line"}
     for answer in ("18", "1,080", "1080", "-7"):
         for writing, text in writings(problem(answer)).items():
             right = gsm8k.correctness(text, problem(answer)) == 1.0
-            odd = writing in ("no #### before the answer", "an equation on the answer line")
-            assert right == (not odd and "wrong answer" not in writing), (answer, writing)
+            assert right == (writing not in odd and "wrong answer" not in writing), (answer, writing)
 
 
 def test_running_on_is_tried_where_nothing_stops_it():
@@ -95,11 +104,9 @@ def test_c67_no_other_number_is_taken_for_a_right_answer(gold):
 
 
 def test_c67_the_doctor_names_golds_that_are_not_one_number():
-    golds = ("3,4", "18", "12,5", "1_000")
-    ((grader,), _) = examine((OURS,), (), [problem(gold) for gold in golds], timeout=PATIENCE)
-    assert grader.never == ("3,4", "12,5", "1_000")
-    (finding,) = out_of_reach(config(rewards=(OURS,), reward_weights=(1.0,)), facts(graders=(grader,)))
-    assert "75.00% of the gold answers (3 of 4: '3,4', '12,5', '1_000')" in finding.what
+    (finding,) = look((OURS,), (), [problem(gold) for gold in ("3,4", "18", "12,5", "1_000")])
+    assert finding.what.startswith(f"{OURS} grants nothing to 75.00% of the gold answers (3 of 4: ")
+    assert all(repr(gold) in finding.what for gold in ("3,4", "12,5", "1_000"))
     assert finding.do.startswith("Write each gold as one number")
 
 
@@ -115,16 +122,14 @@ def test_c71_a_judge_that_gives_a_part_only_is_out_of_reach(monkeypatch, thresho
         lambda runner, texts, problems: [[PARTS.get(text, 0.0) for text in texts]] * len(runner.names),
     )
     monkeypatch.setattr(gsm8k.correctness, "full_value", full, raising=False)
-    judge = problem("18", solution="no")
-    graders, apart = examine((OURS,), (OURS,), [judge], timeout=PATIENCE, threshold=threshold)
-    assert [len(grader.never) for grader in graders] == [never]
-    assert (graders[0].needed, graders[0].highest) == (threshold or full, 0.5)
-    found = list(out_of_reach(config(rewards=(OURS,), reward_weights=(1.0,)), facts(graders=graders)))
-    assert len(found) == never
-    for finding in found:
-        assert "gsm8k.correctness grants less than 1 to 100.00% of the gold answers" in finding.what
+    found = look((OURS,), (OURS,), [problem("18", solution="no")], threshold=threshold)
+    parts = [finding for finding in found if "grants" in finding.what]
+    assert len(parts) == never
+    for finding in parts:
+        assert finding.what.startswith(f"{OURS} grants less than 1 to 100.00% of the gold answers")
         assert finding.do.endswith("beside the function: correctness.full_value = 0.5, or --eval_threshold.")
-    assert not never or {case.earned for case in apart} == {True}  # training pays in full for what is not right
+    for finding in found[never:]:  # training pays in full for what is not right
+        assert f"pays for what {OURS} counts as wrong" in finding.what and never
 
 
 def test_c71_where_both_pay_in_full_partial_credit_makes_no_disagreement(monkeypatch):
@@ -134,7 +139,7 @@ def test_c71_where_both_pay_in_full_partial_credit_makes_no_disagreement(monkeyp
             [parts.get(text, 0.05) for text in texts], [float(parts.get(text, 0.0) == 1.0) for text in texts]
         ],
     )  # fmt: skip
-    assert examine((PUBLISHED,), (OURS,), [problem("18", solution="no")], timeout=PATIENCE)[1] == ()
+    assert look((PUBLISHED,), (OURS,), [problem("18", solution="no")]) == []
 
 
 @pytest.mark.parametrize(("gold", "wrong"), [("18", "19"), ("1,080", "1081"), ("-7", "-6"), ("x", "12345")])
@@ -153,7 +158,7 @@ def grade_by(monkeypatch, **rewards) -> list[str]:
             called.append(text)
         return [[rewards[n](t, p) for t, p in zip(completions, problems, strict=True)] for n in runner.names]
 
-    monkeypatch.setattr(probes, "full_value", lambda name: 1.0)
+    monkeypatch.setattr(check_graders, "full_value", lambda name: 1.0)
     monkeypatch.setattr(RewardRunner, "score", score)
     monkeypatch.setattr(RewardRunner, "__init__", lambda runner, names, timeout: vars(runner).update(
         names=names, timeout=timeout, first_errors={}, _process=None))  # fmt: skip
@@ -169,32 +174,30 @@ def test_c65_a_slow_reward_is_looked_at_as_long_as_time_allows_and_that_is_said(
 
     def slow(text, problem):
         now[0] += 1
-        return 1.0
+        return 0.0
 
-    monkeypatch.setattr(probes.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(check_graders.time, "monotonic", lambda: now[0])
     called = grade_by(monkeypatch, slow=slow)
-    graders, _ = examine(("slow",), (), MANY, 60.0, seconds=40.0)
-    assert 40 <= len(called) <= 42 and 2 <= graders[0].graded <= 8
-    assert capsys.readouterr().err == (
-        f"rewards: calls are slow: the doctor looked at {graders[0].graded} of 500 problems\n"
-    )
+    (finding,) = look(("slow",), (), MANY, 60.0, seconds=40.0)
+    assert 40 <= len(called) <= 49 and "slow grants nothing to 100.00% of the gold answers (4 of 4: " in finding.what
+    assert capsys.readouterr().err == "rewards: calls are slow: the doctor looked at 4 of 500 problems\n"
     now[0], called[:] = 0.0, []
-    assert examine(("slow",), (), MANY, 60.0, seconds=3.0) == ((), ()) and len(called) <= 5
+    assert look(("slow",), (), MANY, 60.0, seconds=3.0) == [] and len(called) <= 9
 
 
 def test_c65_a_stop_that_is_asked_for_ends_the_look(monkeypatch, capsys):
     """Kind: as above; a signal waited for all of it."""
-    called = grade_by(monkeypatch, quick=lambda text, problem: 1.0)
-    assert examine(("quick",), (), MANY, 5.0, should_stop=lambda: len(called) >= 100) != ((), ())
-    assert len(called) == 100 and capsys.readouterr().err == ""
+    called = grade_by(monkeypatch, quick=lambda text, problem: 0.0)
+    (finding,) = look(("quick",), (), MANY, 5.0, should_stop=lambda: len(called) >= 100)
+    assert len(called) == 100 and f"({100 // 9} of {100 // 9}: " in finding.what and capsys.readouterr().err == ""
 
 
 def test_c65_a_quick_reward_is_looked_at_in_full_and_asked_no_text_twice(monkeypatch, capsys):
     """Kind: as above."""
-    called = grade_by(monkeypatch, quick=lambda text, problem: 1.0)
-    graders, _ = examine(("quick",), (), MANY, 5.0)
-    assert graders[0].graded == 500 and capsys.readouterr().err == ""
-    assert len(called) < 500 * 4 + probes.PROBED * 8
+    called = grade_by(monkeypatch, quick=lambda text, problem: 0.0)
+    (finding,) = look(("quick",), (), MANY, 5.0)
+    assert "(500 of 500: " in finding.what and capsys.readouterr().err == ""
+    assert len(called) == sum(len({*writings(problem).values()}) for problem in MANY)
 
 
 def test_c65_a_call_that_the_look_has_no_time_for_is_no_failure(monkeypatch):
@@ -204,14 +207,14 @@ def test_c65_a_call_that_the_look_has_no_time_for_is_no_failure(monkeypatch):
     def cut(text, problem):
         now[0] += 20.0
 
-    monkeypatch.setattr(probes.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(check_graders.time, "monotonic", lambda: now[0])
     grade_by(monkeypatch, cut=cut)
-    assert examine(("cut",), (), MANY, 60.0, seconds=15.0) == ((), ())
+    assert look(("cut",), (), MANY, 60.0, seconds=15.0) == []
 
 
 def test_c65_a_real_worker_is_left_before_its_next_call():
     """Kind: as above."""
-    runner = probes._Bounded([OURS], PATIENCE)
+    runner = check_graders._Bounded([OURS], PATIENCE)
     replies = iter([False, False, True])
     runner.late = lambda: next(replies)
     with pytest.raises(TimeoutError):
@@ -234,16 +237,19 @@ def test_c66_a_task_of_another_form_is_not_probed_in_ours(monkeypatch):
     contains = {"json": as_json, "part": lambda text, problem: 0.05 if problem.answer in text else 0.0}
     grade_by(monkeypatch, **contains)
     problems = [Problem("Q", json.dumps({"answer": i}), {"stop": []}) for i in range(9)]
-    graders, apart = examine(("part", "json"), ("json",), problems, 5.0)
-    assert apart == () and all(grader.never == () and grader.reads_answers for grader in graders)
+    assert look(("part", "json"), ("json",), problems, 5.0) == []
 
 
 def test_c66_the_solution_of_the_data_shows_the_form(monkeypatch):
     """Kind: as above. What earns a reward only as the data's own solutions are written is within reach."""
     grade_by(monkeypatch, boxed=lambda text, problem: float(text.endswith(f"\\boxed{{{problem.answer}}}")))
-    problems = [problem(str(i), solution=f"so \\boxed{{{i}}}") for i in range(9)]
-    ((grader,), _) = examine(("boxed",), (), problems, 5.0)
-    assert grader.never == () and not grader.reads_answers
+    assert look(("boxed",), (), [problem(str(i), solution=f"so \\boxed{{{i}}}") for i in range(9)], 5.0) == []
+
+
+def test_c66_a_reward_whose_form_is_unknown_is_no_warning_at_the_start(monkeypatch):
+    """Kind: as above. Nothing that is tried earns it: it may be of another form, or a penalty."""
+    grade_by(monkeypatch, penalty=lambda text, problem: -len(text) / 1000)
+    assert [finding.level for finding in look(("penalty",), (), MANY[:9], 5.0)] == ["note"]
 
 
 def test_c66_an_equation_is_no_way_to_write_a_text():
@@ -255,7 +261,5 @@ def test_c66_an_equation_is_no_way_to_write_a_text():
 @pytest.mark.skipif("GRPO_TEST_DATA" not in os.environ, reason="needs GRPO_TEST_DATA, a directory with gsm8k/")
 def test_every_gold_of_gsm8k_is_within_reach_of_our_reward():
     path = str(Path(os.environ["GRPO_TEST_DATA"]) / "gsm8k")
-    problems = data.load("gsm8k", "test", path=path)
-    graders, _ = examine((OURS, "gsm8k.format", PUBLISHED), (), problems, timeout=PATIENCE)
-    assert [len(grader.never) for grader in graders[:2]] == [0, 0]
-    assert all("," in answer or "-" in answer for answer in graders[2].never) and len(graders[2].never) > 5
+    (finding,) = look((OURS, FORMAT, PUBLISHED), (), data.load("gsm8k", "test", path=path))
+    assert finding.what.startswith(f"{PUBLISHED} grants nothing to ") and " of 1319: " in finding.what
