@@ -80,7 +80,7 @@ def _groups(parameters: Sequence[nn.Parameter], config: Config) -> list[dict]:
 def _adamw(parameters: Sequence[nn.Parameter], config: Config) -> torch.optim.AdamW:
     groups, betas = _groups(parameters, config), (config.adam_beta1, config.adam_beta2)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
-    for p in parameters:
+    for p in [p for group in groups for p in group["params"]]:  # in the order in which torch would make them
         moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
     return optimizer
