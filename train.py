@@ -4,8 +4,8 @@
     python train.py --recipe recipes/X.yaml --seed 1       flags override the recipe
     torchrun --nproc_per_node 8 train.py --recipe ...      more processes, the same completions and updates
 
-`train` is the whole algorithm; each of its lines calls a function of one file. Left out: dynamic sampling, replay
-buffers and asynchronous rollouts.
+`train` is the whole algorithm; each of its lines calls a function of one file. Left out: replay buffers and
+asynchronous rollouts.
 """
 
 import sys
@@ -68,12 +68,12 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 sums, clock = Sums(), Clock(log.display.phase)
                 with clock("rollout"):
                     sampler.refresh(policy)
-                    drawn = collector.sample(step)
-                with clock("reward"):
-                    rollout = collector.reward(drawn)
+                rollout = collector.collect(step, clock)
+                learned = collector.choose(rollout, sums)
                 with clock("learn"):
                     budget = learner.max_tokens
-                    finite = learner.learn(rollout.batch, step, sums)
+                    finite = learner.learn(learned.batch, step, sums)
+                    learner.renew_reference(step)
                     keep_smaller(directory, config, budget, learner.max_tokens, log.display)
 
                 state = state.after(step, finite)

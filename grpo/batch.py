@@ -51,6 +51,17 @@ class Completions:
             **others,
         )
 
+    def told(self, max_new_tokens: int) -> dict[str, list]:
+        """{name: B values} of what a reward may ask for beside text and problem: see `rewards.TOLD`."""
+        lengths = self.completion_mask.sum(1).tolist()
+        rows = zip(self.completion_ids.tolist(), lengths, strict=True)
+        return {
+            "tokens": [ids[:length] for ids, length in rows],
+            "length": lengths,
+            "cap": [max_new_tokens] * len(lengths),
+            "finished": self.finished.tolist(),
+        }
+
     def select(self, prompts: Sequence[int], group_size: int) -> "Completions":
         """All completions of some prompts, in the given order.
 

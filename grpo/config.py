@@ -12,6 +12,7 @@ Left out: reading text (`options.py`), what `auto` means, and checking names of 
 such as `loss` or `data`. Those are looked up with `lookup` where their tables are.
 """
 
+import math
 import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
@@ -79,6 +80,10 @@ class Config:
     """Longest completion in tokens."""
     temperature: float = option(1.0, "> 0 and finite")
     """Sampling temperature; it divides the logits of policy, old policy and reference."""
+    flat_groups: Literal["keep", "drop", "refill"] = "keep"
+    """Groups whose advantages are all 0. drop: leave them out of learning. refill: also draw other prompts instead."""
+    max_refills: int = option(4, ">= 0")
+    """flat_groups refill: the most times that prompts_per_step further prompts are drawn in a step."""
 
     # Rewards.
     rewards: tuple[str, ...] = option(("gsm8k.format", "gsm8k.correctness"), distinct=True)
@@ -123,6 +128,12 @@ class Config:
     """Weight of the KL (nats per token); 0: no reference is loaded."""
     kl_in: Literal["loss", "reward"] = "loss"
     """loss: the KL is a term of the loss. reward: it is subtracted from each token's advantage, without gradient."""
+    reference_sync_every: int = option(0, ">= 0")
+    """Steps after which the reference of the KL is renewed from the policy; 0: never."""
+    reference_mix: float = option(1.0, "> 0 and <= 1")
+    """Share of the policy in a renewed reference, the rest is the old one; 1: a copy of the policy."""
+    entropy_coef: float = option(0.0, ">= 0 and finite")
+    """Weight of the entropy (nats per token), which is subtracted from the loss."""
     sampler_correction: str = "none"
     """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask,
     truncate_row, mask_row, veto, opsm."""
@@ -134,10 +145,14 @@ class Config:
     """Passes over the rollouts of a step."""
     minibatch_size: int = option(0, ">= 0")
     """Sequences in one update, a multiple of group_size; 0: all sequences of the step."""
+    kl_stop: float = option(math.inf, ">= 0")
+    """No further update in a step whose tokens have a mean k3 of old to current policy above this (nats); inf: off."""
     mask_truncated: bool = False
     """Leave completions that were cut at max_new_tokens out of the loss; they stay in the baseline."""
 
-    # Optimiser (AdamW) and memory.
+    # Optimiser and memory.
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """Of torch. muon: Muon for the matrices of the layers, AdamW for embeddings, head, norms and biases."""
     learning_rate: float = option(2e-4, ">= 0 and finite")
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -148,8 +163,12 @@ class Config:
     """Decay of the first moment."""
     adam_beta2: float = option(0.99, ">= 0 and < 1")
     """Decay of the second moment."""
+    sgd_momentum: float = option(0.0, ">= 0 and < 1")
+    """Momentum of sgd."""
+    muon_momentum: float = option(0.95, ">= 0 and < 1")
+    """Momentum of muon (Nesterov's)."""
     weight_decay: float = option(0.0, ">= 0 and finite")
-    """Decoupled weight decay."""
+    """Decoupled weight decay of matrices; sgd adds it to the gradient."""
     max_grad_norm: float = option(1.0, ">= 0 and finite")
     """A gradient with a larger norm is scaled down to this norm; 0: off."""
     max_tokens_per_microbatch: Literal["auto"] | int = option("auto", ">= 1", may_change=True, settled=True)

@@ -14,10 +14,11 @@ from grpo import distributed
 
 METRIC_NAMES = (
     ("step", "reward/mean", "reward/<term>", "reward/invalid", "reward/flat_groups")
-    + ("completion/length", "completion/truncated", "policy/entropy", "policy/kl", "policy/ratio_mean")
+    + ("rollout/refills", "rollout/dropped_groups")
+    + ("completion/length", "completion/truncated", "policy/entropy", "policy/kl", "policy/old_kl", "policy/ratio_mean")
     + ("policy/clip_fraction", "policy/sampler_gap_mean", "policy/sampler_gap_max", "policy/correction_ess")
-    + ("policy/correction_max", "policy/correction_masked", "optim/loss", "optim/grad_norm")
-    + ("optim/lr", "optim/skipped", "time/rollout", "time/reward", "time/learn", "time/step", "memory/peak_bytes")
+    + ("policy/correction_max", "policy/correction_masked", "optim/loss", "optim/grad_norm", "optim/lr")
+    + ("optim/updates", "optim/skipped", "time/rollout", "time/reward", "time/learn", "time/step", "memory/peak_bytes")
     + ("tokens/sampled", "tokens/computed")
 )
 

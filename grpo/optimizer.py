@@ -1,11 +1,16 @@
-"""AdamW for a policy, and the learning rate of each step. Left out: the step itself, with clipping (`update.py`)."""
+"""The optimiser of a policy (AdamW, SGD or Muon, all of torch), and the learning rate of each step.
+
+Left out: the step itself, with clipping (`update.py`).
+"""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from grpo.config import Config
+from grpo.policy import Policy
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -21,18 +26,86 @@ def learning_rate(config: Config, step: int) -> float:
     return config.learning_rate * factor
 
 
-def make_optimizer(policy: nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW over float32 master weights. Weight decay applies to matrices, not to vectors (norms, biases).
+def make_optimizer(policy: Policy, config: Config) -> torch.optim.Optimizer:
+    """The optimiser that the config names, over float32 master weights.
 
-    The moments are allocated here instead of in the first update, for three reasons: they do not fragment the memory,
-    the first step needs as much memory as the others, and a lack of memory shows before anything is sampled.
+    Weight decay applies to matrices, not to vectors (norms, biases). The moments are allocated here instead of in the
+    first update, for three reasons: they do not fragment the memory, the first step needs as much memory as the others,
+    and a lack of memory shows before anything is sampled.
     """
-    matrices = [p for p in policy.parameters() if p.ndim >= 2]
-    vectors = [p for p in policy.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    betas = (config.adam_beta1, config.adam_beta2)
+    parameters = list(policy.parameters())
+    if config.optimizer != "muon":
+        return {"adamw": _adamw, "sgd": _sgd}[config.optimizer](parameters, config)
+    ends = {policy.model.get_input_embeddings().weight, policy.model.get_output_embeddings().weight}
+    inner = [p for p in parameters if p.ndim == 2 and p not in ends]
+    others = [p for p in parameters if p.ndim != 2 or p in ends]
+    return Both(_muon(inner, config), _adamw(others, config))
+
+
+class Both(torch.optim.Optimizer):
+    """Two optimisers of different parameters as one: one state, one list of groups, one step."""
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        """Take over the state and the groups of the parts."""
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        for part in parts:
+            self.state.update(part.state)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give each part the state, and its groups. They are the same objects, so a new rate reaches the parts."""
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.state = self.state
+            part.param_groups = [next(groups) for _ in part.param_groups]
+
+    def step(self) -> None:
+        """Step all parts."""
+        for part in self.parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As any optimiser's."""
+        super().load_state_dict(state_dict)
+        self._hand_out()
+
+
+def _groups(parameters: Sequence[nn.Parameter], config: Config) -> list[dict]:
+    matrices = [p for p in parameters if p.ndim >= 2]
+    vectors = [p for p in parameters if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _adamw(parameters: Sequence[nn.Parameter], config: Config) -> torch.optim.AdamW:
+    groups, betas = _groups(parameters, config), (config.adam_beta1, config.adam_beta2)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
-    for p in matrices + vectors:
+    for p in [p for group in groups for p in group["params"]]:  # in the order in which torch would make them
         moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
     return optimizer
+
+
+def _sgd(parameters: Sequence[nn.Parameter], config: Config) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(_groups(parameters, config), lr=config.learning_rate, momentum=config.sgd_momentum)
+    if config.sgd_momentum:
+        _allocate_momentum(optimizer, parameters)
+    return optimizer
+
+
+def _muon(parameters: Sequence[nn.Parameter], config: Config) -> torch.optim.Muon:
+    """Its updates have the size of AdamW's (`match_rms_adamw`), so that both can share one learning rate."""
+    optimizer = torch.optim.Muon(
+        parameters,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=config.muon_momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    _allocate_momentum(optimizer, parameters)
+    return optimizer
+
+
+def _allocate_momentum(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    for p in parameters:
+        optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)}

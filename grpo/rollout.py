@@ -7,12 +7,14 @@ a resumed run continues without replaying earlier steps:
 - Prompt i of a step belongs to rank i mod world size.
 - The sampler's random numbers are hashes of counters, so no state is stored.
 
-Left out: filtering or resampling of flat groups, in which all advantages are 0.
+A group is flat if all its advantages are 0. `Collector.collect` may draw other prompts instead, and `Collector.choose`
+may leave flat groups out of learning. Left out: which prompts to prefer, and a memory of earlier steps.
 """
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,6 +68,10 @@ class Rollout:
     """[n,G]."""
     batch: Batch
     """What learning reads. Rows that are not valid, or truncated under `mask_truncated`, have an all-False mask."""
+
+    def flat(self) -> Tensor:
+        """[n] bool: groups whose advantages are all 0. Their surrogate has no gradient."""
+        return (self.advantages == 0).all(-1)
 
     def select(self, prompts: list[int]) -> "Rollout":
         """Some of the n prompts with all that belongs to them, in the given order. Advantages stay as they are."""
@@ -131,11 +137,56 @@ class Collector:
         self.trunk_ids = self.prompt_ids[0][: trunk_length(self.prompt_ids)]
         """The trunk: the token prefix that all prompts of the run share, such as few-shot exemplars."""
 
-    def sample(self, step: int) -> Drawn:
-        """Draw the step's prompts and sample completions of those that belong to this rank."""
-        config = self.config
-        chosen = draw_prompts(len(self.problems), config.prompts_per_step, config.seed, step)
-        index = list(range(distributed.rank(), len(chosen), distributed.world_size()))
+    def collect(
+        self, step: int, clock: Callable[[str], AbstractContextManager] = lambda phase: nullcontext()
+    ) -> Rollout:
+        """All that is drawn in a step: its prompts and, under `flat_groups: refill`, further ones. A collective call.
+
+        The number of refills depends on rewards alone, which all ranks know of all groups.
+
+        Args:
+            step: counted from 1.
+            clock: measures the phases `rollout` and `reward`; each is the sum over all draws.
+        """
+        parts: list[Rollout] = []
+        learnable = 0
+        for refill in range(1 + self.config.max_refills):
+            with clock("rollout"):
+                drawn = self.sample(step, refill)
+            with clock("reward"):
+                parts.append(self.reward(drawn))
+                if self.config.flat_groups != "refill":
+                    return parts[0]
+                learnable += len(learnable_groups(parts[-1]))
+            if learnable >= self.config.prompts_per_step:
+                break
+        return Rollout.join(parts)
+
+    def choose(self, rollout: Rollout, sums: Sums) -> Rollout:
+        """What is learned from: all groups, or the first `prompts_per_step` that are not flat. A collective call.
+
+        Args:
+            rollout: all that was drawn.
+            sums: the step's metrics; what was drawn and left out is counted there.
+        """
+        config, numbers = self.config, rollout.batch.prompt_index
+        if config.flat_groups == "keep":
+            return rollout
+        kept = set(learnable_groups(rollout)[: config.prompts_per_step])
+        chosen = rollout.select([i for i, number in enumerate(numbers) if number in kept])
+        sums.maximum("rollout/refills", max(numbers, default=0) // config.prompts_per_step)
+        sums.add("rollout/dropped_groups", len(rollout.valid) - len(chosen.valid))
+        return chosen
+
+    def sample(self, step: int, refill: int = 0) -> Drawn:
+        """Draw the step's prompts, or those of a refill, and sample completions of those that belong to this rank.
+
+        Prompt i of refill k has the number k * N + i in the step. So its random numbers are its own.
+        """
+        config, N = self.config, self.config.prompts_per_step
+        drawn = draw_prompts(len(self.problems), N, config.seed, step, refill)
+        chosen = dict(enumerate(drawn, start=refill * N))
+        index = [i for i in chosen if i % distributed.world_size() == distributed.rank()]
         prompt_ids = [self.prompt_ids[chosen[i]].tolist() for i in index]
         if index:
             completions = self.sampler.generate(
@@ -162,7 +213,8 @@ class Collector:
         config, completions = self.config, drawn.completions
         dtype, device = completions.sampling_logprobs.dtype, completions.completion_ids.device
         n, G, K = len(drawn.problems), config.group_size, len(config.rewards)
-        scored = self.runner.score(completions.texts, [problem for problem in drawn.problems for _ in range(G)])
+        asked = [problem for problem in drawn.problems for _ in range(G)]
+        scored = self.runner.score(completions.texts, asked, completions.told(config.max_new_tokens))
         values = [[torch.nan if value is None else value for value in term] for term in scored]
         reward_terms = torch.tensor(values, dtype=dtype).view(K, n, G)
         rewards = weighted_sum(reward_terms, config.reward_weights)
@@ -178,6 +230,12 @@ class Collector:
         mask = drawn.batch.completion_mask & keep[:, None]
         batch = replace(drawn.batch, completion_mask=mask, advantages=advantages.view(-1).to(device))
         return Rollout(drawn.problems, completions, reward_terms, rewards, valid, advantages, batch)
+
+
+def learnable_groups(rollout: Rollout) -> list[int]:
+    """The numbers in the step of the groups that are not flat, on all ranks, sorted. A collective call."""
+    here = [i for i, flat in zip(rollout.batch.prompt_index, rollout.flat().tolist(), strict=True) if not flat]
+    return sorted(number for rank in distributed.gather_objects(here) for number in rank)
 
 
 def choose_training(problems: list[Problem], prompt_ids: Sequence, config: Config) -> tuple[list[Problem], Sequence]:
@@ -212,7 +270,7 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     for name, term in zip(reward_names, rollout.reward_terms, strict=True):
         sums.add_where(f"reward/{name}", term, term.isfinite())
     sums.add("reward/invalid", (~valid).sum(), valid.numel())
-    sums.add("reward/flat_groups", (rollout.advantages == 0).all(-1).sum(), len(valid))
+    sums.add("reward/flat_groups", rollout.flat().sum(), len(valid))
     sums.add("completion/length", mask.sum(), len(mask))
     sums.add("tokens/sampled", mask.sum())
     sums.add("completion/truncated", (~rollout.completions.finished).sum(), len(mask))

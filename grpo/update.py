@@ -19,13 +19,13 @@ from grpo.batch import Batch
 from grpo.budget import Budget, Pass
 from grpo.config import Config, asked, constants, lookup
 from grpo.corrections import CORRECTIONS
-from grpo.kl import KL
+from grpo.kl import KL, k3
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
 from grpo.microbatch import Microbatch, cut_groups, distinct_tokens, empty
 from grpo.objective import objective
 from grpo.optimizer import learning_rate, make_optimizer
-from grpo.policy import Policy, scatter
+from grpo.policy import Policy, mix_in, scatter
 from grpo.weighting import WEIGHTINGS, count, count_groups
 
 
@@ -89,6 +89,7 @@ class Learner:
             group["lr"] = rate
         sums.add("optim/lr", rate, 1)
         sums.add("tokens/computed", distinct_tokens(batch))
+        sums.add("optim/updates", 0)  # `_step` counts
 
         order = config.minibatch_size, config.group_size, (config.seed, step)
         updates = [rows for epoch in range(config.num_epochs) for rows in cut_groups(batch, *order, epoch)]
@@ -97,7 +98,7 @@ class Learner:
             batch = replace(batch, old_logprobs=self._frozen_logprobs(self.module, whole))
         batch = self.with_ref_logprobs(batch, whole)
 
-        finite = True
+        finite, first = True, True
         for rows in updates:
             counts = self._counts(batch, rows)
             if counts["num_tokens"] == 0:
@@ -109,6 +110,10 @@ class Learner:
                     for micro in attempt:
                         # Not given a name: a loss that outlives a failed attempt would keep its activations in memory.
                         self.scaler.scale(self._loss(batch, micro, counts, of_update)).backward()
+            if not first and self._is_far(of_update):
+                self.policy.zero_grad(set_to_none=True)
+                break
+            first = False
             self._sum_gradients_over_ranks()
             sums.merge(of_update)
             sums.add("optim/loss", 0, int(distributed.is_main()))  # one update more
@@ -128,6 +133,16 @@ class Learner:
             return batch
         whole = whole or Pass(self.budget, batch)
         return replace(batch, ref_logprobs=self._frozen_logprobs(self.reference, whole))
+
+    @property
+    def moving_reference(self) -> nn.Module | None:
+        """The reference, if it changes in the run and so belongs into a checkpoint; else None."""
+        return self.reference if self.config.reference_sync_every else None
+
+    def renew_reference(self, step: int) -> None:
+        """Move the reference towards the policy, if that is due after this step."""
+        if self.moving_reference is not None and step % self.config.reference_sync_every == 0:
+            mix_in(self.reference, self.policy, self.config.reference_mix)
 
     def _refuse(self, batch: Batch) -> None:
         """Raise ValueError for a batch that can not be learned from."""
@@ -172,6 +187,8 @@ class Learner:
         facts["group_tokens"] = counts["group_tokens"][micro.rows]
         weights = self.weighting(mask, **asked(self.weighting, facts))
         loss = (weights * found.per_token_loss).sum()
+        if config.entropy_coef:
+            loss = loss - config.entropy_coef * (weights * entropy.where(mask, 0)).sum()
 
         sums.add("optim/loss", loss, 0)  # weight 0: `learn` counts each update once
         sums.add_where("policy/entropy", entropy, mask)
@@ -184,9 +201,15 @@ class Learner:
             sums.maximum("policy/correction_max", found.factor.where(mask, 0).max())
         sums.add_effective_size("policy/correction_ess", found.factor, mask)
         sums.add_where("policy/correction_masked", found.factor == 0, mask)
+        if part.old_logprobs is not None:
+            sums.add_where("policy/old_kl", k3(old_logprobs, logprobs.detach()), mask)
         if found.kl is not None:
             sums.add_where("policy/kl", found.kl, mask)
         return loss
+
+    def _is_far(self, of_update: Sums) -> bool:
+        """Whether the policy has moved further than `kl_stop` on an update's tokens, the same on all ranks."""
+        return self.config.kl_stop < torch.inf and of_update.reduce()["policy/old_kl"] > self.config.kl_stop
 
     @torch.no_grad()
     def _frozen_logprobs(self, model: nn.Module, whole: Pass) -> Tensor:
@@ -221,6 +244,7 @@ class Learner:
         finite = bool(norm.isfinite())
         if finite:
             sums.add("optim/grad_norm", norm, 1)
+            sums.add("optim/updates", int(distributed.is_main()))
         backed_off = not finite and self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if finite or self.scaler.is_enabled():
             self.scaler.step(self.optimizer)

@@ -3,6 +3,9 @@
 The name `gsm8k.format` means the function `format` of `rewards/gsm8k.py`. A new reward is a new public function in such
 a file. It may raise, hang or print, because `rewards/runner.py` calls it in another process. A function that is
 private, imported, takes other arguments or does not return a number is a helper and no reward.
+
+A reward may ask for more by naming an argument of `TOLD`: `short(completion, problem, *, length, cap)`. Every other
+argument needs a default.
 """
 
 import ast
@@ -13,6 +16,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+TOLD = ("tokens", "length", "cap", "finished")
+"""What a reward may ask for by the name of an argument:
+
+- tokens: list of int, the sampled token ids, with the one that ended the completion;
+- length: int, their number;
+- cap: int, the most tokens that there may be (`max_new_tokens`);
+- finished: bool, whether the completion ended by itself, with EOS or a stop string.
+"""
 NOT_REWARDS = {"__init__", "runner", "worker"}
 NUMBERS = {"float", "int", "bool", "None", "Optional", "Union", "Any", "SupportsFloat", "Real", "Number", "np", "numpy"}
 NUMBERS |= {"typing", "numbers", "float32", "float64", "Decimal", "decimal", "Fraction", "fractions", "Literal"}
@@ -47,6 +58,16 @@ def load(name: str) -> Callable:
     raise ValueError(f"rewards: {name!r} is not one of {', '.join(_known())}")
 
 
+def asks_for(reward: Callable) -> tuple[str, ...]:
+    """The names of `TOLD` that a reward asks for beside completion and problem."""
+    try:
+        parameters = list(inspect.signature(reward).parameters.values())[2:]
+    except (TypeError, ValueError):  # of something that is not written in Python
+        return ()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(p.name for p in parameters if p.name in TOLD and p.kind in named)
+
+
 def full_value(name: str) -> float:
     """What a reward gives to an answer that is wholly right: its attribute `full_value`, 1 where it has none.
 
@@ -70,11 +91,13 @@ def _known() -> list[str]:
 
 def _looks_like_a_reward(node: ast.FunctionDef) -> bool:
     arguments = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
-    needed = len(arguments) - len(node.args.defaults)
+    required = arguments[: len(arguments) - len(node.args.defaults)]
+    needed = len([name for i, name in enumerate(required) if i < 2 or name not in TOLD])
+    untold = [a.arg for a, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if default is None]
     named = arguments[:1] == ["completion"] or arguments[1:2] == ["problem"]
     annotated = [ast.unparse(argument.annotation or ast.Name("")) for argument in node.args.args]
     takes = (needed <= 2 <= len(arguments) and (named or "Problem" in annotated)) or node.args.vararg is not None
-    takes = takes and None not in node.args.kw_defaults  # keyword arguments that must be given
+    takes = takes and set(untold) <= set(TOLD)
     return takes and _is_number(ast.unparse(node.returns or ast.Name(""))) and not node.name.startswith("_")
 
 
@@ -87,9 +110,11 @@ def _why_a_helper(function: Callable) -> str:
     except (TypeError, ValueError):  # of something that is not written in Python
         return ""
     try:
-        signature.bind("completion", "problem")
+        signature.bind("completion", "problem", **dict.fromkeys(asks_for(function)))
     except TypeError:
-        return f"its arguments are {', '.join(signature.parameters) or 'none'}"
+        names = list(signature.parameters)
+        more = f"; beside the first two it may ask for {', '.join(TOLD)}" if len(names) > 2 else ""
+        return f"its arguments are {', '.join(names) or 'none'}{more}"
     if signature.return_annotation is inspect.Signature.empty:
         return ""
     returns = inspect.formatannotation(signature.return_annotation)

@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.problem import Problem
-from rewards import load
+from rewards import asks_for, load
 from rewards.worker import Reply
 
 START_SECONDS = 300
@@ -44,33 +44,37 @@ class RewardRunner:
         """
         if not 0 < timeout < 1e6:
             raise ValueError(f"reward_timeout is {timeout}: must be a number of seconds > 0 and < 1e6")
-        for name in names:
-            load(name)
+        self.asked = {name: asks_for(load(name)) for name in names}
         self.names = list(names)
         self.timeout = timeout
         self.failures: Counter[str] = Counter()
         self.first_errors: dict[str, str] = {}
         self._process: subprocess.Popen | None = None
 
-    def score(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[list[float | None]]:
+    def score(
+        self, completions: Sequence[str], problems: Sequence[Problem], told: Mapping[str, Sequence] | None = None
+    ) -> list[list[float | None]]:
         """Call every reward on every sample.
 
         Args:
           completions: B texts.
           problems: B problems; `problems[b]` is what `completions[b]` answers.
+          told: B values for each name of `rewards.TOLD` that is known; only what a reward asks for is sent to it.
 
         Returns:
           K lists of B values, in the order of `names`. None means that the call failed.
 
         Raises:
           RuntimeError: the worker cannot be started.
+          ValueError: a reward asks for what is not known.
         """
+        told = self._asked_of(told or {})
         B, num_calls = len(completions), len(self.names) * len(completions)
         assert len(problems) == B, (B, len(problems))
         values: list[float | None] = []
         try:
             while len(values) < num_calls:  # once, and again after each call that ended the worker
-                self._request(completions, problems, start=len(values))
+                self._request(completions, problems, told, start=len(values))
                 while self._process is not None and len(values) < num_calls:
                     value, reason, message = self._reply()
                     if reason:
@@ -98,16 +102,27 @@ class RewardRunner:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _request(self, completions: Sequence[str], problems: Sequence[Problem], start: int) -> None:
+    def _asked_of(self, known: Mapping[str, Sequence]) -> dict[str, list]:
+        """What the rewards ask for, of what is known."""
+        for reward, names in self.asked.items():
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"rewards: {reward!r} asks for {name!r}, which is not known of these texts")
+        return {name: list(known[name]) for names in self.asked.values() for name in names}
+
+    def _request(
+        self, completions: Sequence[str], problems: Sequence[Problem], told: dict[str, list], start: int
+    ) -> None:
         """Send the whole batch. The worker reads it before its first call, so sending does not wait for a call."""
+        batch = list(completions), list(problems), told, start
         if self._process is None:
             self._start()
         try:
-            self._connection.send((list(completions), list(problems), start))
+            self._connection.send(batch)
         except ConnectionError:  # the worker ended between two batches
             self.close()
             self._start()
-            self._connection.send((list(completions), list(problems), start))
+            self._connection.send(batch)
 
     def _reply(self) -> Reply:
         """The result of the current call. After a timeout, or if the worker ended, the worker is closed."""

@@ -3,7 +3,7 @@
 Its standard input is a socket to the runner. The protocol:
 
 - It receives (names, timeout, search path) and answers True.
-- For each batch (completions, problems, start) it sends one reply after each call.
+- For each batch (completions, problems, told, start) it sends one reply after each call.
 
 What a reward prints goes to standard error. The process ends when the socket closes, that is, when the runner's process
 ends. Left out: timeouts and what a failure means (`rewards/runner.py`).
@@ -14,11 +14,12 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from typing import Any
 
 from data.problem import Problem
-from rewards import load
+from rewards import asks_for, load
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to stop, the same as in `grpo/run/signals.py`; schedulers send them to every process."""
@@ -40,18 +41,19 @@ def main() -> None:
         rewards = [load(name) for name in names]
         connection.send(True)
         while True:
-            completions, problems, start = connection.recv()
+            completions, problems, told, start = connection.recv()
             for call in range(start, len(rewards) * len(completions)):
                 term, sample = divmod(call, len(completions))
-                connection.send(_call_within(2 * timeout, rewards[term], completions[sample], problems[sample]))
+                known = {name: told[name][sample] for name in asks_for(rewards[term])}
+                connection.send(_call_within(2 * timeout, rewards[term], completions[sample], problems[sample], known))
     except (EOFError, ConnectionError):
         return
 
 
-def grade(reward: Callable, completion: str, problem: Problem) -> Reply:
-    """Call a reward once. Only a crash of Python itself ends this process."""
+def grade(reward: Callable, completion: str, problem: Problem, told: Mapping[str, Any] | None = None) -> Reply:
+    """Call a reward once, with what it asks for beside the two. Only a crash of Python itself ends this process."""
     try:
-        value = reward(completion, problem)
+        value = reward(completion, problem, **(told or {}))
         if value is None:
             return None, "returned_none", "returned None"
         if isinstance(value, str | bytes | bytearray):  # float() would accept them

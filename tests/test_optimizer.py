@@ -1,9 +1,11 @@
 """The optimiser: which weights decay, and the learning rate of each step."""
 
 import pytest
+import torch
 
 from grpo.config import Config
 from grpo.optimizer import learning_rate, make_optimizer
+from grpo.run import checkpoint
 from tests.fakes.models import tiny_policy
 
 
@@ -29,3 +31,90 @@ def test_matrices_decay_and_vectors_do_not():
     assert {p.ndim for p in optimizer.param_groups[1]["params"]} == {1}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(policy.parameters()))
     assert all(group["betas"] == (0.8, 0.95) and group["lr"] == 3e-4 for group in optimizer.param_groups)
+
+
+def advance(policy, optimizer, steps: int, start: int = 0) -> None:
+    """Steps with random gradients, the same for the same numbers."""
+    for step in range(start, start + steps):
+        random = torch.Generator().manual_seed(step)
+        for p in policy.parameters():
+            p.grad = torch.randn(p.shape, generator=random, dtype=p.dtype)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 / (step + 1)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def same(one, other) -> bool:
+    return all(map(torch.equal, one.parameters(), other.parameters()))
+
+
+def test_sgd_without_momentum_moves_by_the_rate_times_the_gradient():
+    policy = tiny_policy(precision="fp64")
+    optimizer = make_optimizer(policy, Config(optimizer="sgd", learning_rate=0.3))
+    before = [p.detach().clone() for p in policy.parameters()]
+    gradients = [torch.full_like(p, 0.5) for p in before]
+    for p, gradient in zip(policy.parameters(), gradients, strict=True):
+        p.grad = gradient
+    optimizer.step()
+    for p, old, gradient in zip(policy.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(p.detach(), old - 0.3 * gradient, rtol=0, atol=1e-15)
+
+
+OPTIMIZERS = {
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
+    "sgd": {"optimizer": "sgd", "weight_decay": 0.1},
+    "sgd with momentum": {"optimizer": "sgd", "sgd_momentum": 0.9},
+    "muon": {"optimizer": "muon", "weight_decay": 0.1},
+}
+each = pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+@each
+def test_moments_are_made_at_once_and_are_those_of_torch(options):
+    policies = tiny_policy(), tiny_policy()
+    ours, torchs = (make_optimizer(policy, Config(**options)) for policy in policies)
+    held = {id(moment) for state in ours.state.values() for moment in state.values()}
+    torchs.state.clear()  # as it comes: filled in the first step
+    for policy, optimizer in zip(policies, (ours, torchs), strict=True):
+        advance(policy, optimizer, 3)
+    assert same(*policies)
+    assert {id(moment) for state in ours.state.values() for moment in state.values()} == held
+    assert bool(held) == (options != OPTIMIZERS["sgd"])
+
+
+@each
+def test_c30_saved_and_loaded_it_goes_on_to_the_bit(options, tmp_path):
+    policy, other = tiny_policy(), tiny_policy(seed=1)
+    optimizer, loaded = (make_optimizer(one, Config(**options)) for one in (policy, other))
+    advance(policy, optimizer, 2)
+    path = checkpoint.save(tmp_path, 2, policy, optimizer, {})
+    checkpoint.load(path, other, loaded)
+    for one, its in ((policy, optimizer), (other, loaded)):
+        advance(one, its, 2, start=2)
+    assert same(policy, other)
+    fresh = tiny_policy()
+    advance(fresh, make_optimizer(fresh, Config(**options)), 4)
+    assert same(policy, fresh)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_muon_is_for_the_matrices_of_the_layers_and_adamw_for_the_rest(tied):
+    policy, twin = (tiny_policy(tie_word_embeddings=tied) for _ in range(2))
+    optimizer = make_optimizer(policy, Config(optimizer="muon", learning_rate=1e-2, adam_beta2=0.9))
+    named = {id(p): name for name, p in policy.named_parameters()}
+    muon, *adamw = [{named[id(p)] for p in group["params"]} for group in optimizer.param_groups]
+    assert muon == {name for name in named.values() if "_proj.weight" in name}
+    assert adamw[0] == {"model.model.embed_tokens.weight"} | ({"model.lm_head.weight"} if not tied else set())
+    assert muon | adamw[0] | adamw[1] == set(named.values())
+
+    inner = [p for name, p in twin.named_parameters() if name in muon]
+    others = [p for name, p in twin.named_parameters() if name not in muon]
+    for p in twin.parameters():
+        p.grad = torch.ones_like(p)
+    torch.optim.Muon(inner, lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+    torch.optim.AdamW(others, lr=1e-2, betas=(0.9, 0.9), weight_decay=0.0, fused=True).step()
+    for p in policy.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert same(policy, twin)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,24 @@ def test_prompts_are_a_function_of_seed_and_step_and_epochs_differ():
 
 def test_more_prompts_in_a_step_than_problems():
     assert Counter(draw_prompts(3, 9, 0, 1)) == {0: 3, 1: 3, 2: 3}
+
+
+@pytest.mark.parametrize(("num_problems", "prompts_per_step"), [(12, 3), (10, 4), (3, 5)])
+def test_refills_take_every_other_problem_before_the_step_s_own(num_problems, prompts_per_step):
+    own = draw_prompts(num_problems, prompts_per_step, 0, 2)
+    refills = [draw_prompts(num_problems, prompts_per_step, 0, 2, k) for k in range(1, 6)]
+    assert {len(refill) for refill in refills} == {prompts_per_step}
+    stream = [problem for refill in refills for problem in refill]
+    others = num_problems - len(set(own))
+    assert set(stream[:others]) == set(range(num_problems)) - set(own)
+    assert sorted(stream[:num_problems]) == list(range(num_problems))
+
+
+def test_a_refill_is_a_function_of_seed_step_and_its_number():
+    seen = {tuple(draw_prompts(50, 8, seed, step, k)) for seed in (0, 1) for step in (1, 2) for k in (1, 2)}
+    assert len(seen) == 8 and tuple(draw_prompts(50, 8, 1, 2, 2)) in seen
+    of_all = {tuple(draw_prompts(8, 8, 0, step, 1)) for step in range(1, 6)}  # the step's own prompts are all there are
+    assert len(of_all) == 5
 
 
 SHOT = {"question": "1+1?", "solution": "1 + 1 = 2.", "answer": "2"}
@@ -127,7 +146,8 @@ class Runner:
     def __init__(self, *terms):
         self.terms = terms
 
-    def score(self, completions, problems):
+    def score(self, completions, problems, told):
+        self.told = told
         assert len(completions) == len(problems)
         pairs = list(zip(completions, problems, strict=True))
         return [[term(*pair) for pair in pairs] if callable(term) else list(term) for term in self.terms]
@@ -232,6 +252,16 @@ def test_c10_the_logged_reward_is_the_optimised_one_and_each_term_is_logged_too(
     assert metrics["reward/invalid"] == 0
 
 
+def test_rewards_are_told_how_each_completion_was_sampled():
+    runner = Runner(A, B)
+    made = collector(runner)
+    completions = made.reward(made.sample(1)).completions
+    ids, mask = completions.completion_ids, completions.completion_mask
+    assert runner.told["tokens"] == [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
+    assert runner.told["length"] == [len(row) for row in runner.told["tokens"]] and len(set(runner.told["length"])) > 1
+    assert runner.told["finished"] == completions.finished.tolist() and runner.told["cap"] == [12] * 12
+
+
 def test_combine_advantages_normalises_each_term_first():
     rollout = collector(Runner(A, B), combine="advantages").reward(collector(None).sample(1))
     terms = torch.tensor([A, B], dtype=torch.float32).view(2, 3, 4)
@@ -308,6 +338,45 @@ def test_c08_rollouts_are_selected_by_prompt_and_joined():
     assert [group(joined, i) for i in range(3)] == [group(one, 2), group(one, 0), group(other, 1)]
     assert len(joined.problems) == 3 and group(one, 2) != group(other, 2)
     assert measured(joined)["completion/length"] == joined.completions.completion_mask.sum() / 12
+
+
+def test_flat_groups_are_dropped_and_the_rest_is_as_it_was():
+    """Group 1 is flat. What is left keeps its number, so that minibatches find it."""
+    made = collector(Runner(A, B), flat_groups="drop", advantage="dr_grpo")
+    rollout, sums = made.collect(1), Sums()
+    chosen = made.choose(rollout, sums)
+    assert [group(chosen, i) for i in range(2)] == [group(rollout, 0), group(rollout, 2)]
+    assert chosen.batch.prompt_index == [0, 2] and len(rollout.problems) == 3
+    assert sums.reduce() == {"rollout/refills": 0, "rollout/dropped_groups": 1}
+    made.config = replace(made.config, flat_groups="keep")
+    assert made.choose(rollout, sums) is rollout
+
+
+def test_a_refill_has_prompts_and_uniforms_of_its_own_and_too_many_groups_are_cut(monkeypatch):
+    """Two of three groups are learnable in each draw: after one refill there are four, of which three are kept."""
+    made = collector(Runner(A, B), flat_groups="refill")
+    phases, generate, asked = [], made.sampler.generate, []
+    monkeypatch.setattr(made.sampler, "generate", lambda *a, **k: asked.append(k["prompt_index"]) or generate(*a, **k))
+
+    def clock(phase):
+        phases.append(phase)
+        return nullcontext()
+
+    rollout, sums = made.collect(1, clock), Sums()
+    assert phases == ["rollout", "reward"] * 2
+    assert rollout.batch.prompt_index == [0, 1, 2, 3, 4, 5] and asked == [[0, 1, 2], [3, 4, 5]]
+    chosen = [*draw_prompts(5, 3, 0, 1), *draw_prompts(5, 3, 0, 1, 1)]
+    assert rollout.problems == [PROBLEMS[i] for i in chosen]
+    assert made.choose(rollout, sums).batch.prompt_index == [0, 2, 3]
+    assert sums.reduce() == {"rollout/refills": 1, "rollout/dropped_groups": 3}
+
+
+def test_refills_end_at_their_number():
+    made = collector(Runner([0] * 12, [0] * 12), flat_groups="refill", max_refills=2)
+    rollout, sums = made.collect(1), Sums()
+    chosen = made.choose(rollout, sums)
+    assert len(rollout.problems) == 9 and chosen.problems == [] and len(chosen.batch.completion_ids) == 0
+    assert sums.reduce() == {"rollout/refills": 2, "rollout/dropped_groups": 9}
 
 
 def test_what_is_filled_in_before_the_rewards_is_learned_from():

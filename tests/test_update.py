@@ -600,3 +600,89 @@ def test_c54_what_a_step_can_not_be_learned_without_is_said():
             learner(policy).learn(replace(experience(), **{name: None}), 1, Sums())
     with pytest.raises(ValueError, match="group_size is 4: the batch has groups of 2"):
         learner(policy, group_size=4).learn(experience(), 1, Sums())
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_entropy_bonus_is_the_weighted_entropy_of_the_same_tokens(weighting):
+    """Against autograd through transformers' own logits. A row that is left out has no entropy to gain."""
+    policy, batch = tiny_policy(precision="fp64"), experience()
+    batch.completion_mask[3] = False
+    entropy, twin = plain(policy, experience())[1:]
+    counts = {"num_tokens": sum(LENGTHS) - LENGTHS[3], "num_sequences": 7, "max_new_tokens": 7}
+    weights = WEIGHTINGS[weighting](batch.completion_mask, **counts, dtype=torch.float64)
+    bonus = 0.3 * (weights * entropy).sum()
+    bonus.backward()
+    (without, plainly, _), (metrics, moved, _) = (
+        learn(copy.deepcopy(policy), batch, weighting=weighting, entropy_coef=coef) for coef in (0.0, 0.3)
+    )
+    assert metrics["optim/loss"] == pytest.approx(without["optim/loss"] - bonus.item(), rel=1e-9)
+    assert metrics["policy/entropy"] == without["policy/entropy"]
+    gained = {f"model.{name}": -p.grad for name, p in twin.named_parameters()}
+    assert_same({name: moved[name] - plainly[name] for name in moved}, gained)
+
+
+def test_a_uniform_policy_has_no_entropy_to_gain():
+    policy, batch = tiny_policy(precision="fp64"), experience()
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.zero_()
+    batch.advantages.zero_()
+    metrics, moved, _ = learn(policy, batch, entropy_coef=1.0)
+    assert metrics["policy/entropy"] == pytest.approx(math.log(V)) == -metrics["optim/loss"]
+    assert all(gradient.abs().max() < 1e-12 for gradient in moved.values())
+
+
+FAR = {"num_epochs": 4, "learning_rate": 0.005}
+
+
+def far(threshold: float, out: Path | None = None) -> tuple[dict, dict]:
+    """(metrics, movement) of a step of up to four updates, until the policy is further than a threshold."""
+    distributed.init("cpu", 120)
+    whole = experience()
+    here = list(range(distributed.rank(), len(whole.prompt_ids), distributed.world_size()))
+    metrics, moved, _ = learn(tiny_policy(precision="fp64"), whole.select(here), kl_stop=threshold, **FAR)
+    if out is not None:
+        torch.save((metrics, moved), f"{out}_{distributed.rank()}.pt")
+        distributed.shutdown()
+    return metrics, moved
+
+
+def distances() -> tuple[list[float], list[float]]:
+    """Mean k3 of old to current policy before updates 2, 3 and 4, over all rows, and before update 2 on two ranks."""
+    batch, found = experience(), []
+    mask = batch.completion_mask
+    old = plain(tiny_policy(precision="fp64"), batch)[0].detach()
+    for epochs in (1, 2, 3):
+        policy = tiny_policy(precision="fp64")
+        learn(policy, batch, **FAR | {"num_epochs": epochs})
+        ratio = plain(policy, batch)[0].detach() - old
+        found.append(ratio.exp() - 1 - ratio)
+    of_ranks = [found[0][rows][mask[rows]].mean().item() for rows in ([0, 1, 4, 5], [2, 3, 6, 7])]
+    return [k3[mask].mean().item() for k3 in found], of_ranks
+
+
+def test_updates_end_where_the_policy_has_moved_too_far():
+    measured, _ = distances()
+    assert 0 < measured[0] < measured[1] < measured[2]
+    for made, threshold in enumerate([0.0, *(1.001 * distance for distance in measured[:2])], start=1):
+        metrics, moved = far(threshold)
+        expected, gradient, _ = learn(tiny_policy(precision="fp64"), experience(), **FAR | {"num_epochs": made})
+        assert metrics["optim/updates"] == made == expected["optim/updates"]
+        assert_same(moved, gradient)
+    all_of_them = far(1.001 * measured[2])
+    assert all_of_them[0] == far(math.inf)[0] and all_of_them[0]["optim/updates"] == 4
+    assert all_of_them[0]["policy/old_kl"] == pytest.approx(sum(measured) / 4, rel=1e-9)
+
+
+def test_ranks_agree_on_the_update_that_they_stop_at(tmp_path):
+    """One rank is above the threshold alone and the other below; what counts is the mean over both."""
+    (together, *_), of_ranks = distances()
+    assert min(of_ranks) < 0.999 * together < 1.001 * together < max(of_ranks)
+    for name, threshold, made in (("above", 0.999 * together, 1), ("below", 1.001 * together, 2)):
+        out = tmp_path / name
+        ranks = runs.start_ranks(partial(far, threshold, out), 2, out)
+        assert [rank.wait() for rank in ranks] == [0, 0], [rank.stderr for rank in ranks]
+        expected, moved = far(threshold)
+        for rank in (0, 1):
+            there_metrics, there = torch.load(f"{out}_{rank}.pt")
+            assert there_metrics["optim/updates"] == expected["optim/updates"] == made
+            assert_same(there, moved)

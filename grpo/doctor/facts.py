@@ -122,10 +122,10 @@ def gather(
     evaluations = _evaluations(config, sets, errors)
     errors += wrong_algorithm(config) + _unknown_rewards(config)
     found: list[Finding] = []
-    if not errors:
-        judges = (config.eval_correct, config.eval_format) if evaluations and "." in config.eval_correct else ()
+    readers, judges = (None, []) if errors else _readers(config, bool(evaluations))
+    if readers is not None:
         seconds = min(LOOK_S, config.ddp_timeout / 4)  # the other ranks wait
-        found += examine(config, judges, seen, seconds=seconds, should_stop=should_stop)
+        found += examine(readers, judges, seen, seconds=seconds, should_stop=should_stop)
     if sentence := taken(config):
         errors.append(sentence)
     for sentence in errors:
@@ -225,6 +225,21 @@ def wrong_algorithm(config: Config) -> list[str]:
     if config.advantage in ADVANTAGES:
         lookups.append(partial(constants, ADVANTAGES[config.advantage], config, "advantage", FACTS))
     return _sentences(lookups)
+
+
+def _readers(config: Config, evaluates: bool) -> tuple[Config | None, list[str]]:
+    """The config with those rewards that judge a text alone, not how it was sampled; None: there are none.
+
+    Also such graders of evaluations, of which the first decides what is right.
+    """
+    judges = [config.eval_correct, config.eval_format] if evaluates and "." in config.eval_correct else []
+    asking = [name for name in (*config.rewards, *judges) if "." in name and rewards.asks_for(rewards.load(name))]
+    pairs = zip(config.rewards, config.reward_weights, strict=True)
+    kept = {name: weight for name, weight in pairs if name not in asking}
+    if config.eval_correct in asking:
+        judges = []
+    readers = replace(config, rewards=tuple(kept), reward_weights=tuple(kept.values())) if kept else None
+    return readers, [name for name in judges if name not in asking]
 
 
 def _unknown_rewards(config: Config) -> list[str]:

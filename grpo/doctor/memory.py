@@ -49,10 +49,15 @@ def updates_per_step(config: Config) -> int:
 def copies(config: Config, facts: Facts) -> dict[str, float]:
     """{what is as large as the model: its exact bytes in one process}."""
     size, whole = facts.sizes, _whole(config)
+    moments = {
+        "adamw": 2 * size.parameters,
+        "sgd": size.parameters if config.sgd_momentum else 0,
+        "muon": 2 * size.parameters - size.rounded,
+    }[config.optimizer]
     copy = _product(config) * size.rounded + whole * (size.parameters - size.rounded)
     head = _product(config) * size.vocabulary * size.width if config.device == "cuda" else 0  # of the sampler
     return {
-        "weights, gradient, two moments": 4 * whole * size.parameters,
+        "weights, gradient, moments": whole * (2 * size.parameters + moments),
         "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
         "reference": copy if config.kl_coef > 0 else 0,
         "sampler's copy": copy + head if _half(config) else 0,

@@ -37,12 +37,12 @@ class Grades:
 
 
 def check_graders(names: Sequence[str]) -> None:
-    """Raise ValueError if a name is neither in `GRADERS` nor a reward function `file.function`."""
+    """Raise ValueError if a name is neither in `GRADERS` nor a reward function `file.function` that can grade."""
     for name in names:
         if name not in GRADERS and "." not in name:
             raise ValueError(f"graders: {name!r} is not one of {', '.join(GRADERS)}, nor a reward file.function")
-        if "." in name:
-            rewards.load(name)
+        if "." in name and "tokens" in rewards.asks_for(rewards.load(name)):
+            raise ValueError(f"graders: {name!r} asks for 'tokens', and an evaluation keeps only their number")
 
 
 def grade(rows: Sequence[dict], options: EvalOptions) -> list[Grades]:
@@ -117,7 +117,10 @@ def _read(
     texts = [cut(row) if stop == "stop_string" else row["completion"] for row in rows]
     read = {name: list(map(grader, texts, problems)) for name, grader in GRADERS.items()}
     failures, partial = {}, {}
-    for name, scores in zip(runner.names, runner.score(texts, problems), strict=True):
+    told = _told(rows, stop)
+    if options.regrade is None:  # else the transcripts do not say
+        told["cap"] = [options.budget] * len(rows)
+    for name, scores in zip(runner.names, runner.score(texts, problems, told), strict=True):
         needed = rewards.full_value(name)
         if options.threshold is not None and name in options.graders:
             needed = options.threshold
@@ -136,18 +139,24 @@ def cut(row: dict) -> str:
     return text[: min((at for stop in row["stop"] if (at := text.find(stop)) >= 0), default=len(text))]
 
 
+def _told(rows: Sequence[dict], stop: str) -> dict[str, list]:
+    """What a reward may ask for (`rewards.TOLD`), of the texts under one stop policy; token ids are not kept."""
+    run_on = [row["stop_tokens"] is not None for row in rows]
+    finished = [row["ended"] == "eos" for row in rows]
+    lengths = [row["tokens"] for row in rows]
+    if stop == "stop_string":
+        finished = [one or other for one, other in zip(finished, run_on, strict=True)]
+        lengths = [row["stop_tokens"] or row["tokens"] for row in rows]
+    return {"length": lengths, "finished": finished}
+
+
 def _ends(rows: Sequence[dict], stop: str) -> dict:
     """How the texts end: `finished` by EOS or a stop string that counts, `run_on` if they contain a stop string."""
-    run_on = np.array([row["stop_tokens"] is not None for row in rows])
-    finished = np.array([row["ended"] == "eos" for row in rows])
-    tokens = [row["tokens"] for row in rows]
-    if stop == "stop_string":
-        finished = finished | run_on
-        tokens = [row["stop_tokens"] or row["tokens"] for row in rows]
+    told = _told(rows, stop)
     return {
-        "finished": float(finished.mean()),
-        "run_on": float(run_on.mean()),
-        "mean_tokens": float(np.mean(tokens)),
+        "finished": float(np.mean(told["finished"])),
+        "run_on": float(np.mean([row["stop_tokens"] is not None for row in rows])),
+        "mean_tokens": float(np.mean(told["length"])),
     }
 
 

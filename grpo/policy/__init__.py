@@ -6,7 +6,7 @@ Most other code needs only the names listed here. Left out: drawing completions 
 from grpo.policy.limits import positions_of, refuse_beyond_positions
 from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory
 from grpo.policy.model import Policy, scatter, token_logprobs
-from grpo.policy.reference import frozen_copy
+from grpo.policy.reference import frozen_copy, mix_in
 from grpo.policy.save import prepare_saving, save_model
 from grpo.policy.spec import head_sizes
 from grpo.policy.tokens import eos_ids, num_ids, special_tokens
@@ -19,6 +19,7 @@ __all__ = [
     "head_sizes",
     "load_policy",
     "load_shapes",
+    "mix_in",
     "model_directory",
     "num_ids",
     "positions_of",

@@ -1,10 +1,11 @@
 """The frozen reference of the KL, which is also what the sampler decodes with in half precision.
 
-Left out: when it is renewed; a run keeps the policy that it starts from.
+Left out: when it is renewed (`update.py`).
 """
 
 import copy
 
+import torch
 from torch import nn
 
 from grpo.policy.model import Policy
@@ -24,3 +25,13 @@ def frozen_copy(policy: Policy) -> Policy:
             if isinstance(module, nn.Linear) and module is not head:
                 module.to(policy.autocast_dtype)
     return frozen
+
+
+@torch.no_grad()
+def mix_in(reference: nn.Module, policy: nn.Module, share: float) -> None:
+    """Move a frozen copy towards the policy: ref <- share * policy + (1 - share) * ref, weight by weight.
+
+    With share 1 it becomes what `frozen_copy(policy)` is. Weights that are stored rounded are rounded after mixing.
+    """
+    for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
+        old.copy_(new if share == 1 else old.to(new.dtype).lerp(new, share))

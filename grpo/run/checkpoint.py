@@ -6,7 +6,8 @@ any moment leaves the last good one intact. Left out: what a run keeps in `state
 
     step_000010/model.safetensors   parameters and buffers; shared (tied) tensors are stored once
                 optimizer.pt        `optimizer.state_dict()`
-                state.json          step, the caller's state, sizes of the two files above, and check sums
+                reference.safetensors   the same of the reference of the KL, if it changes in the run
+                state.json          step, the caller's state, sizes of the files above, and check sums
 """
 
 import json
@@ -30,10 +31,16 @@ _NAME = re.compile(r"step_(\d{6,})(\.old)?")
 _MISFITS = (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 """What torch and safetensors raise for files of another model or version."""
 _FILES = ("model.safetensors", "optimizer.pt")
+_REFERENCE = "reference.safetensors"
 
 
 def save(
-    directory: str | Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    directory: str | Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    reference: nn.Module | None = None,
 ) -> Path:
     """Write the checkpoint of a step, and remove what a crash has left. An older one of the same step is replaced.
 
@@ -43,6 +50,7 @@ def save(
         model: the module itself, not its DistributedDataParallel wrapper.
         optimizer: the optimiser of its parameters.
         state: JSON values: counters, best result, scaler state. Floats come back exactly.
+        reference: of the KL; None if it stays what the run began with.
 
     Returns:
         The checkpoint's directory.
@@ -57,7 +65,10 @@ def save(
         new.mkdir(parents=True)
         safetensors.torch.save_model(model, str(new / "model.safetensors"))
         torch.save(optimizer.state_dict(), new / "optimizer.pt")
-        content = {"step": step, "state": state, "sizes": {name: (new / name).stat().st_size for name in _FILES}}
+        if reference is not None:
+            safetensors.torch.save_model(reference, str(new / _REFERENCE))
+        names = _FILES if reference is None else (*_FILES, _REFERENCE)
+        content = {"step": step, "state": state, "sizes": {name: (new / name).stat().st_size for name in names}}
         (new / "state.json").write_text(json.dumps(content | {"crc32": _check_sums(new, content)}, indent=1))
         give_usual_mode(new)
         for written in (*new.iterdir(), new):
@@ -81,8 +92,10 @@ def latest(directory: str | Path) -> Path | None:
     return complete[max(complete)] if complete else None
 
 
-def load(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a checkpoint's weights and optimiser state into `model` and `optimizer`, exactly to the bit.
+def load(
+    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, reference: nn.Module | None = None
+) -> dict[str, Any]:
+    """Load a checkpoint's weights and optimiser state into `model`, `optimizer` and `reference`, exactly to the bit.
 
     Returns:
         `state` as it was given to `save`, with `step` added.
@@ -98,6 +111,8 @@ def load(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         raise ValueError(f"{path} does not match its check sums; remove it to resume from the checkpoint before it")
     try:
         safetensors.torch.load_model(model, path / "model.safetensors")
+        if reference is not None:
+            safetensors.torch.load_model(reference, path / _REFERENCE)
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
     except _MISFITS as error:
         reason = " ".join(str(error).split())[:300]
@@ -106,15 +121,17 @@ def load(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     return content["state"] | {"step": content["step"]}
 
 
-def share(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def share(model: nn.Module, optimizer: torch.optim.Optimizer, reference: nn.Module | None = None) -> None:
     """Give every rank the weights and the optimiser state that rank 0 has loaded. A collective call.
 
     Args:
         model: the same on all ranks but for its numbers.
         optimizer: of its parameters, with the same names in its state.
+        reference: if it was loaded too.
     """
-    for tensor in model.state_dict().values():
-        distributed.broadcast_tensor(tensor)
+    for module in (model, reference) if reference is not None else (model,):
+        for tensor in module.state_dict().values():
+            distributed.broadcast_tensor(tensor)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     for group, theirs in zip(optimizer.param_groups, distributed.broadcast_object(groups), strict=True):
         group.update(theirs)
@@ -145,7 +162,7 @@ def _is_complete(path: Path) -> bool:
     """Whether `state.json` is readable, and the files have the sizes that it records."""
     try:
         sizes = json.loads((path / "state.json").read_text())["sizes"]
-        return all((path / name).stat().st_size == sizes[name] for name in _FILES)
+        return all((path / name).stat().st_size == sizes[name] for name in {*_FILES, *sizes})
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -153,7 +170,7 @@ def _is_complete(path: Path) -> bool:
 def _check_sums(path: Path, content: dict[str, Any]) -> dict[str, int]:
     """CRC-32 of each file, and of the contents of `state.json`: a disk or a copy may change bytes but no size."""
     sums = {"state.json": zlib.crc32(json.dumps([content.get(name) for name in ("step", "state")]).encode())}
-    for name in _FILES:
+    for name in content["sizes"]:
         sums[name] = 0
         with open(path / name, "rb") as file:
             while piece := file.read(1 << 24):

@@ -128,7 +128,8 @@ def say(sentence: object) -> None:
 
 
 _COUNTS = (  # written as integers
-    ("step", "optim/skipped", "memory/peak_bytes", "tokens/sampled", "tokens/computed", "eval/n", "eval/correct")
+    ("step", "rollout/refills", "rollout/dropped_groups", "optim/updates", "optim/skipped", "memory/peak_bytes")
+    + ("tokens/sampled", "tokens/computed", "eval/n", "eval/correct")
 )
 
 

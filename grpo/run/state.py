@@ -22,7 +22,7 @@ MAX_SKIPPED = 3
 
 @dataclass
 class State:
-    """What a checkpoint holds beside weights, optimiser and fp16's loss scaler."""
+    """What a checkpoint holds beside weights, optimiser, a reference that changes, and fp16's loss scaler."""
 
     step: int = 0
     """Number of steps done."""
@@ -44,6 +44,7 @@ class Learned(Protocol):
     policy: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    moving_reference: nn.Module | None
 
 
 class Stopped(Exception):
@@ -84,7 +85,8 @@ def save_state(directory: Path, learner: Learned, state: State, keep: int) -> No
     content = {**asdict(state), "scaler": learner.scaler.state_dict()}
 
     def write() -> None:
-        checkpoint.save(directory / "checkpoints", state.step, learner.policy, learner.optimizer, content)
+        parts = learner.policy, learner.optimizer, content, learner.moving_reference
+        checkpoint.save(directory / "checkpoints", state.step, *parts)
         checkpoint.prune(directory / "checkpoints", keep, state.best_step or None)
 
     distributed.on_main(write)
@@ -111,14 +113,14 @@ def restore_state(directory: Path, learner: Learned) -> State:
     def read() -> dict | None:
         if (path := newest()) is None:
             return None
-        content = checkpoint.load(path, learner.policy, learner.optimizer)
+        content = checkpoint.load(path, learner.policy, learner.optimizer, learner.moving_reference)
         _check(content, path / "state.json")
         return content | {"path": path}
 
     content = distributed.on_main(read)  # hosts need not share a disk: rank 0 reads, and the others receive
     if content is None:
         return State()
-    checkpoint.share(learner.policy, learner.optimizer)
+    checkpoint.share(learner.policy, learner.optimizer, learner.moving_reference)
     path = content.pop("path")
     try:
         learner.scaler.load_state_dict(content.pop("scaler"))

@@ -53,7 +53,7 @@ def test_the_summary_says_what_was_counted():
     assert "50 .. 100 .. 149 (min, median, max) tokens; limit max_new_tokens 256: 0 of 100 do not fit" in text
     assert "test, 8 shots: 1,319 problems, prompts up to 1000 tokens" in text
     assert "200 steps, 400 updates, 0.91 epochs of the 7,000 training problems" in text
-    assert "8.00 GB  weights, gradient, two moments" in text and "reference" not in text
+    assert "8.00 GB  weights, gradient, moments" in text and "reference" not in text
     assert "at most 65,536 tokens per step" in text
     assert "the data has none" in "\n".join(summary(config(), facts(solution_tokens=())))
 

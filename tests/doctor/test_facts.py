@@ -84,6 +84,20 @@ def test_what_would_stop_a_run_is_collected(model, tmp_path):
         assert any(said in error for error in errors), errors
 
 
+def test_a_reward_that_asks_how_a_text_was_sampled_is_not_tried_on_texts_of_ours(model, tmp_path, monkeypatch):
+    path, tried = write(tmp_path, [row(i) for i in range(3)], [row(7)]), []
+    monkeypatch.setattr("grpo.doctor.facts.examine", lambda made, judges, *_, **__: tried.append((made, judges)) or [])
+    asked = {"rewards": ("length.soft_overlong", "gsm8k.format"), "reward_weights": (3.0, 2.0)}
+    look(model, data="jsonl", data_path=path, **asked, eval_format="length.stop_properly")
+    ((made, judges),) = tried
+    assert (made.rewards, made.reward_weights, judges) == (("gsm8k.format",), (2.0,), ["gsm8k.correctness"])
+    look(model, data="jsonl", data_path=path, **asked, eval_correct="length.stop_properly")
+    assert tried[1][1] == []  # the first judge is the one that says what is right
+    alone = {"rewards": ("length.repetition",), "reward_weights": (1.0,)}
+    look(model, data="jsonl", data_path=path, **alone)
+    assert len(tried) == 2
+
+
 def test_a_run_of_that_name_is_in_the_way_unless_it_is_resumed(model, tmp_path):
     path = write(tmp_path, [row(i) for i in range(40)], [row(100)])
     (tmp_path / "run").mkdir()

@@ -67,7 +67,7 @@ def scored(monkeypatch):
     """Let reward functions give these values instead: {name: {text: value}}."""
 
     def by(values: dict[str, dict[str, float | None]]) -> None:
-        def score(runner, texts, problems):
+        def score(runner, texts, problems, told):
             runner.first_errors = dict.fromkeys(runner.names, "no number")
             return [[values[name][text] for text in texts] for name in runner.names]
 
@@ -91,6 +91,18 @@ def scored(monkeypatch):
 )
 def test_a_text_is_cut_exactly_at_its_first_stop_string(completion, stop, expected):
     assert grading.cut(row(completion, stop=stop)) == expected
+
+
+def test_a_reward_is_told_how_a_text_ended_under_each_stop_policy():
+    """One ran on to the limit, one ended by itself, one was cut; 128 tokens before the budget soft_overlong is full."""
+    rows = rows_of([RIGHT + NEXT, "x" * 71, "x" * 72], ended="limit")
+    rows[1]["ended"] = "eos"
+    cells = by_key(cells_of(rows, graders=("length.stop_properly", "length.soft_overlong"), budget=200))
+    counts = {(stop, grader[7:]): cell["correct"] for (_, _, stop, grader), cell in cells.items()}
+    assert counts["stop_string", "stop_properly"] == 2 and counts["eos", "stop_properly"] == 1
+    assert counts["stop_string", "soft_overlong"] == 3 and counts["eos", "soft_overlong"] == 2
+    with pytest.raises(ValueError, match=r"graders: 'length\.repetition' asks for 'tokens', and an evaluation keeps"):
+        grading.check_graders(["length.repetition"])
 
 
 def test_each_stop_policy_grades_its_own_text_and_counts_its_own_tokens():

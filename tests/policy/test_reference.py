@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo.policy import frozen_copy, token_logprobs
+from grpo.policy import frozen_copy, mix_in, token_logprobs
 from tests.fakes.models import tiny_policy
 from tests.policy.test_model import make_batch
 
@@ -42,3 +42,17 @@ def test_c26_only_what_autocast_rounds_anyway_is_stored_rounded():
             assert parameter.dtype == (torch.bfloat16 if "_proj" in name else torch.float32), name
         assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in frozen_copy(tiny_policy()).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_renewed_reference_is_a_new_copy_of_the_policy_or_lies_between(precision):
+    policy, other = tiny_policy(precision=precision), tiny_policy(precision=precision, seed=1)
+    reference, copy = frozen_copy(policy), frozen_copy(other)
+    before = [p.clone() for p in reference.parameters()]
+    mix_in(reference, other, 0.25)
+    for mixed, old, new in zip(reference.parameters(), before, other.parameters(), strict=True):
+        expected = 0.25 * new.detach() + 0.75 * old.float()
+        torch.testing.assert_close(mixed, expected.to(mixed.dtype))
+        assert not mixed.requires_grad
+    mix_in(reference, other, 1.0)
+    assert all(map(torch.equal, reference.parameters(), copy.parameters()))

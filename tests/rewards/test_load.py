@@ -50,6 +50,12 @@ FUNCTIONS = {
     "def helper(completion: str) -> float:\n    return 1.0": "its arguments are completion",
     "def helper(completion, problem, pattern):\n    return 1.0": "its arguments are completion, problem, pattern",
     "def helper(completion, problem, *, pattern):\n    return 1.0": "its arguments are completion, problem, pattern",
+    "def good(completion, problem, *, length, cap):\n    return 1.0": "",
+    "def good(completion, problem, tokens, finished, *, cache=9) -> float:\n    return 1.0": "",
+    "def helper(completion, problem, *, lenght):\n    return 1.0": "its arguments are completion, problem, lenght; "
+    "beside the first two it may ask for tokens, length, cap, finished",
+    "def helper(completion, problem, length, pattern):\n    return 1.0": "its arguments are completion, problem, "
+    "length, pattern; beside the first two",
     "def helper():\n    return 1.0": "its arguments are none",
     "def helper(completion: str, problem: Problem) -> str:\n    return completion": "it returns str",
     "def helper(completion, problem) -> tuple[str, bool]:\n    return '', True": "it returns tuple[str, bool]",
@@ -92,6 +98,13 @@ def test_c72_the_helpers_of_our_own_files_are_no_rewards():
     ]
     with pytest.raises(ValueError, match=r"'gsm8k\.marked_number' is a helper, not a reward \(its arguments are compl"):
         rewards.load("gsm8k.marked_number")
+
+
+def test_only_what_is_named_is_asked_for():
+    assert rewards.asks_for(lambda completion, problem, *, cap, other=1, tokens: 0) == ("cap", "tokens")
+    assert rewards.asks_for(lambda completion, problem, length, /, **finished: 0) == ()
+    assert rewards.asks_for(lambda tokens, length: 0) == ()  # the first two are the completion and the problem
+    assert rewards.asks_for(gsm8k.correctness) == rewards.asks_for(min) == ()
 
 
 def test_c71_a_reward_states_its_full_value(monkeypatch):

@@ -24,6 +24,12 @@ def obey(completion, problem):
     except ValueError:
         return globals()["_" + completion]()
 
+def long(completion, problem, *, length, cap=7):
+    return length / cap
+
+def ended(completion, problem, tokens, finished):
+    return len(tokens) if finished else globals()["_die"]()
+
 def gold(completion, problem):
     return float(problem.answer)
 
@@ -132,6 +138,19 @@ def test_every_term_grades_every_sample_in_order(start):
     assert runner.score(["18"], problems("18")) == [[18.0], [0.0], [18.0]]
     assert runner.score([], []) == [[], [], []]
     assert not runner.failures and not runner.first_errors
+
+
+def test_a_reward_is_told_what_it_asks_for_after_a_dead_worker_too(start):
+    runner = start(["probe.long", "probe.ended", "probe.obey"])
+    told = {"tokens": [[1], [2, 2], [3]], "length": [1, 2, 1], "cap": [4] * 3, "finished": [True, False, True]}
+    values = runner.score(["1", "2", "3"], problems(*"123"), told)
+    assert values == [[0.25, 0.5, 0.25], [1.0, None, 1.0], [1.0, 2.0, 3.0]]
+    assert runner.failures == {"died": 1}
+
+
+def test_a_reward_that_asks_for_what_is_not_known_is_named(start):
+    with pytest.raises(ValueError, match=r"rewards: 'probe\.long' asks for 'cap', which is not known of these texts"):
+        start(["probe.long"]).score(["1"], problems("1"), {"length": [1], "tokens": [[1]]})
 
 
 @pytest.mark.parametrize(

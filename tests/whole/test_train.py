@@ -319,7 +319,7 @@ def test_c30_c31_four_steps_are_two_and_two_and_nothing_is_sampled_twice(place, 
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         sample = train.Collector.sample
-        patch.setattr(train.Collector, "sample", lambda self, step: steps.append(step) or sample(self, step))
+        patch.setattr(train.Collector, "sample", lambda self, *step: steps.append(step[0]) or sample(self, *step))
         assert train.main(argv(place, name, **options, resume="auto")) == 0
     assert steps == [3, 4]
     assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
@@ -576,7 +576,7 @@ def test_what_a_reward_fails_of_on_another_rank_is_said_too(place):
 def _fail_on_rank_1() -> None:
     score = RewardRunner.score
 
-    def fail(runner, completions, problems):
+    def fail(runner, completions, problems, *told):
         runner.first_errors["gsm8k.format"] = "it broke"
         return score(runner, completions, problems)
 
