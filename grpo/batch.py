@@ -78,6 +78,12 @@ class Completions:
         return Completions(**_join(parts))
 
 
+def no_completions(device: torch.device) -> Completions:
+    """The completions of a rank without a prompt: no rows."""
+    empty = torch.zeros(0, 1, device=device, dtype=torch.float32)
+    return Completions(empty.long(), empty.bool(), empty[:, 0].bool(), empty, [])
+
+
 @dataclass
 class Batch:
     """The sequences of a step on one rank, ready for learning. Completion tensors are [B,T], right-padded.

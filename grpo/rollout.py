@@ -24,7 +24,7 @@ from torch import Tensor
 from data.problem import Problem
 from grpo import distributed
 from grpo.advantages import ADVANTAGES, combine, weighted_sum, whiten
-from grpo.batch import Batch, Completions
+from grpo.batch import Batch, Completions, no_completions
 from grpo.config import Config, asked, constants, lookup
 from grpo.dataloader import draw_prompts, encode_all, refuse_lengths, refuse_unequal, skip_long, stop_strings
 from grpo.files import write_lines
@@ -213,8 +213,8 @@ class Collector:
         config, completions = self.config, drawn.completions
         dtype, device = completions.sampling_logprobs.dtype, completions.completion_ids.device
         n, G, K = len(drawn.problems), config.group_size, len(config.rewards)
-        asked = [problem for problem in drawn.problems for _ in range(G)]
-        scored = self.runner.score(completions.texts, asked, completions.told(config.max_new_tokens))
+        of_row = [problem for problem in drawn.problems for _ in range(G)]
+        scored = self.runner.score(completions.texts, of_row, completions.told(config.max_new_tokens))
         values = [[torch.nan if value is None else value for value in term] for term in scored]
         reward_terms = torch.tensor(values, dtype=dtype).view(K, n, G)
         rewards = weighted_sum(reward_terms, config.reward_weights)
@@ -255,12 +255,6 @@ def choose_training(problems: list[Problem], prompt_ids: Sequence, config: Confi
         said = f"skip_long_prompts: {left_out} of {len(problems)} training prompts are left out"
         print(f"{said} (no token, or more than max_prompt_tokens, {limit})", file=sys.stderr, flush=True)
     return kept, encoded
-
-
-def no_completions(device: torch.device) -> Completions:
-    """The completions of a rank without a prompt: no rows."""
-    empty = torch.zeros(0, 1, device=device, dtype=torch.float32)
-    return Completions(empty.long(), empty.bool(), empty[:, 0].bool(), empty, [])
 
 
 def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:

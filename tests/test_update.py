@@ -609,7 +609,9 @@ def test_the_entropy_bonus_is_the_weighted_entropy_of_the_same_tokens(weighting)
     batch.completion_mask[3] = False
     entropy, twin = plain(policy, experience())[1:]
     counts = {"num_tokens": sum(LENGTHS) - LENGTHS[3], "num_sequences": 7, "max_new_tokens": 7}
-    weights = WEIGHTINGS[weighting](batch.completion_mask, **counts, dtype=torch.float64)
+    num_groups, group_tokens = count_groups(batch.completion_mask, batch.group_size)
+    facts = counts | {"num_groups": num_groups, "group_tokens": group_tokens, "dtype": torch.float64}
+    weights = WEIGHTINGS[weighting](batch.completion_mask, **asked(WEIGHTINGS[weighting], facts))
     bonus = 0.3 * (weights * entropy).sum()
     bonus.backward()
     (without, plainly, _), (metrics, moved, _) = (
