@@ -49,13 +49,13 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
         Stopped: after a signal, or after several updates without a finite gradient. The state is saved.
         ValueError: an option is wrong, or a step does not fit into memory.
     """
+    problems, prompt_ids = sets.problems("train", config.num_shots), sets.prompt_ids("train", config.num_shots)
     free = least_free(device)
     distributed.on_main(lambda: diagnose.refuse_unfit(config, sets, device, free))
     policy, tokenizer, reference, base = load(config, device)
     learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer, kernels=config.compile)
     with RewardRunner(config.rewards, config.reward_timeout) as rewards:
-        problems, prompt_ids = sets.problems("train", config.num_shots), sets.prompt_ids("train", config.num_shots)
         collector = Collector(config, problems, sampler, rewards, prompt_ids)
         final_dtype = look_ahead(config, sets, policy, tokenizer, device, signals)
         state = restore_state(directory, learner)
