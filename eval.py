@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
             result = distributed.on_main(lambda: regrade(chosen))
         else:
             chosen = settle(chosen, device)
-            with settings(device, chosen.precision), Signals() as signals:
+            with settings(device), Signals() as signals:
                 result = compare_models(chosen, device, chosen.precision, signals.asked)
     except Interrupted:
         say(f"stopped; the answers so far are in {chosen.out or 'eval'}, and the same command continues")

@@ -212,12 +212,11 @@ def main(argv: list[str]) -> int:
         if asked.check:
             code = check(settled(asked, sets, device, None), sets, device)
         else:
-            with Signals() as signals:
+            with Signals() as signals, settings(device):
                 before = distributed.on_main(lambda: begun(asked))
                 config = settled(asked, sets, device, before)
                 directory = distributed.on_main(lambda: open_directory(config, before))
-                with settings(device, config.precision):
-                    run(config, sets, directory, device, signals)
+                run(config, sets, directory, device, signals)
     except Stopped as reason:
         say(reason)
         code = reason.code

@@ -91,7 +91,7 @@ def ours(work: dict) -> dict:
     """
     asked = Work(**work)
     device = distributed.init(asked.device)
-    with settings(device, asked.dtype):
+    with settings(device):
         return timed(asked, device)
 
 

@@ -78,9 +78,8 @@ def main(argv: list[str]) -> int:
     chosen = options.parse(SampleOptions, argv, "grpo.sample")
     try:
         device = distributed.init(chosen.device)
-        chosen = settle(chosen, device)
-        with settings(device, chosen.precision):
-            completions = complete(chosen, device)
+        with settings(device):
+            completions = complete(settle(chosen, device), device)
     except (ValueError, OSError) as error:
         say(f"grpo.sample: error: {error}")
         return 2

@@ -94,10 +94,9 @@ def settle(
 
 
 @contextmanager
-def settings(device: torch.device, precision: str) -> Iterator[None]:
+def settings(device: torch.device) -> Iterator[None]:
     """Make the settings of the whole process for a computation, and take them back when it ends.
 
-    - Under fp64 the default dtype is float64.
     - On a CPU all operations are deterministic, and memory that was freed is kept for the next step.
     - Large tensors get large pages.
     - What compiling sets is taken back too.
@@ -105,8 +104,6 @@ def settings(device: torch.device, precision: str) -> Iterator[None]:
     on_cpu, fill = device.type == "cpu", torch.utils.deterministic
     was, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     with taken_back(), ExitStack() as at_end:
-        at_end.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float64 if precision == "fp64" else torch.float32)
         at_end.callback(torch.use_deterministic_algorithms, was, warn_only=warned)
         torch.use_deterministic_algorithms(on_cpu)
         at_end.callback(setattr, fill, "fill_uninitialized_memory", fill.fill_uninitialized_memory)

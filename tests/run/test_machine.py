@@ -74,18 +74,18 @@ def test_settings_of_the_process_are_taken_back(before, monkeypatch):
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
     untouched = seen()
-    with settings(CPU, "fp64"):
-        assert seen()[:4] == (torch.float64, True, False, False)
+    with settings(CPU):
+        assert seen()[:4] == (torch.float32, True, False, False)
         assert seen()[4] == untouched[4] | {"THP_MEM_ALLOC_ENABLE": "1"}
         compile_layers()
         assert seen()[5:] == ((False, False), False)
     assert seen() == untouched
-    with pytest.raises(KeyError), settings(GPU, "bf16"):
+    with pytest.raises(KeyError), settings(GPU):
         assert seen()[:4] == (torch.float32, False, False, False)
         raise KeyError
     assert seen() == untouched
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    with settings(CPU, "fp32"):
+    with settings(CPU):
         assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
 
@@ -104,10 +104,10 @@ def new_pages() -> int:
     return getrusage(RUSAGE_SELF).ru_minflt - before
 
 
-with settings(torch.device("cpu"), "fp32"):
+with settings(torch.device("cpu")):
     pass
 after = new_pages()
-with settings(torch.device("cpu"), "fp32"):
+with settings(torch.device("cpu")):
     print(new_pages(), after)
 """
 
