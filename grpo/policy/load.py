@@ -94,6 +94,7 @@ def _load_decoder(
 ) -> Policy:
     """Read the weights of a family that the decoder knows; raises as `load_policy`."""
     source = model_directory(path)
+    refuse_unsupported(model, tokenizer)  # before gigabytes are read
     with one_sentence(path):
         local = Path(source).is_dir()
         directory = Path(source) if local else weights.fetched(source, revision)
