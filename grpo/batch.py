@@ -171,6 +171,14 @@ class Batch:
             raise ValueError(f"join: the parts have the group sizes {sizes}; must be one and the same")
         return Batch(**_join(parts))
 
+    def refuse_unlearnable(self, group_size: int) -> None:
+        """Raise ValueError for a batch that can not be learned from, or that has groups of another size."""
+        for name in ("advantages", "sampling_logprobs"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: the batch has none, and a step can not be learned without them")
+        if self.prompt_ids and self.group_size != group_size:
+            raise ValueError(f"group_size is {group_size}: the batch has groups of {self.group_size}")
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on `device`."""
         return replace(self, **{name: value.to(device) for name, value in _tensors(self).items()})

@@ -7,12 +7,15 @@ rounding. Left out: a budget that fits into memory (`budget.py`), and what is co
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
+import torch
 
 from grpo import distributed
 from grpo.batch import Batch
 from grpo.tree import PackedTree, cut, pack, read_tokens, trie_size
+from grpo.weighting import count, count_groups
 
 
 @dataclass
@@ -110,3 +113,23 @@ def distinct_tokens(batch: Batch) -> int:
     rows = [read_tokens(prompt, row) for prompt, group in groups for row in group if row]
     everywhere = [row for rank in distributed.gather_objects(rows) for row in rank]
     return trie_size(everywhere) if distributed.is_main() else 0
+
+
+def counts_of(batch: Batch, rows: Sequence[int], group_size: int) -> dict[str, Any]:
+    """What the weights of an update are made from: its tokens, sequences and groups on all ranks. A collective call.
+
+    Args:
+        batch: this rank's.
+        rows: of the update, whole groups.
+        group_size: sequences of a group.
+
+    Returns:
+        `num_tokens`, `num_sequences` and `num_groups`, summed over ranks, and `group_tokens` [B] of this rank's rows.
+    """
+    mask = batch.completion_mask
+    num_groups, _ = count_groups(mask[rows], group_size)
+    here = torch.tensor([*count(mask[rows]), num_groups])
+    num_tokens, num_sequences, num_groups = distributed.all_sum(here).tolist()
+    group_tokens = count_groups(mask, group_size)[1]  # of all rows: a group is in one update
+    sums = {"num_tokens": num_tokens, "num_sequences": num_sequences, "num_groups": num_groups}
+    return sums | {"group_tokens": group_tokens}

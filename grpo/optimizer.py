@@ -1,6 +1,6 @@
 """The optimiser of a policy (AdamW, SGD or Muon, all of torch), and the learning rate of each step.
 
-Left out: the step itself, with clipping (`update.py`).
+Left out: when a step is made (`update.py`).
 """
 
 import math
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from grpo import distributed
 from grpo.config import Config
+from grpo.metrics import Sums
 from grpo.policy import Policy
 
 
@@ -109,3 +111,34 @@ def _muon(parameters: Sequence[nn.Parameter], config: Config) -> torch.optim.Muo
 def _allocate_momentum(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
     for p in parameters:
         optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+
+
+def clip_and_step(
+    policy: Policy, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float, sums: Sums
+) -> bool:
+    """Clip the gradient, step the optimiser and forget the gradient.
+
+    Args:
+        policy: with the summed gradients of an update.
+        optimizer, scaler: of the policy. The scaler is on in fp16 only.
+        max_grad_norm: a larger gradient is scaled down to this norm; 0: off.
+        sums: metrics of the step, to be added to.
+
+    Returns:
+        False if the step was skipped because the gradient was not finite. It does not count as skipped if the scaler
+        lowered its scale instead.
+    """
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm or torch.inf)
+    finite = bool(norm.isfinite())
+    if finite:
+        sums.add("optim/grad_norm", norm, 1)
+        sums.add("optim/updates", int(distributed.is_main()))
+    backed_off = not finite and scaler.is_enabled() and scaler.get_scale() > 1
+    if finite or scaler.is_enabled():
+        scaler.step(optimizer)
+        scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    left_out = not finite and not backed_off
+    sums.add("optim/skipped", int(left_out and distributed.is_main()))
+    return not left_out

@@ -22,11 +22,11 @@ from grpo.corrections import CORRECTIONS
 from grpo.kl import KL, k3
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
-from grpo.microbatch import Microbatch, cut_groups, distinct_tokens, empty
+from grpo.microbatch import Microbatch, counts_of, cut_groups, distinct_tokens, empty
 from grpo.objective import objective
-from grpo.optimizer import learning_rate, make_optimizer
+from grpo.optimizer import clip_and_step, learning_rate, make_optimizer
 from grpo.policy import Policy, mix_in, scatter
-from grpo.weighting import WEIGHTINGS, count, count_groups
+from grpo.weighting import WEIGHTINGS
 
 
 class Learner:
@@ -45,9 +45,7 @@ class Learner:
                 option, or an `auto` is not resolved.
         """
         if config.max_tokens_per_microbatch == "auto":
-            raise ValueError(
-                "max_tokens_per_microbatch is 'auto': a Learner needs a number; `grpo.run.machine.settle` gives one"
-            )
+            raise ValueError("max_tokens_per_microbatch is 'auto': a Learner needs a number; `settle` gives one")
         self.config, self.policy, self.reference = config, policy, reference
         self.loss = lookup(LOSSES, config.loss, "loss")
         self.constants = constants(self.loss, config)
@@ -83,7 +81,7 @@ class Learner:
         Raises:
             ValueError: a single sequence needs more memory than there is, or the batch lacks what is learned from.
         """
-        self._refuse(batch)
+        batch.refuse_unlearnable(self.config.group_size)
         config, rate = self.config, learning_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -98,9 +96,9 @@ class Learner:
             batch = replace(batch, old_logprobs=self._frozen_logprobs(self.module, whole))
         batch = self.with_ref_logprobs(batch, whole)
 
-        finite, first = True, True
+        finite = first = True
         for rows in updates:
-            counts = self._counts(batch, rows)
+            counts = counts_of(batch, rows, config.group_size)
             if counts["num_tokens"] == 0:
                 continue
             update = whole if len(updates) == config.num_epochs else Pass(self.budget, batch, rows)
@@ -117,7 +115,7 @@ class Learner:
             self._sum_gradients_over_ranks()
             sums.merge(of_update)
             sums.add("optim/loss", 0, int(distributed.is_main()))  # one update more
-            finite &= self._step(sums)
+            finite &= clip_and_step(self.policy, self.optimizer, self.scaler, config.max_grad_norm, sums)
         return finite
 
     def with_ref_logprobs(self, batch: Batch, whole: Pass | None = None) -> Batch:
@@ -144,24 +142,6 @@ class Learner:
         if self.moving_reference is not None and step % self.config.reference_sync_every == 0:
             mix_in(self.reference, self.policy, self.config.reference_mix)
 
-    def _refuse(self, batch: Batch) -> None:
-        """Raise ValueError for a batch that can not be learned from."""
-        for name in ("advantages", "sampling_logprobs"):
-            if getattr(batch, name) is None:
-                raise ValueError(f"{name}: the batch has none, and a step can not be learned without them")
-        if batch.prompt_ids and batch.group_size != self.config.group_size:
-            raise ValueError(f"group_size is {self.config.group_size}: the batch has groups of {batch.group_size}")
-
-    def _counts(self, batch: Batch, rows: list[int]) -> dict[str, Any]:
-        """The tokens, sequences and groups of an update, over all ranks: what its weights are made from."""
-        mask, group_size = batch.completion_mask, self.config.group_size
-        num_groups, _ = count_groups(mask[rows], group_size)
-        here = torch.tensor([*count(mask[rows]), num_groups])
-        num_tokens, num_sequences, num_groups = distributed.all_sum(here).tolist()
-        group_tokens = count_groups(mask, group_size)[1]  # of all rows: a group is in one update
-        sums = {"num_tokens": num_tokens, "num_sequences": num_sequences, "num_groups": num_groups}
-        return sums | {"group_tokens": group_tokens}
-
     def _loss(self, batch: Batch, micro: Microbatch, counts: dict[str, Any], sums: Sums) -> Tensor:
         """The micro-batch's share of the update's loss. Its share of the metrics is added to `sums`."""
         config, part = self.config, batch.take(micro.rows)
@@ -183,8 +163,8 @@ class Learner:
             kl_coef=config.kl_coef,
             kl_in=config.kl_in,
         )
-        facts = counts | {"max_new_tokens": config.max_new_tokens, "dtype": logprobs.dtype}
-        facts["group_tokens"] = counts["group_tokens"][micro.rows]
+        of_rows = {"group_tokens": counts["group_tokens"][micro.rows]}
+        facts = counts | of_rows | {"max_new_tokens": config.max_new_tokens, "dtype": logprobs.dtype}
         weights = self.weighting(mask, **asked(self.weighting, facts))
         loss = (weights * found.per_token_loss).sum()
         if config.entropy_coef:
@@ -207,9 +187,9 @@ class Learner:
             sums.add_where("policy/kl", found.kl, mask)
         return loss
 
-    def _is_far(self, of_update: Sums) -> bool:
+    def _is_far(self, update: Sums) -> bool:
         """Whether the policy has moved further than `kl_stop` on an update's tokens, the same on all ranks."""
-        return self.config.kl_stop < torch.inf and of_update.reduce()["policy/old_kl"] > self.config.kl_stop
+        return self.config.kl_stop < torch.inf and update.reduce()["policy/old_kl"] > self.config.kl_stop
 
     @torch.no_grad()
     def _frozen_logprobs(self, model: nn.Module, whole: Pass) -> Tensor:
@@ -236,20 +216,3 @@ class Learner:
         logprobs.sum().backward()
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, distributed.world_size())
-
-    def _step(self, sums: Sums) -> bool:
-        """Clip the gradient and step the optimiser. Returns False if skipped (gradient not finite), as `learn` does."""
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm or torch.inf)
-        finite = bool(norm.isfinite())
-        if finite:
-            sums.add("optim/grad_norm", norm, 1)
-            sums.add("optim/updates", int(distributed.is_main()))
-        backed_off = not finite and self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        if finite or self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        left_out = not finite and not backed_off
-        sums.add("optim/skipped", int(left_out and distributed.is_main()))
-        return not left_out
