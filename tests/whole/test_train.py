@@ -262,7 +262,7 @@ KILLS = {
     "sampling": ("grpo.sampler:Sampler.generate", 3),
     "rewarding": ("rewards.runner:RewardRunner.score", 3),
     "in a micro-batch": ("grpo.update:Learner._loss", 25),
-    "between minibatches": ("grpo.update:Learner._step", 14),
+    "between minibatches": ("grpo.update:clip_and_step", 14),
     "writing transcripts": ("train:write_transcripts", 4),
     "writing metrics": ("grpo.run.log:Log.write", 5),
     "evaluating": ("train:evaluate", 1),
@@ -412,7 +412,7 @@ def test_c59_a_signal_of_a_scheduler_finishes_the_step_and_saves(place, number):
 
 def _announced(number: int) -> None:
     signal.signal(number, signal.SIG_DFL)  # also where nohup has started the tests
-    at("grpo.update:Learner._step", 1, partial(send, number))
+    at("grpo.update:clip_and_step", 1, partial(send, number))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["sigint", "sigterm"])
@@ -420,7 +420,7 @@ def test_a_signal_finishes_the_step_saves_and_ends_well(finished, place, number)
     directory, _ = finished
     name = f"asked_{int(number)}"
     again = argv(place, name, **OPTIONS, resume="auto")
-    process = runs.start(again, place / name, before=asked_to_stop("grpo.update:Learner._step", 9, number))
+    process = runs.start(again, place / name, before=asked_to_stop("grpo.update:clip_and_step", 9, number))
     assert process.wait() == 0, process.stderr  # asked inside step 3, a step without a checkpoint of its own
     assert [line["step"] for line in metrics(place / name)] == [1, 2, 3]
     assert last_checkpoint(place / name) == "step_000003"
@@ -467,10 +467,10 @@ def test_what_learns_is_gone_before_the_group_it_sums_over(place, monkeypatch):
     def ask(learner, *arguments):
         learners.append(weakref.ref(learner))
         os.kill(os.getpid(), signal.SIGTERM)
-        return step(learner, *arguments)
+        return learn(learner, *arguments)
 
-    step = Learner._step
-    monkeypatch.setattr(Learner, "_step", ask)
+    learn = Learner.learn
+    monkeypatch.setattr(Learner, "learn", ask)
     monkeypatch.setattr(distributed, "shutdown", lambda: alive.append(learners[0]()))
     gc.disable()
     try:
