@@ -286,6 +286,9 @@ ADVANTAGES = {
     "reinforce_pp_baseline": reinforce_pp_baseline,
 }
 
+FACTS = ("valid", "lengths", "sum_over_ranks")
+"""What an advantage may ask for besides options."""
+
 # The tests check every entry of the table for what all advantages share. They check the names in these sets for more.
 MEAN_BASELINE = frozenset({"grpo", "dr_grpo", "rloo", "pkpo", "batch_std", "reinforce_pp_baseline"})
 """A group adds up to 0, and adding a number to all of its rewards changes nothing."""

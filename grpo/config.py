@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -264,7 +265,13 @@ def constants(function: Callable, config: Config, kind: str = "loss", given: Con
 
 def asked(function: Callable, facts: Mapping[str, T]) -> dict[str, T]:
     """Those of `facts` that a function has as arguments, by name."""
-    return {name: facts[name] for name in signature(function).parameters if name in facts}
+    return {name: facts[name] for name in _arguments(function) if name in facts}
+
+
+@cache
+def _arguments(function: Callable) -> tuple[str, ...]:
+    """The names of a function's arguments. Read once: every micro-batch asks for those of its weighting."""
+    return tuple(signature(function).parameters)
 
 
 def refuse_auto(config: Config) -> None:

@@ -70,7 +70,7 @@ def mask(
         [B,T]: 0, or between the bounds; without gradient; 1 where masked out.
     """
     rho = _log_rho(old_logprobs, sampling_logprobs, mask).exp()
-    return torch.where((rho >= correction_floor) & (rho <= correction_cap), rho, 0)
+    return torch.where(_within(rho, correction_floor, correction_cap), rho, 0)
 
 
 def truncate_row(
@@ -121,7 +121,7 @@ def mask_row(
         [B,T] of 0 and 1, without gradient.
     """
     mean = _row_mean(_log_rho(old_logprobs, sampling_logprobs, mask), mask).exp()
-    return _kept((mean >= correction_floor) & (mean <= correction_cap), old_logprobs)
+    return _kept(_within(mean, correction_floor, correction_cap), old_logprobs)
 
 
 def veto(
@@ -147,7 +147,8 @@ def veto(
         [B,T] of 0 and 1, without gradient.
     """
     rho = _log_rho(old_logprobs, sampling_logprobs, mask).exp()
-    return _kept(((rho >= correction_floor) & (rho <= correction_cap)).all(-1, keepdim=True), old_logprobs)
+    trusted = _within(rho, correction_floor, correction_cap).all(-1, keepdim=True)
+    return _kept(trusted, old_logprobs)
 
 
 def opsm(
@@ -184,6 +185,11 @@ def _log_rho(logprobs: Tensor, sampling_logprobs: Tensor, mask: Tensor) -> Tenso
 def _row_mean(values: Tensor, mask: Tensor) -> Tensor:
     """[B,T], 0 where masked out -> [B,1]: the mean over the kept tokens of a row."""
     return values.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _within(ratio: Tensor, floor: float, cap: float) -> Tensor:
+    """Bool in the shape of `ratio`: where it lies between the bounds, both included."""
+    return (ratio >= floor) & (ratio <= cap)
 
 
 def _kept(keep: Tensor, like: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data.problem import Problem
 from grpo import distributed
-from grpo.advantages import ADVANTAGES, combine, weighted_sum, whiten
+from grpo.advantages import ADVANTAGES, FACTS, combine, weighted_sum, whiten
 from grpo.batch import Batch, Completions, no_completions
 from grpo.config import Config, asked, constants, lookup
 from grpo.dataloader import draw_prompts, encode_all, refuse_lengths, refuse_unequal, skip_long, stop_strings
@@ -33,9 +33,6 @@ from grpo.policy import refuse_beyond_positions
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 from rewards.runner import RewardRunner
-
-FACTS = ("valid", "lengths", "sum_over_ranks")
-"""What an advantage may ask for besides options."""
 
 
 @dataclass

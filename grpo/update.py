@@ -87,7 +87,7 @@ class Learner:
             group["lr"] = rate
         sums.add("optim/lr", rate, 1)
         sums.add("tokens/computed", distinct_tokens(batch))
-        sums.add("optim/updates", 0)  # `_step` counts
+        sums.add("optim/updates", 0)  # `clip_and_step` counts
 
         order = config.minibatch_size, config.group_size, (config.seed, step)
         updates = [rows for epoch in range(config.num_epochs) for rows in cut_groups(batch, *order, epoch)]

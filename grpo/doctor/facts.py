@@ -16,7 +16,7 @@ import rewards
 from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed
-from grpo.advantages import ADVANTAGES
+from grpo.advantages import ADVANTAGES, FACTS
 from grpo.config import Config, constants, lookup
 from grpo.corrections import CORRECTIONS
 from grpo.dataloader import ProblemSets, refuse_lengths, skip_long, stop_strings
@@ -27,7 +27,6 @@ from grpo.evaluation import protocol
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.policy import head_sizes, positions_of
-from grpo.rollout import FACTS
 from grpo.run.directory import taken
 from grpo.run.machine import device_memory
 from grpo.tree import shared_prefix

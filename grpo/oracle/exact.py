@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo.advantages import ADVANTAGES
+from grpo.advantages import ADVANTAGES, FACTS
 from grpo.config import Config, asked, constants
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
@@ -224,7 +224,7 @@ def _gradient(function: Callable[[Tensor], Tensor]) -> Tensor:
 
 def _advantages(rule: Callable, rewards: Tensor, lengths: Tensor, config: Config) -> Tensor:
     """[groups,N] advantages of rewards [groups,N]. Each group is a step of its own, of lengths [groups,N] in tokens."""
-    fixed = constants(rule, config, "advantage", given=("valid", "lengths", "sum_over_ranks"))
+    fixed = constants(rule, config, "advantage", given=FACTS)
     of_groups = zip(rewards[:, None], lengths[:, None], strict=True)
     return torch.cat([rule(group, **asked(rule, {"lengths": long}), **fixed) for group, long in of_groups])
 

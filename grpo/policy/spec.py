@@ -5,9 +5,8 @@ refused, because a key that is read over in silence gives wrong numbers. Left ou
 without a row in `FAMILIES`, which run as transformers wrote them (`wrapped.py`).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,22 +124,16 @@ def _beyond(config: PretrainedConfig) -> bool:
 
 
 def refuse_unknown(config: PretrainedConfig) -> None:
-    """Raise ValueError if a key of the config is not known and not at its default."""
-    for name, value in _unknown(config):
-        raise ValueError(
-            f"model: its config has {name} = {str(value)[:60]}, which a {config.model_type} decoder does not know; the "
-            "numbers could be wrong without a sign, so it is refused"
-        )
-
-
-def _unknown(config: PretrainedConfig) -> Iterator[tuple[str, Any]]:
-    """Keys that nothing here knows, with values that are neither empty nor the default."""
+    """Raise ValueError if a key of the config is not known, and its value is neither empty nor the default."""
     default = type(config)().to_dict()
     # What other families compute with, transformers reads over in a family that has no such key.
     known = default.keys() & COMPUTED.split() | {"head_dim"} | set((READ_ELSEWHERE + WITHOUT_EFFECT).split())
     for name, value in sorted(config.to_dict().items()):
         if name not in known and not name.startswith("_") and value and value != default.get(name):
-            yield name, value
+            raise ValueError(
+                f"model: its config has {name} = {str(value)[:60]}, which a {config.model_type} decoder does not know; "
+                "the numbers could be wrong without a sign, so it is refused"
+            )
 
 
 class HeadSizes(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.batch import Batch, Completions
-from grpo.policy import Policy, eos_ids, frozen_copy, refuse_beyond_positions, token_logprobs
+from grpo.policy import Policy, eos_ids, frozen_copy, mix_in, refuse_beyond_positions, token_logprobs
 from grpo.sampler.draw import PURPOSES, Draw
 from grpo.sampler.rows import Rows
 from grpo.sampler.stops import StopStrings
@@ -56,12 +56,10 @@ class Sampler:
         if not policy.is_decoder:
             _refuse_other_decoding(self, policy)
 
-    @torch.no_grad()
     def refresh(self, policy: Policy) -> None:
         """Copy the policy's new weights into the sampler's copy, if it has one."""
         if self.policy is not policy:
-            for ours, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
-                ours.copy_(theirs)
+            mix_in(self.policy, policy, share=1.0)
 
     def generate(
         self,

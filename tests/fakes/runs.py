@@ -63,6 +63,14 @@ def save_digits(path: Path, seed: int = 0) -> str:
     return str(path)
 
 
+def new_place(factory) -> Path:
+    """A directory for runs in which `model` and `data` are. `factory`: pytest's `tmp_path_factory`."""
+    place = factory.mktemp("runs")
+    save_digits(place / "model")
+    write_problems(place / "data")
+    return place
+
+
 def write_problems(directory: Path, num_train: int = 24, num_test: int = 7, answer: str | None = None) -> str:
     """train.jsonl and test.jsonl of prompts such as `13+2=`; the answer is a digit 0..3, or always the same."""
     directory.mkdir(parents=True, exist_ok=True)

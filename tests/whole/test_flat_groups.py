@@ -15,9 +15,7 @@ REFILL = {"flat_groups": "refill", "max_refills": 3, "rewards": "gsm8k.last_numb
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """Where the runs go; `model`, `data` and `unsolvable` are there."""
-    place = tmp_path_factory.mktemp("runs")
-    runs.save_digits(place / "model")
-    runs.write_problems(place / "data")
+    place = runs.new_place(tmp_path_factory)
     runs.write_problems(place / "unsolvable", answer="9")
     return place
 

@@ -12,10 +12,7 @@ from tests.fakes.runs import metrics, weights
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("runs")
-    runs.save_digits(place / "model")
-    runs.write_problems(place / "data")
-    return place
+    return runs.new_place(tmp_path_factory)
 
 
 def begin(place: Path, name: str, **changes) -> Path:

@@ -11,10 +11,7 @@ from tests.fakes import runs
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("runs")
-    runs.save_digits(place / "model")
-    runs.write_problems(place / "data")
-    return place
+    return runs.new_place(tmp_path_factory)
 
 
 @pytest.mark.parametrize("options", [{"optimizer": "sgd", "sgd_momentum": 0.9}, {"optimizer": "muon"}], ids=str)

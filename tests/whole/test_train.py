@@ -61,10 +61,7 @@ def no_report(monkeypatch):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """Where the runs go; `model` and `data` are there."""
-    place = tmp_path_factory.mktemp("runs")
-    runs.save_digits(place / "model")
-    runs.write_problems(place / "data")
-    return place
+    return runs.new_place(tmp_path_factory)
 
 
 def argv(place: Path, name: str, **changes) -> list[str]:
