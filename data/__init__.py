@@ -1,13 +1,15 @@
 """Data sets. `data.load(name, split)` calls the function `load` of `data/<name>.py`; a new data set is a new such file.
 
-That function is `load(split, *, path, num_shots, seed) -> list[Problem]`. Left out: shuffling and tokenizing. Nothing
-here imports torch or grpo.
+That function is `load(split, *, path, num_shots, seed) -> list[Problem]`. It may ask for more options by naming them as
+arguments. Left out: shuffling and tokenizing. Nothing here imports torch or grpo.
 """
 
 import importlib
+import inspect
 import os
 import pkgutil
 import traceback
+from collections.abc import Callable, Mapping
 
 from data.problem import Problem
 from data.splits import SPLITS
@@ -16,7 +18,13 @@ NOT_DATA_SETS = {"problem", "prompts", "rows", "splits"}
 
 
 def load(
-    name: str, split: str, *, path: str | os.PathLike | None = None, num_shots: int = 0, seed: int = 0
+    name: str,
+    split: str,
+    *,
+    path: str | os.PathLike | None = None,
+    num_shots: int = 0,
+    seed: int = 0,
+    **options: str | None,
 ) -> list[Problem]:
     """The problems of one split of a data set. Their order depends only on the arguments.
 
@@ -26,9 +34,11 @@ def load(
       path: where the files of the data set are; None: its own source (the hub, or it is generated).
       num_shots: exemplars in each prompt. All splits of one seed have the same exemplars.
       seed: decides the exemplars and which problems are held out for validation.
+      options: what only some data sets ask for by name, such as `answer_column`; None: not given.
 
     Raises:
-      ValueError: the name or split is unknown, the data cannot be read, an exemplar leaks, or the split is empty.
+      ValueError: the name or split is unknown, the data cannot be read, an exemplar leaks, the split is empty, or an
+        option is given that the data set does not ask for.
     """
     known = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_DATA_SETS)
     if name not in known:
@@ -41,7 +51,9 @@ def load(
     if not isinstance(num_shots, int) or num_shots < 0:
         raise ValueError(f"num_shots: {num_shots!r} must be a whole number >= 0")
     try:
-        problems = importlib.import_module(f"data.{name}").load(split, path=path, num_shots=num_shots, seed=seed)
+        function = importlib.import_module(f"data.{name}").load
+        asked = _asked(function, name, options)
+        problems = function(split, path=path, num_shots=num_shots, seed=seed, **asked)
     except (ValueError, OSError):
         raise
     except Exception as error:
@@ -53,6 +65,15 @@ def load(
     if not problems:
         raise ValueError(f"data: {name!r} (data_path: {path}) has no {split} problems")
     return problems
+
+
+def _asked(function: Callable, name: str, options: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The options that a data set asks for; ValueError for another one that is given."""
+    known = inspect.signature(function).parameters
+    for option, value in options.items():
+        if value is not None and option not in known:
+            raise ValueError(f"{option} is {value!r}: must be left out, since data {name!r} does not ask for it")
+    return {option: value for option, value in options.items() if option in known}
 
 
 def _is_problem(item: object) -> bool:

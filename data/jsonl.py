@@ -52,10 +52,10 @@ def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Pro
 
 
 def _problems(file: Path) -> list[Problem]:
-    return [_problem(row, where) for where, row in read_rows(file)]
+    return [as_problem(row, where) for where, row in read_rows(file)]
 
 
-def _problem(row: dict, where: str) -> Problem:
+def as_problem(row: dict, where: str) -> Problem:
     given = {name: value for name, value in row.items() if value is not None or name in ("prompt", "answer")}
     info = {"question": row.get("prompt"), "shots": [], "stop": [], **given}
     prompt, answer = info.pop("prompt", None), info.pop("answer", None)

@@ -1,10 +1,12 @@
-"""The rows of a file, whatever kind it is: JSON lines, a JSON array or parquet, also compressed or in UTF-16.
+"""The rows of a file, whatever kind it is: JSON lines or array, parquet, Arrow or CSV, also compressed or in UTF-16.
 
-The kind is found from the content, not from the name. A file of another kind is one sentence that says what it is.
+The kind is found from the content, not from the name. Only CSV is known by its name, since any text may have commas. A
+file of another kind is one sentence that says what it is.
 Left out: what the fields of a row mean (`jsonl.py`, `gsm8k.py`).
 """
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -12,19 +14,23 @@ import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
-ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".csv", ".tsv", ".arrow")
 """Of the files of a split, in the order in which they are looked for."""
 PACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}
 UNREADABLE = {
     b"PK\x03\x04": "a zip archive (an Excel file is one too)",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
-    b"ARROW1": "an Arrow file",
     b"SQLite format": "an SQLite database",
     b"%PDF": "a PDF",
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself (git lfs pull gets it)",
     b"<": "HTML or XML (a page that was downloaded instead of the file?)",
 }
-READ = "JSON lines (one object on each line), a JSON array and parquet are read, also packed with gzip, bz2 or xz"
+TABLES = {b"PAR1": "parquet", b"ARROW1": "an Arrow file", b"\xff\xff\xff\xff": "an Arrow stream"}
+"""What pyarrow reads, by its first bytes."""
+READ = (
+    "JSON lines (one object on each line), a JSON array, parquet, Arrow, and CSV in a file named .csv or .tsv are "
+    "read, also packed with gzip, bz2 or xz"
+)
 
 
 def file_of(directory: Path, split: str) -> Path:
@@ -62,8 +68,11 @@ def read_rows(file: Path) -> Iterator[tuple[str, dict]]:
     for start, kind in UNREADABLE.items():
         if content.lstrip().startswith(start):
             raise ValueError(f"data_path: {file} is {kind}; {READ}")
-    if content.startswith(b"PAR1"):
-        rows, unit = _parquet(content, file), "row"
+    table = next((kind for start, kind in TABLES.items() if content.startswith(start)), "")
+    if table:
+        rows, unit = _table(content, file, table), "row"
+    elif {".csv", ".tsv"} & set(file.suffixes):
+        rows, unit = _csv(_utf8(content, file), file), "row"
     else:
         content = _utf8(content, file)
         array = _array(content)
@@ -80,17 +89,47 @@ def fields_of(row: dict) -> str:
     return f"its fields are {', '.join(map(repr, row))}" if row else "it has no fields"
 
 
-def _parquet(content: bytes, file: Path) -> Iterator[tuple[int, dict]]:
+def plain(row: dict) -> dict:
+    """A row as JSON has it: dates and the like are texts."""
+    return json.loads(json.dumps(row, default=str))
+
+
+def _table(content: bytes, file: Path, kind: str) -> Iterator[tuple[int, dict]]:
     try:
         import pyarrow.parquet  # here, so that other files do not need its time
     except ImportError as error:
-        raise ValueError(f"data_path: {file} is parquet, which needs the package pyarrow") from error
+        raise ValueError(f"data_path: {file} is {kind}, which needs the package pyarrow") from error
+    readers = {
+        "parquet": pyarrow.parquet.read_table,
+        "an Arrow file": lambda source: pyarrow.ipc.open_file(source).read_all(),
+        "an Arrow stream": lambda source: pyarrow.ipc.open_stream(source).read_all(),
+    }
     try:
-        rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+        rows = readers[kind](io.BytesIO(content)).to_pylist()
     except Exception as error:  # pyarrow's own types
-        raise ValueError(f"data_path: {file} is parquet, and damaged ({' '.join(str(error).split())})") from error
+        raise ValueError(f"data_path: {file} is {kind}, and damaged ({' '.join(str(error).split())})") from error
     for number, row in enumerate(rows, start=1):
-        yield number, json.loads(json.dumps(row, default=str))  # dates and the like as texts
+        yield number, plain(row)
+
+
+def _csv(content: bytes, file: Path) -> Iterator[tuple[int, dict]]:
+    """The rows below the line with the names of the columns; every value is a text."""
+    first = content.split(b"\n")[0]
+    separator = "\t" if ".tsv" in file.suffixes else ";" if b";" in first and b"," not in first else ","
+    try:
+        table = csv.reader(io.StringIO(content.decode(), newline=""), delimiter=separator, strict=True)
+        names = next(table, [])
+        if len(set(names)) < len(names):
+            raise ValueError(f"data_path: {file} has two columns of the same name ({', '.join(map(repr, names))})")
+        for number, values in enumerate(table, start=1):
+            if values and len(values) != len(names):
+                raise ValueError(f"{file}, row {number}: {len(values)} values for {len(names)} columns")
+            if values:
+                yield number, dict(zip(names, values, strict=True))
+    except UnicodeError as error:
+        raise ValueError(f"data_path: {file} is not UTF-8; save the file as that ({error})") from error
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {table.line_num}: not CSV ({error})") from error
 
 
 def _utf8(content: bytes, file: Path) -> bytes:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 SPLITS = ("train", "validation", "test")
 
@@ -27,3 +27,25 @@ def hold_out(examples: Sequence, seed: int, *, at_most: int, key: Callable[[obje
     drawn = set(random.Random(f"hold out {seed}").sample(keys, size))
     kept = [example for example in examples if key(example) not in drawn]
     return kept, [example for example in examples if key(example) in drawn]
+
+
+def part_of(split: str, parts: Mapping[str, Callable[[], list]], seed: int, *, key: Callable[[object], str]) -> list:
+    """The examples of a split, of data that may come without some of the splits.
+
+    A test split that is missing is held out of train, and so is then a validation split: a tenth each, at most 500.
+
+    Args:
+      split: `train`, `validation` or `test`.
+      parts: {split: gives its examples}, at least `split` itself or `train`.
+      seed: draws what is held out.
+      key: as in `hold_out`.
+    """
+    if split in parts and split != "train":
+        return parts[split]()
+    kept = parts["train"]()
+    for name in ("test", "validation"):
+        if name not in parts:
+            kept, held_out = hold_out(kept, seed, at_most=500, key=key)
+            if name == split:
+                return held_out
+    return kept

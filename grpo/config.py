@@ -1,5 +1,7 @@
 """Every option of a run, in one frozen flat dataclass. Its fields are the flags of `train.py` and the keys of a recipe.
 
+Those that an evaluation has too, model and data, come from `prompts/source.py`.
+
 A new option is a new field: nothing else has to know of it. What is known of an option stands on its line:
 
 - its range (without one, its type decides);
@@ -23,12 +25,13 @@ from typing import Any, Literal, TypeVar
 
 from grpo import options
 from grpo.options import option
+from grpo.prompts.source import Source
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Source):
     """Train a language model with GRPO and verifiable rewards.
 
     Without options it runs the demo. --recipe FILE reads options from a YAML file; flags override the recipe.
@@ -39,8 +42,6 @@ class Config:
     """Name of the run; everything is written to <out_dir>/<run_name>. Allowed: letters, digits, `_ . + = , -`."""
     out_dir: str = option("runs", may_change=True)
     """Directory that holds all runs."""
-    seed: int = option(0, ">= 0 and < 2**63", evaluation="seed")
-    """Seed of data order, sampling and minibatch order."""
     device: Literal["auto", "cpu", "cuda"] = option("auto", may_change=True, settled=True)
     """Where to compute; auto: cuda if there is one. With torchrun, process k of a machine takes GPU k."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = option("auto", settled=True)
@@ -52,19 +53,9 @@ class Config:
     ddp_timeout: float = option(600.0, "> 0 and <= 1e9", may_change=True)  # torch: nanoseconds in 64 bits
     """Seconds that a process waits for the others, for example for slow rewards, before it stops."""
 
-    # Model and data.
-    model: str = option("embedded", evaluation="model")
-    """embedded: the small base model in this repository; otherwise a local directory or a Hugging Face hub name."""
-    revision: str | None = option(None, evaluation="revision")
-    """Commit, tag or branch of a hub model; None: its default branch."""
-    data: str = option("arithmetic", evaluation="data")
-    """Name of a file in data/: arithmetic, gsm8k, jsonl, ..."""
-    data_path: str | None = option(None, may_change=True, evaluation="data_path")
-    """Directory with train.jsonl and test.jsonl (or .json, .parquet), or one file; None: the data's own source."""
+    # Prompts. `Source` has model, data and more of them.
     num_shots: int = option(0, ">= 0")
     """Worked examples put before each question."""
-    chat: bool = option(False, evaluation="chat")
-    """Render prompts with the tokenizer's chat template; worked examples become turns of the chat."""
     max_prompt_tokens: int = option(1024, ">= 1")
     """Longest prompt in tokens; a longer prompt is an error at start-up and is never cut."""
     skip_long_prompts: bool = False

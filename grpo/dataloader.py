@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed
 from grpo.policy import load_shapes
+from grpo.prompts.source import Source
 
 DAY = datetime(2024, 7, 26)
 """What a chat template that asks for the date (Llama 3.2, Granite) is told, on every day: the same seed has to give the
@@ -27,17 +27,6 @@ same prompts, also to a run that is resumed and to all evaluations. It is the da
 """
 DRAWS = re.compile(r"\|\s*random\b|\blipsum\b")
 """What in a chat template draws at random."""
-
-
-class Source(Protocol):
-    """The options that say which problems a model is asked, and how: a `Config` or an `EvalOptions`."""
-
-    model: str
-    revision: str | None
-    data: str
-    data_path: str | None
-    seed: int
-    chat: bool
 
 
 class ProblemSets:
@@ -66,8 +55,7 @@ class ProblemSets:
         """
         key, source = (split, num_shots), self.source
         if key not in self._problems:
-            path, seed = source.data_path, source.seed
-            self._problems[key] = data.load(source.data, split, path=path, num_shots=num_shots, seed=seed)
+            self._problems[key] = data.load(source.data, split, num_shots=num_shots, **source.loading())
         return self._problems[key][: limit or None]
 
     def prompt_ids(self, split: str, num_shots: int, limit: int = 0) -> list[np.ndarray]:

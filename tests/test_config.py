@@ -17,6 +17,7 @@ from grpo.evaluation.protocol import EvalOptions
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.options import facts_of
+from grpo.prompts.source import Source
 from grpo.weighting import WEIGHTINGS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -24,9 +25,9 @@ FIELDS = [field.name for field in dataclasses.fields(Config)]
 
 
 def test_every_field_is_explained_and_help_shows_it(capsys):
-    (definition,) = (node for node in ast.parse(inspect.getsource(Config)).body if isinstance(node, ast.ClassDef))
     explained = {}
-    for field, after in zip(definition.body, definition.body[1:], strict=False):
+    lines = [line for kind in (Source, Config) for line in ast.parse(inspect.getsource(kind)).body[0].body]
+    for field, after in zip(lines, lines[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
             explained[field.target.id] = after.value.value
     assert list(explained) == FIELDS
@@ -195,6 +196,8 @@ def another(name: str):
     }  # fmt: skip
     if name in special:
         return special[name]
+    if value is None:
+        return "x"
     return not value if isinstance(value, bool) else value + "x" if isinstance(value, str) else value + 1
 
 

@@ -8,10 +8,11 @@ from grpo import options
 from grpo.config import Config
 from grpo.evaluation.graders import GRADERS
 from grpo.options import option, read_yaml
+from grpo.prompts.source import Source
 
 
 @dataclass(frozen=True)
-class EvalOptions:
+class EvalOptions(Source):
     """Evaluate a model, or a base and a tuned model side by side, under several graders and stop policies.
 
     With --regrade DIR, grade old transcripts again without a model.
@@ -20,23 +21,13 @@ class EvalOptions:
     # Facts: `no_result`: it changes no result beyond rounding, but says where things are or how the work is done.
     # `regrades`: it may be given beside --regrade.
     model: str | None = option(None, no_result=True)
-    """The (base) model: embedded, a local directory or a hub name."""
+    """The (base) model: embedded, a local directory or a hub name; `revision` is of this one."""
     tuned: str | None = option(None, no_result=True)
     """The tuned model, such as runs/NAME/final."""
     regrade: str | None = option(None, no_result=True)
     """Directory of an earlier evaluation, whose transcripts are graded again with --graders; no model is run."""
-    revision: str | None = None
-    """Commit, tag or branch of `model` on the hub; None: its default branch."""
-    data: str = "arithmetic"
-    """Name of a file in data/: arithmetic, gsm8k, jsonl, ..."""
-    data_path: str | None = option(None, no_result=True)
-    """Directory with train.jsonl and test.jsonl (or .json, .parquet), or one file; None: the data's own source."""
     split: Literal["train", "validation", "test"] = "test"
     """Which split of the data to evaluate on."""
-    chat: bool = False
-    """Render prompts through the tokenizer's chat template."""
-    seed: int = option(0, ">= 0 and < 2**63")
-    """Seed of the worked examples, as in training, and of sampling."""
     shots: tuple[int, ...] = option((0,), ">= 0", distinct=True)
     """Numbers of worked examples in the prompt; each number is evaluated."""
     limit: int = option(0, ">= 0")

@@ -154,7 +154,7 @@ def test_c69_a_directory_may_hold_files_of_other_kinds(tmp_path, ending):
     assert data.load("gsm8k", "test", path=tmp_path)[3].answer == "3"
 
 
-READS = r"; JSON lines \(one object on each line\), a JSON array and parquet are read, also packed with gzip, bz2 or xz"
+READS = r"; JSON lines \(one object on each line\), a JSON array, parquet, Arrow, and CSV in a file named \.csv"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,8 @@ READS = r"; JSON lines \(one object on each line\), a JSON array and parquet are
         (b'{\n "train": [],\n "test": []\n}', rf"is one JSON object over several lines \(.* 'train', 'test'\){READS}"),
         (b"PK\x03\x04...", r"is a zip archive"),
         (b"\x28\xb5\x2f\xfd...", r"is compressed with zstd"),
-        (b"ARROW1\0\0", r"is an Arrow file"),
+        (b"ARROW1\0\0", r"is an Arrow file, and damaged"),
+        (b"\xff\xff\xff\xff\0\0", r"is an Arrow stream, and damaged"),
         (b"version https://git-lfs.github.com/spec/v1\n", r"is a pointer of Git LFS"),
         (b"\n<!doctype html>", r"is HTML or XML"),
         (b"\x80\x02}q\0\0", r"is neither text nor parquet"),

@@ -78,3 +78,12 @@ def test_a_data_set_of_ones_own_that_is_wrong_is_a_sentence(monkeypatch, made, s
     monkeypatch.setattr("data.jsonl.load", made)
     with pytest.raises(ValueError, match=said):
         data.load("jsonl", "train")
+
+
+def test_options_reach_only_a_data_set_that_asks_for_them(monkeypatch):
+    given = []
+    made = [Problem("p", "a", {})]
+    monkeypatch.setattr("data.jsonl.load", lambda split, *, path, num_shots, seed, level: given.append(level) or made)
+    assert data.load("jsonl", "train", level="hard", other=None) == made and given == ["hard"]
+    with pytest.raises(ValueError, match=r"other is 'x': must be left out, since data 'jsonl' does not ask for it"):
+        data.load("jsonl", "train", level="hard", other="x")
