@@ -55,7 +55,8 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
     policy, tokenizer, reference, base = load(config, device)
     learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer, kernels=config.compile)
-    with RewardRunner(config.rewards, config.reward_timeout) as rewards:
+    how = {"reasoning_end": config.reasoning_end, "chat": config.chat}
+    with RewardRunner(config.rewards, config.reward_timeout, **how) as rewards:
         collector = Collector(config, problems, sampler, rewards, prompt_ids)
         final_dtype = look_ahead(config, sets, policy, tokenizer, device, signals)
         state = restore_state(directory, learner)

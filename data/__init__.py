@@ -11,6 +11,7 @@ import pkgutil
 import traceback
 from collections.abc import Callable, Mapping
 
+from data import prompts
 from data.problem import Problem
 from data.splits import SPLITS
 
@@ -24,6 +25,8 @@ def load(
     path: str | os.PathLike | None = None,
     num_shots: int = 0,
     seed: int = 0,
+    system_prompt: str | None = None,
+    prompt_template: str | None = None,
     **options: str | None,
 ) -> list[Problem]:
     """The problems of one split of a data set. Their order depends only on the arguments.
@@ -34,6 +37,7 @@ def load(
       path: where the files of the data set are; None: its own source (the hub, or it is generated).
       num_shots: exemplars in each prompt. All splits of one seed have the same exemplars.
       seed: decides the exemplars and which problems are held out for validation.
+      system_prompt, prompt_template: see `prompts.framed`; None: as the data set makes its prompts.
       options: what only some data sets ask for by name, such as `answer_column`; None: not given.
 
     Raises:
@@ -64,7 +68,9 @@ def load(
         raise ValueError(f"data: {name!r} must return a list of Problem with text prompt, text answer and dict info")
     if not problems:
         raise ValueError(f"data: {name!r} (data_path: {path}) has no {split} problems")
-    return problems
+    if system_prompt is None and prompt_template is None:
+        return problems
+    return prompts.framed(problems, system_prompt, prompt_template)
 
 
 def _asked(function: Callable, name: str, options: Mapping[str, str | None]) -> dict[str, str | None]:

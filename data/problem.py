@@ -21,4 +21,6 @@ class Problem:
     - `question`: str.
     - `shots`: list of {"question", "solution", "answer"}, in the order of the prompt.
     - `stop`: list of str, the strings that end a completion.
+    - `system`, `turn`, `turns`, where there are any: system prompt, the user's last turn if it is not the question, and
+      all turns of a prompt that has several.
     - Further entries of the data set."""

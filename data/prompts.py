@@ -1,14 +1,115 @@
 """The few-shot prompt for base models, the choice of its exemplars, and the check that no exemplar is also asked.
 
 An example is a dict with `question`, `solution` and `answer`, all strings. A shot is an example shown in the prompt.
-Left out: chat templates, which need a tokenizer. They use the same questions and shots.
+Templates of one's own and a system prompt replace that prompt, or stand before it. Left out: chat templates, which need a
+tokenizer. They get the turns of `turns_of`.
 """
 
 import random
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from data.problem import Problem
 
 STOP = ["\n\nQuestion:"]
 """After its answer a base model writes the next question. The first words of that question end the completion."""
+
+QUESTION = "{question}"
+"""What a template has in the place of the question."""
+
+
+class Template(NamedTuple):
+    """A text around the question, and the strings that end a completion beside those of the data."""
+
+    text: str
+    stop: tuple[str, ...] = ()
+
+
+TEMPLATES = {
+    # For base models, as plain text: DeepSeek-R1-Zero, https://arxiv.org/abs/2501.12948 table 1. A base model that has
+    # answered goes on with another question.
+    "r1_zero": Template(
+        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
+        "assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
+        "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
+        "respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>.\n"
+        "User: {question}\nAssistant:",
+        ("\nUser:",),
+    ),
+    # For chat models: the system prompt of Open R1's recipes, https://github.com/huggingface/open-r1, in the question's
+    # own turn.
+    "think": Template(
+        "You are a helpful AI Assistant that provides well-reasoned and detailed responses. You first think about the "
+        "reasoning process as an internal monologue and then provide the user with the answer. Respond in the "
+        "following format: <think>\n...\n</think>\n<answer>\n...\n</answer>\n\n{question}"
+    ),
+    # For chat models and mathematics: https://github.com/deepseek-ai/DeepSeek-R1, "Usage Recommendations".
+    "boxed": Template("{question}\nPlease reason step by step, and put your final answer within \\boxed{}."),
+}
+
+
+def framed(problems: Sequence[Problem], system: str | None, template: str | None) -> list[Problem]:
+    """The problems with a system prompt, or with another text around their question.
+
+    Without a chat template the system prompt stands before the prompt, and it replaces one that came with the data.
+
+    Args:
+      problems: any number.
+      system: the system prompt or the file that holds it (.txt, .md); None: as the data has it.
+      template: a name of `TEMPLATES`, or a text or file with `{question}` in it; None: the data's own prompt.
+
+    Raises:
+      ValueError: a file cannot be read, the template has no place for the question, or there are worked examples too.
+    """
+    system = None if system is None else _text(system, "system_prompt")
+    around = None if template is None else _template(template)
+    if around is not None and any(problem.info.get("shots") for problem in problems):
+        raise ValueError(
+            f"prompt_template: {template!r} needs num_shots 0: worked examples are written in another form"
+        )
+    return [_framed(problem, system, around) for problem in problems]
+
+
+def _framed(problem: Problem, system: str | None, template: Template | None) -> Problem:
+    prompt, info = problem.prompt, dict(problem.info)
+    if template is not None:
+        prompt = info["turn"] = template.text.replace(QUESTION, info.setdefault("question", prompt))
+        info["stop"] = [*info.get("stop", []), *template.stop]
+    if system is not None:
+        info["system"], prompt = system, f"{system}\n\n{prompt}"
+    return replace(problem, prompt=prompt, info=info)
+
+
+def _template(given: str) -> Template:
+    template = TEMPLATES.get(given) or Template(_text(given, "prompt_template"))
+    if QUESTION not in template.text:
+        known = f"one of {', '.join(TEMPLATES)}, or a text or a file (.txt, .md) with {QUESTION} in it"
+        raise ValueError(f"prompt_template is {template.text[:80]!r}: must be {known}")
+    return template
+
+
+def _text(given: str, option: str) -> str:
+    """A text, or what stands in the file that is named."""
+    if not re.fullmatch(r"\S+\.(txt|md)", given):
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{option}: {given} cannot be read ({error})") from error
+
+
+def turns_of(problem: Problem) -> list[dict[str, str]]:
+    """The turns of a chat that ask a problem, each {role, content}: system prompt, worked examples, question."""
+    info = problem.info
+    turns = [{"role": "system", "content": info["system"]}] if info.get("system") is not None else []
+    for shot in info.get("shots", []):
+        turns.append({"role": "user", "content": shot["question"]})
+        turns.append({"role": "assistant", "content": worked_answer(shot)})
+    turns += [turn for turn in info.get("turns", [])[:-1] if turn["role"] != "system"]
+    return [*turns, {"role": "user", "content": info.get("turn", info.get("question", problem.prompt))}]
 
 
 def ask(question: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 import data
 from data.problem import Problem
-from data.prompts import worked_answer
+from data.prompts import turns_of
 from grpo import distributed
 from grpo.policy import load_shapes
 from grpo.prompts.source import Source
@@ -118,24 +118,20 @@ def draw_prompts(num_problems: int, prompts_per_step: int, seed: int, step: int,
 def render(problem: Problem, tokenizer, chat: bool) -> str:
     """The text that the policy completes: `problem.prompt`, or under `chat` its chat template, exemplars as turns.
 
-    A system prompt in `problem.info["system"]` is the first turn; without `chat` it is no part of the prompt.
+    A system prompt that came with the data is the first turn; without `chat` it is no part of the prompt.
 
     Raises:
-        ValueError: the template can not render it, or leaves the system prompt or the question out.
+        ValueError: the template can not render it, or leaves the system prompt or the question out, or several turns
+            are to be a plain text.
     """
     if not chat:
+        if problem.info.get("turns"):
+            raise ValueError("chat: the data has prompts of several turns, which need chat True")
         return problem.prompt
-    turns, system = [], problem.info.get("system")
-    if system is not None:
-        if not isinstance(system, str):
-            raise ValueError(f"data: 'system' is {system!r}: must be a text, the system prompt, where chat is True")
-        turns.append({"role": "system", "content": system})
-    for shot in problem.info.get("shots", []):
-        turns += [
-            {"role": "user", "content": shot["question"]},
-            {"role": "assistant", "content": worked_answer(shot)},
-        ]
-    turns.append({"role": "user", "content": problem.info.get("question", problem.prompt)})
+    system = problem.info.get("system")
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f"data: 'system' is {system!r}: must be a text, the system prompt, where chat is True")
+    turns = turns_of(problem)
     text = fill_template(tokenizer, turns, add_generation_prompt=True)
     for what, said in (("system prompt", system or ""), ("question", turns[-1]["content"])):
         if said.strip() not in text:

@@ -16,14 +16,18 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-TOLD = ("tokens", "length", "cap", "finished")
+TOLD = ("tokens", "length", "cap", "finished", "whole", "chat")
 """What a reward may ask for by the name of an argument:
 
 - tokens: list of int, the sampled token ids, with the one that ended the completion;
 - length: int, their number;
 - cap: int, the most tokens that there may be (`max_new_tokens`);
-- finished: bool, whether the completion ended by itself, with EOS or a stop string.
+- finished: bool, whether the completion ended by itself, with EOS or a stop string;
+- whole: str, the completion with its reasoning, which `completion` lacks under the option `reasoning_end`;
+- chat: bool, whether the prompt went through a chat template.
 """
+OF_TEXT = ("whole", "chat")
+"""Those that are known of any text, however it was made."""
 NOT_REWARDS = {"__init__", "runner", "worker"}
 NUMBERS = {"float", "int", "bool", "None", "Optional", "Union", "Any", "SupportsFloat", "Real", "Number", "np", "numpy"}
 NUMBERS |= {"typing", "numbers", "float32", "float64", "Decimal", "decimal", "Fraction", "fractions", "Literal"}
@@ -56,6 +60,11 @@ def load(name: str) -> Callable:
                 )
             return reward
     raise ValueError(f"rewards: {name!r} is not one of {', '.join(_known())}")
+
+
+def after_reasoning(completion: str, end: str | None) -> str:
+    """What stands behind the last `end`, such as `</think>`; all of it if there is none."""
+    return completion.rpartition(end)[2] if end else completion
 
 
 def asks_for(reward: Callable) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.problem import Problem
-from rewards import asks_for, load
+from rewards import after_reasoning, asks_for, load
 from rewards.worker import Reply
 
 START_SECONDS = 300
@@ -32,12 +32,14 @@ class RewardRunner:
       first_errors: {name of a reward that failed: its first error, in words}.
     """
 
-    def __init__(self, names: Sequence[str], timeout: float):
+    def __init__(self, names: Sequence[str], timeout: float, *, reasoning_end: str | None = None, chat: bool = False):
         """Look up the names. The worker starts with the first batch.
 
         Args:
           names: K names for `rewards.load`, e.g. `["gsm8k.format", "gsm8k.correctness"]`.
           timeout: seconds that one call may take.
+          reasoning_end: rewards get the text behind the last one; None: all of it.
+          chat: whether prompts go through a chat template, for rewards that ask.
 
         Raises:
           ValueError: a name is unknown, or the timeout is out of range.
@@ -46,7 +48,7 @@ class RewardRunner:
             raise ValueError(f"reward_timeout is {timeout}: must be a number of seconds > 0 and < 1e6")
         self.asked = {name: asks_for(load(name)) for name in names}
         self.names = list(names)
-        self.timeout = timeout
+        self.timeout, self.reasoning_end, self.chat = timeout, reasoning_end, chat
         self.failures: Counter[str] = Counter()
         self.first_errors: dict[str, str] = {}
         self._process: subprocess.Popen | None = None
@@ -68,7 +70,8 @@ class RewardRunner:
           RuntimeError: the worker cannot be started.
           ValueError: a reward asks for what is not known.
         """
-        told = self._asked_of(told or {})
+        told = self._asked_of({"whole": completions, "chat": [self.chat] * len(completions), **(told or {})})
+        completions = [after_reasoning(completion, self.reasoning_end) for completion in completions]
         B, num_calls = len(completions), len(self.names) * len(completions)
         assert len(problems) == B, (B, len(problems))
         values: list[float | None] = []

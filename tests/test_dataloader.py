@@ -122,6 +122,19 @@ def test_c53_a_system_prompt_that_the_template_leaves_out_or_does_not_allow_is_s
         render(Problem("x", "1", {"system": 3}), special_tokenizer(CHAT, template=TURNS), chat=True)
 
 
+def test_a_template_and_several_turns_reach_the_chat():
+    tokenizer = special_tokenizer(CHAT, template=TURNS)
+    framed = Problem("Be short.\n\nQ: 9+9?", "18", {"question": "9+9?", "turn": "Q: 9+9?", "system": "Be short."})
+    said = "<|start|>system\nBe short.<|end|>\n<|start|>user\nQ: 9+9?<|end|>\n<|start|>assistant\n"
+    assert render(framed, tokenizer, chat=True) == said
+    assert render(framed, tokenizer, chat=False) == framed.prompt
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    several = Problem("9+9?", "18", {"question": "9+9?", "turns": turns})
+    assert render(several, tokenizer, chat=True).count("<|end|>") == 3
+    with pytest.raises(ValueError, match="chat: the data has prompts of several turns, which need chat True"):
+        render(several, tokenizer, chat=False)
+
+
 PARTS = "{% for m in messages %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}"
 
 

@@ -70,7 +70,7 @@ def examine(
     names = list(dict.fromkeys([*config.rewards, *judges]))
     graded: list[Graded] = []
     end = time.monotonic() + seconds
-    with _Bounded(names, min(config.reward_timeout, seconds)) as runner, suppress(TimeoutError):
+    with _Bounded(names, min(config.reward_timeout, seconds), chat=config.chat) as runner, suppress(TimeoutError):
         runner.late = lambda: should_stop() or time.monotonic() > end
         for problem in random.Random(0).sample(problems, len(problems)):
             texts = writings(problem)

@@ -134,7 +134,7 @@ def _prompts(tokenizer, chat: bool, problems: Sequence[Problem], ending: int, eo
             "It is taken off prompts, which are to be completed.",
             "Nothing; where the model is used, its prompts must not end with it either.",
         )
-    systems = sum(problem.info.get("system") is not None for problem in problems)
+    systems = sum(str(problem.info.get("system") or "") not in problem.prompt for problem in problems)
     if systems and not chat:
         yield Finding(
             "warning",

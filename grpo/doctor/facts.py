@@ -232,7 +232,8 @@ def _readers(config: Config, evaluates: bool) -> tuple[Config | None, list[str]]
     Also such graders of evaluations, of which the first decides what is right.
     """
     judges = [config.eval_correct, config.eval_format] if evaluates and "." in config.eval_correct else []
-    asking = [name for name in (*config.rewards, *judges) if "." in name and rewards.asks_for(rewards.load(name))]
+    named = [name for name in (*config.rewards, *judges) if "." in name]
+    asking = [name for name in named if set(rewards.asks_for(rewards.load(name))) - set(rewards.OF_TEXT)]
     pairs = zip(config.rewards, config.reward_weights, strict=True)
     kept = {name: weight for name, weight in pairs if name not in asking}
     if config.eval_correct in asking:

@@ -154,8 +154,8 @@ def regrade(options: EvalOptions) -> dict:
     file = out / "options.yaml"
     if file.exists():  # of the transcripts; the cells are now by these graders
         made = read_yaml(EvalOptions, file)
-        graded = replace(made, graders=options.graders, format=options.format, threshold=options.threshold)
-        write_yaml(graded, file)
+        how = {name: getattr(options, name) for name in ("graders", "format", "threshold", "reasoning_end")}
+        write_yaml(replace(made, **how), file)
     transcripts.finish(out, result)
     return result
 

@@ -62,7 +62,8 @@ def grade(rows: Sequence[dict], options: EvalOptions) -> list[Grades]:
     reward_names = [name for name in dict.fromkeys((options.format, *options.graders)) if name not in GRADERS]
     stops = STOPS[:1] if rows[0]["stop_early"] else STOPS
     graded = []
-    with RewardRunner(reward_names, options.timeout) as runner:
+    how = {"reasoning_end": options.reasoning_end, "chat": options.chat}
+    with RewardRunner(reward_names, options.timeout, **how) as runner:
         for stop in stops:
             graded += _grade(rows, stop, options, runner)
     return graded
@@ -115,7 +116,8 @@ def _read(
     """
     problems = [Problem(row["prompt"], row["answer"], row["info"]) for row in rows]
     texts = [cut(row) if stop == "stop_string" else row["completion"] for row in rows]
-    read = {name: list(map(grader, texts, problems)) for name, grader in GRADERS.items()}
+    answers = [rewards.after_reasoning(text, options.reasoning_end) for text in texts]
+    read = {name: list(map(grader, answers, problems)) for name, grader in GRADERS.items()}
     failures, partial = {}, {}
     told = _told(rows, stop)
     if options.regrade is None:  # else the transcripts do not say

@@ -32,6 +32,15 @@ class Source:
     it is."""
     chat: bool = option(False, evaluation="chat")
     """Render prompts with the tokenizer's chat template; worked examples become turns of the chat."""
+    system_prompt: str | None = option(None, evaluation="system_prompt", loads=True)
+    """Text of the system turn, or a file with it (.txt, .md); without chat it stands before the prompt. None: the
+    data's own."""
+    prompt_template: str | None = option(None, evaluation="prompt_template", loads=True)
+    """The question's turn, or without chat the prompt: r1_zero, think or boxed (data/prompts.py), or a text or file
+    with {question} in it. None: the data's own."""
+    reasoning_end: str | None = option(None, evaluation="reasoning_end", regrades=True)
+    """Text that ends the reasoning, such as </think>: rewards and graders do not see what stands before its last one.
+    None: they see all. Without it in a completion they see all, too."""
     seed: int = option(0, ">= 0 and < 2**63", evaluation="seed")
     """Seed of worked examples, of the order of data and minibatches, and of sampling."""
 

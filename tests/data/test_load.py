@@ -87,3 +87,10 @@ def test_options_reach_only_a_data_set_that_asks_for_them(monkeypatch):
     assert data.load("jsonl", "train", level="hard", other=None) == made and given == ["hard"]
     with pytest.raises(ValueError, match=r"other is 'x': must be left out, since data 'jsonl' does not ask for it"):
         data.load("jsonl", "train", level="hard", other="x")
+
+
+def test_prompts_of_every_data_set_may_be_framed():
+    plain, framed = (data.load("arithmetic", "test", prompt_template=given) for given in (None, "boxed"))
+    assert [problem.info["question"] for problem in framed] == [problem.info["question"] for problem in plain]
+    assert framed[0].prompt.startswith(plain[0].info["question"] + "\nPlease reason")
+    assert data.load("arithmetic", "test", num_shots=1, system_prompt="s")[0].prompt.startswith("s\n\nQuestion:")

@@ -3,6 +3,7 @@
 import pytest
 
 from data import prompts
+from data.problem import Problem
 
 ONE = {"question": "1 + 1?", "solution": "1 + 1 = 2", "answer": "2"}
 TWO = {"question": "2 * 540?", "solution": "Two lines.\n2 * 540 = 1080", "answer": "1,080"}
@@ -82,3 +83,67 @@ def test_a_leak_is_refused():
 
 def len_of(example: dict) -> int:
     return sum(map(len, example.values()))
+
+
+# ---- templates and system prompts ------------------------------------------------------------------------------------
+
+ASKED = Problem("Question: 1+1?\nSolution:", "2", {"question": "1+1?", "shots": [], "stop": ["\n\nQuestion:"]})
+
+
+def test_a_template_stands_around_the_question_and_leaves_it_as_it_is():
+    (framed,) = prompts.framed([ASKED], None, "Q: {question} \\boxed{} {question}")
+    assert framed.prompt == framed.info["turn"] == "Q: 1+1? \\boxed{} 1+1?"
+    assert framed.info["question"] == "1+1?" and framed.answer == "2" and "system" not in framed.info
+    assert ASKED.prompt.startswith("Question:") and "turn" not in ASKED.info
+
+
+def test_the_known_templates_have_a_place_for_the_question_and_end_where_the_answer_begins():
+    for name, template in prompts.TEMPLATES.items():
+        (framed,) = prompts.framed([ASKED], None, name)
+        assert framed.prompt.count("1+1?") == 1 and "{question}" not in framed.prompt
+        assert framed.info["stop"] == ["\n\nQuestion:", *template.stop]
+        assert not framed.prompt.endswith((" ", "\n"))
+    assert prompts.TEMPLATES["r1_zero"].text.endswith("\nUser: {question}\nAssistant:")
+    assert "</think>" in prompts.TEMPLATES["think"].text and r"\boxed{}." in prompts.TEMPLATES["boxed"].text
+
+
+def test_a_system_prompt_stands_before_the_prompt_and_replaces_that_of_the_data():
+    given = Problem("p", "2", {"system": "old"})
+    (framed,) = prompts.framed([given], "Be short.", None)
+    assert (framed.prompt, framed.info) == ("Be short.\n\np", {"system": "Be short."})
+    (framed,) = prompts.framed([ASKED], "Be short.", "Q: {question}")
+    assert framed.prompt == "Be short.\n\nQ: 1+1?"
+
+
+def test_both_may_be_files(tmp_path):
+    (tmp_path / "system.md").write_text("Be\nshort.\n")
+    (tmp_path / "around.txt").write_text("Q: {question}\nA:\n")
+    (framed,) = prompts.framed([ASKED], str(tmp_path / "system.md"), str(tmp_path / "around.txt"))
+    assert framed.prompt == "Be\nshort.\n\nQ: 1+1?\nA:"
+    with pytest.raises(ValueError, match=r"system_prompt: nothing\.md cannot be read"):
+        prompts.framed([ASKED], "nothing.md", None)
+
+
+def test_a_template_that_can_not_be_used_is_refused():
+    with pytest.raises(
+        ValueError, match=r"prompt_template is 'thinks': must be one of r1_zero, think, boxed, or a text"
+    ):
+        prompts.framed([ASKED], None, "thinks")
+    shown = Problem("p", "2", {"question": "1+1?", "shots": [ONE]})
+    with pytest.raises(ValueError, match=r"prompt_template: 'think' needs num_shots 0"):
+        prompts.framed([shown], None, "think")
+
+
+def test_turns_of_a_chat():
+    def said(problem):
+        return [(turn["role"], turn["content"]) for turn in prompts.turns_of(problem)]
+
+    assert said(Problem("p", "2", {})) == [("user", "p")]
+    shown = Problem("p", "2", {"question": "1+1?", "shots": [ONE], "system": "s"})
+    worked = prompts.worked_answer(ONE)
+    assert said(shown) == [("system", "s"), ("user", ONE["question"]), ("assistant", worked), ("user", "1+1?")]
+    turns = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
+    several = Problem("user", "2", {"question": "user", "turns": turns, "system": "system"})
+    assert said(several) == [(role, role) for role in ("system", "user", "assistant", "user")]
+    (framed,) = prompts.framed([several], "other", "Q: {question}")
+    assert said(framed) == [("system", "other"), ("user", "user"), ("assistant", "assistant"), ("user", "Q: user")]

@@ -425,3 +425,23 @@ def test_what_is_graded_from_files_is_what_was_graded(tmp_path, few_resamples, s
     few = compare.regrade(replace(again, graders=("published",), out=str(tmp_path / "few")))
     assert few["cells"] == [cell for cell in first["cells"] if cell["grader"] == "published"]
     assert (tmp_path / "eval.json").read_bytes() == before
+
+
+def test_graders_do_not_see_what_stands_before_the_end_of_the_reasoning():
+    texts = ["<think>so 18</think> I do not know.", "<think>17?</think>\n#### 18", "never ends: 18"]
+    seen, all_ = (
+        by_key(cells_of(rows_of(texts, early=True), ("last_number", "marker"), "marker", reasoning_end=end))
+        for end in ("</think>", None)
+    )
+    right = {
+        name: cells["base", 0, "stop_string", "last_number"]["correct"] for name, cells in (("s", seen), ("a", all_))
+    }
+    assert right == {"s": 2, "a": 3}
+    assert seen["base", 0, "stop_string", "marker"]["correct"] == 1
+
+
+def test_reasoning_is_known_to_reward_functions_too_and_may_be_given_when_texts_are_graded_again(tmp_path):
+    rows = rows_of(["<think>18</think> no"], early=True)
+    options = EvalOptions(model="m", graders=("gsm8k.last_number",), format="marker", reasoning_end="</think>")
+    assert grading.grade(rows, options)[0].cell["correct"] == 0
+    assert EvalOptions(regrade=str(tmp_path), reasoning_end="</think>").reasoning_end == "</think>"

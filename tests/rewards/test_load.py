@@ -53,7 +53,7 @@ FUNCTIONS = {
     "def good(completion, problem, *, length, cap):\n    return 1.0": "",
     "def good(completion, problem, tokens, finished, *, cache=9) -> float:\n    return 1.0": "",
     "def helper(completion, problem, *, lenght):\n    return 1.0": "its arguments are completion, problem, lenght; "
-    "beside the first two it may ask for tokens, length, cap, finished",
+    "beside the first two it may ask for tokens, length, cap, finished, whole, chat",
     "def helper(completion, problem, length, pattern):\n    return 1.0": "its arguments are completion, problem, "
     "length, pattern; beside the first two",
     "def helper():\n    return 1.0": "its arguments are none",
