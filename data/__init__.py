@@ -1,7 +1,8 @@
 """Data sets. `data.load(name, split)` calls the function `load` of `data/<name>.py`; a new data set is a new such file.
 
-That function is `load(split, *, path, num_shots, seed) -> list[Problem]`. It may ask for more options by naming them as
-arguments. Left out: shuffling and tokenizing. Nothing here imports torch or grpo.
+The file may also lie elsewhere, and then its path is the name: `my/task.py`. The function is
+`load(split, *, path, num_shots, seed) -> list[Problem]`, and may ask for more options by naming them as arguments. Left
+out: shuffling and tokenizing. Nothing here imports torch or grpo.
 """
 
 import importlib
@@ -12,10 +13,11 @@ import traceback
 from collections.abc import Callable, Mapping
 
 from data import prompts
+from data.outside import import_file
 from data.problem import Problem
 from data.splits import SPLITS
 
-NOT_DATA_SETS = {"problem", "prompts", "rows", "splits"}
+NOT_DATA_SETS = {"outside", "problem", "prompts", "rows", "splits"}
 
 
 def load(
@@ -32,7 +34,7 @@ def load(
     """The problems of one split of a data set. Their order depends only on the arguments.
 
     Args:
-      name: a file of this package, e.g. `gsm8k`.
+      name: a file of this package, e.g. `gsm8k`, or the path of another: `my/task.py`.
       split: `train`, `validation` or `test`.
       path: where the files of the data set are; None: its own source (the hub, or it is generated).
       num_shots: exemplars in each prompt. All splits of one seed have the same exemplars.
@@ -45,8 +47,8 @@ def load(
         option is given that the data set does not ask for.
     """
     known = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_DATA_SETS)
-    if name not in known:
-        raise ValueError(f"data: {name!r} is not one of {', '.join(known)}")
+    if name not in known and not name.endswith(".py"):
+        raise ValueError(f"data: {name!r} is not one of {', '.join(known)}, nor the path of a .py file")
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     if not isinstance(path, str | os.PathLike | None):
@@ -55,7 +57,10 @@ def load(
     if not isinstance(num_shots, int) or num_shots < 0:
         raise ValueError(f"num_shots: {num_shots!r} must be a whole number >= 0")
     try:
-        function = importlib.import_module(f"data.{name}").load
+        module = importlib.import_module(f"data.{name}") if name in known else import_file(name, "data")
+        if not hasattr(module, "load"):
+            raise ValueError(f"data: {name} has no function load(split, *, path, num_shots, seed)")
+        function = module.load
         asked = _asked(function, name, options)
         problems = function(split, path=path, num_shots=num_shots, seed=seed, **asked)
     except (ValueError, OSError):

@@ -1,8 +1,8 @@
 """The few-shot prompt for base models, the choice of its exemplars, and the check that no exemplar is also asked.
 
 An example is a dict with `question`, `solution` and `answer`, all strings. A shot is an example shown in the prompt.
-Templates of one's own and a system prompt replace that prompt, or stand before it. Left out: chat templates, which need a
-tokenizer. They get the turns of `turns_of`.
+Templates of one's own and a system prompt replace that prompt, or stand before it. Left out: chat templates, which need
+a tokenizer. They get the turns of `turns_of`.
 """
 
 import random
@@ -67,9 +67,7 @@ def framed(problems: Sequence[Problem], system: str | None, template: str | None
     system = None if system is None else _text(system, "system_prompt")
     around = None if template is None else _template(template)
     if around is not None and any(problem.info.get("shots") for problem in problems):
-        raise ValueError(
-            f"prompt_template: {template!r} needs num_shots 0: worked examples are written in another form"
-        )
+        raise ValueError(f"prompt_template: {template!r} needs num_shots 0: worked examples have another form")
     return [_framed(problem, system, around) for problem in problems]
 
 

@@ -79,7 +79,7 @@ class Config(Source):
 
     # Rewards.
     rewards: tuple[str, ...] = option(("gsm8k.format", "gsm8k.correctness"), distinct=True)
-    """Reward functions in rewards/, as file.function."""
+    """Reward functions: file.function in rewards/, or path/file.py:function, also in TRL's form."""
     reward_weights: tuple[float, ...] = option((1.0, 1.0), "finite")
     """One weight for each reward function."""
     reward_timeout: float = option(5.0, "> 0 and finite", evaluation="timeout")
@@ -275,7 +275,8 @@ def refuse_auto(config: Config) -> None:
 def check_resumable(saved: Config, now: Config) -> None:
     """Check that a run with the config `saved` may continue with the config `now`.
 
-    `num_steps` may change only under a constant schedule, because the other schedules depend on it.
+    `num_steps` may change only under a constant schedule, because the other schedules depend on it. Files of data and
+    rewards may lie elsewhere now; `run/inputs.py` compares what is in them.
 
     Raises:
       ValueError: an option differs that may not; the message names the first one.
@@ -284,11 +285,21 @@ def check_resumable(saved: Config, now: Config) -> None:
     if now.schedule != "constant":
         del may_change["num_steps"]
     for name, before in vars(saved).items():
-        if name not in may_change and getattr(now, name) != before:
+        after = getattr(now, name)
+        if name in ("data", "rewards"):
+            same = _unplaced(before) == _unplaced(after)
+        else:
+            same = before == after
+        if name not in may_change and not same:
             raise ValueError(
-                f"{name} is {getattr(now, name)!r}, but the run to resume has {before!r}: must be the same; "
+                f"{name} is {after!r}, but the run to resume has {before!r}: must be the same; "
                 "for another value, give the run another run_name"
             )
+
+
+def _unplaced(names: str | tuple[str, ...]) -> list[str]:
+    """Names of data or rewards, without the directories of Python files such as `my/task.py:reward`."""
+    return [re.sub(r".*/(?=[^/]+\.py\b)", "", name) for name in ([names] if isinstance(names, str) else names)]
 
 
 def parse_args(argv: list[str]) -> Config:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grpo import distributed
+from rewards import label
 
 METRIC_NAMES = (
     ("step", "reward/mean", "reward/<term>", "reward/invalid", "reward/flat_groups")
@@ -25,7 +26,7 @@ METRIC_NAMES = (
 
 def metric_names(reward_names: tuple[str, ...]) -> list[str]:
     """The keys of each line in `metrics.jsonl`, in order: `METRIC_NAMES` with the names of all reward functions."""
-    terms = [f"reward/{name}" for name in reward_names]
+    terms = [f"reward/{label(name)}" for name in reward_names]
     return [name for metric in METRIC_NAMES for name in (terms if metric == "reward/<term>" else [metric])]
 
 

@@ -32,6 +32,7 @@ from grpo.metrics import Sums
 from grpo.policy import refuse_beyond_positions
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
+from rewards import label
 from rewards.runner import RewardRunner
 
 
@@ -56,11 +57,11 @@ class Rollout:
     completions: Completions
     """n * G completions."""
     reward_terms: Tensor
-    """[K,n,G] unweighted; NaN where a reward function failed."""
+    """[K,n,G] unweighted; NaN where a reward function failed or does not apply."""
     rewards: Tensor
     """[n,G] weighted sum of the terms, which is what is optimised; not finite where a reward failed."""
     valid: Tensor
-    """[n,G] bool: False where a reward failed or the sum is too large for the dtype."""
+    """[n,G] bool: False where a reward failed, none applies, or the sum is too large for the dtype."""
     advantages: Tensor
     """[n,G]."""
     batch: Batch
@@ -214,8 +215,10 @@ class Collector:
         scored = self.runner.score(completions.texts, of_row, completions.told(config.max_new_tokens))
         values = [[torch.nan if value is None else value for value in term] for term in scored]
         reward_terms = torch.tensor(values, dtype=dtype).view(K, n, G)
-        rewards = weighted_sum(reward_terms, config.reward_weights)
-        valid = rewards.isfinite()  # NaN where a term failed, infinite where too large for the dtype
+        failed = torch.tensor([[value is None for value in term] for term in scored], dtype=torch.bool).view(K, n, G)
+        left_out = reward_terms.isnan() & ~failed & ~reward_terms.isnan().all(0)  # what does not apply adds nothing
+        rewards = weighted_sum(reward_terms.masked_fill(left_out, 0), config.reward_weights)
+        valid = rewards.isfinite()  # NaN where a term failed or none applies, infinite where too large for the dtype
         lengths = completions.completion_mask.sum(1).view(n, G).to(rewards.device)
         facts = asked(self.advantage, {"lengths": lengths, "sum_over_ranks": distributed.all_sum}) | self.constants
         advantages = combine(reward_terms, config.reward_weights, self.advantage, config.combine, valid, **facts)
@@ -259,7 +262,7 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     valid, mask = rollout.valid, rollout.completions.completion_mask
     sums.add_where("reward/mean", rollout.rewards, valid)
     for name, term in zip(reward_names, rollout.reward_terms, strict=True):
-        sums.add_where(f"reward/{name}", term, term.isfinite())
+        sums.add_where(f"reward/{label(name)}", term, term.isfinite())
     sums.add("reward/invalid", (~valid).sum(), valid.numel())
     sums.add("reward/flat_groups", rollout.flat().sum(), len(valid))
     sums.add("completion/length", mask.sum(), len(mask))
@@ -270,7 +273,7 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
 def write_transcripts(path: str | Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
     """Write every completion of the step on all ranks, one JSON line each, ordered by prompt and sample.
 
-    A failed reward is null; `prompt` is what the model was given, special tokens included.
+    A reward that failed or does not apply is null; `prompt` is what the model was given, special tokens included.
     Rank 0 writes; the file appears whole or not at all.
     """
     path = Path(path)
@@ -294,7 +297,7 @@ def write_transcripts(path: str | Path, rollout: Rollout, reward_names: Sequence
                 "prompt": prompts[i],
                 "answer": rollout.problems[i].answer,
                 "completion": text,
-                "rewards": dict(zip(reward_names, terms, strict=True)),
+                "rewards": dict(zip(map(label, reward_names), terms, strict=True)),
                 "reward": rollout.rewards[i, j].item() if rollout.valid[i, j] else None,
                 "advantage": rollout.advantages[i, j].item(),
                 "finished": finished[row],

@@ -1,8 +1,9 @@
 """Reward functions `(completion: str, problem: Problem) -> float`, one file per task. Imports neither torch nor grpo.
 
 The name `gsm8k.format` means the function `format` of `rewards/gsm8k.py`. A new reward is a new public function in such
-a file. It may raise, hang or print, because `rewards/runner.py` calls it in another process. A function that is
-private, imported, takes other arguments or does not return a number is a helper and no reward.
+a file, or in any other file: `my/task.py:format`. It may have the form of TRL (`trl.py`). It may raise, hang or print,
+because `rewards/runner.py` calls it in another process. A function that is private, imported, takes other arguments or
+does not return a number is a helper and no reward.
 
 A reward may ask for more by naming an argument of `TOLD`: `short(completion, problem, *, length, cap)`. Every other
 argument needs a default.
@@ -15,6 +16,10 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+
+from data.outside import import_file
+from rewards.trl import adapted, is_trl
 
 TOLD = ("tokens", "length", "cap", "finished", "whole", "chat")
 """What a reward may ask for by the name of an argument:
@@ -28,38 +33,44 @@ TOLD = ("tokens", "length", "cap", "finished", "whole", "chat")
 """
 OF_TEXT = ("whole", "chat")
 """Those that are known of any text, however it was made."""
-NOT_REWARDS = {"__init__", "runner", "worker"}
+NOT_REWARDS = {"__init__", "runner", "trl", "worker"}
 NUMBERS = {"float", "int", "bool", "None", "Optional", "Union", "Any", "SupportsFloat", "Real", "Number", "np", "numpy"}
 NUMBERS |= {"typing", "numbers", "float32", "float64", "Decimal", "decimal", "Fraction", "fractions", "Literal"}
 """Words of an annotation that may be a number's."""
 
 
 def load(name: str) -> Callable:
-    """The reward function called `file.function`.
+    """The reward function called `file.function`, or `path/file.py:function` for a file outside of this package.
 
     Raises:
       ValueError: there is no such file or function (the known ones are listed), it is a helper, or the file cannot be
         imported.
     """
-    file, _, function = name.partition(".")
-    if file in (path.stem for path in _files()):
-        try:
-            module = importlib.import_module(f"rewards.{file}")
-        except Exception as error:  # importing a user's file may raise anything
-            message = f"rewards: {name!r}: rewards/{file}.py cannot be imported ({type(error).__name__}: {error})"
-            raise ValueError(message) from error
-        reward = getattr(module, function, None)
-        if callable(reward) and not isinstance(reward, type) and not function.startswith("_"):
-            reason = _why_a_helper(reward)
-            if function in _imported(file):
-                reason = f"rewards/{file}.py only imports it"
-            if reason:
-                raise ValueError(
-                    f"rewards: {name!r} is a helper, not a reward ({reason}): a reward is a function (completion, "
-                    f"problem) -> float, such as {', '.join(_known())}"
-                )
-            return reward
-    raise ValueError(f"rewards: {name!r} is not one of {', '.join(_known())}")
+    module, path, function = _place(name)
+    reward = getattr(module, function, None)
+    if not callable(reward) or isinstance(reward, type) or function.startswith("_"):
+        raise ValueError(f"rewards: {name!r} is not one of {', '.join(_known(name)) or 'its rewards: it has none'}")
+    trl = is_trl(reward) and not inspect.iscoroutinefunction(reward)
+    reason = "" if trl else _why_a_helper(reward)
+    if function in _imported(path):
+        reason = f"{name.rpartition(':')[0] or f'rewards/{path.name}'} only imports it"
+    if reason:
+        raise ValueError(
+            f"rewards: {name!r} is a helper, not a reward ({reason}): a reward is a function (completion, "
+            f"problem) -> float, such as {', '.join(_known())}"
+        )
+    return adapted(reward) if trl else reward
+
+
+def label(name: str) -> str:
+    """What a reward is called in metrics and transcripts: `file.function`, wherever the file is."""
+    place, _, function = name.rpartition(":")
+    return f"{Path(place).stem}.{function}" if place else name
+
+
+def module_of(name: str) -> str:
+    """The name, in `sys.modules`, of the module that has this reward."""
+    return _place(name)[0].__name__
 
 
 def after_reasoning(completion: str, end: str | None) -> str:
@@ -89,17 +100,37 @@ def full_value(name: str) -> float:
     return float(value)
 
 
-def _known() -> list[str]:
-    """Every reward of every file. The files are read, not run."""
+def _place(name: str) -> tuple[ModuleType, Path, str]:
+    """The module of a reward, its file, and the name of the function."""
+    place, _, function = name.rpartition(":")
+    if place:
+        return import_file(place, "rewards"), Path(place).expanduser(), function
+    stem, _, function = name.partition(".")
+    path = next((path for path in _files() if path.stem == stem), None)
+    if path is None:
+        raise ValueError(f"rewards: {name!r} is not one of {', '.join(_known())}")
+    try:
+        return importlib.import_module(f"rewards.{stem}"), path, function
+    except Exception as error:  # importing a user's file may raise anything
+        message = f"rewards: {name!r}: rewards/{stem}.py cannot be imported ({type(error).__name__}: {error})"
+        raise ValueError(message) from error
+
+
+def _known(beside: str = "") -> list[str]:
+    """Every reward of every file or, for a name with a path, of that file. The files are read, not run."""
+    place = beside.rpartition(":")[0]
     names = []
-    for file in _files():
+    for file in [Path(place).expanduser()] if place else _files():
         functions = [node for node in _body(file) if isinstance(node, ast.FunctionDef)]
-        names += [f"{file.stem}.{node.name}" for node in functions if _looks_like_a_reward(node)]
+        before = f"{place}:" if place else f"{file.stem}."
+        names += [f"{before}{node.name}" for node in functions if _looks_like_a_reward(node)]
     return names
 
 
 def _looks_like_a_reward(node: ast.FunctionDef) -> bool:
     arguments = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+    if "completions" in (*arguments, *(argument.arg for argument in node.args.kwonlyargs)):  # the form of TRL
+        return not node.name.startswith("_")
     required = arguments[: len(arguments) - len(node.args.defaults)]
     needed = len([name for i, name in enumerate(required) if i < 2 or name not in TOLD])
     untold = [a.arg for a, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if default is None]
@@ -134,9 +165,8 @@ def _is_number(annotation: str) -> bool:
     return set(re.findall(r"[^\W\d]\w*", annotation)) <= NUMBERS and annotation != "None"
 
 
-def _imported(file: str) -> set[str]:
+def _imported(path: Path) -> set[str]:
     """The names that a file has from elsewhere."""
-    (path,) = [path for path in _files() if path.stem == file]
     imports = [node for node in _body(path) if isinstance(node, ast.Import | ast.ImportFrom)]
     return {alias.asname or alias.name for node in imports for alias in node.names}
 

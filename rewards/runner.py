@@ -6,6 +6,7 @@ finite number. Left out: weights, advantages, and the use of invalid samples.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.problem import Problem
-from rewards import after_reasoning, asks_for, load
+from rewards import after_reasoning, asks_for, label, load
 from rewards.worker import Reply
 
 START_SECONDS = 300
@@ -42,11 +43,14 @@ class RewardRunner:
           chat: whether prompts go through a chat template, for rewards that ask.
 
         Raises:
-          ValueError: a name is unknown, or the timeout is out of range.
+          ValueError: a name is unknown, two have the same label, or the timeout is out of range.
         """
         if not 0 < timeout < 1e6:
             raise ValueError(f"reward_timeout is {timeout}: must be a number of seconds > 0 and < 1e6")
         self.asked = {name: asks_for(load(name)) for name in names}
+        for one, two in itertools.combinations(dict.fromkeys(names), 2):
+            if label(one) == label(two):
+                raise ValueError(f"rewards: {one!r} and {two!r} are both {label(one)} in metrics; rename one")
         self.names = list(names)
         self.timeout, self.reasoning_end, self.chat = timeout, reasoning_end, chat
         self.failures: Counter[str] = Counter()
@@ -64,7 +68,7 @@ class RewardRunner:
           told: B values for each name of `rewards.TOLD` that is known; only what a reward asks for is sent to it.
 
         Returns:
-          K lists of B values, in the order of `names`. None means that the call failed.
+          K lists of B values, in the order of `names`. None means that the call failed, NaN that it does not apply.
 
         Raises:
           RuntimeError: the worker cannot be started.

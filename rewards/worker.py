@@ -20,12 +20,14 @@ from typing import Any
 
 from data.problem import Problem
 from rewards import asks_for, load
+from rewards.trl import DOES_NOT_APPLY
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to stop, the same as in `grpo/run/signals.py`; schedulers send them to every process."""
 
 Reply = tuple[float | None, str, str]
-"""(value, "", "") for a good call, (None, reason, message) for a failed one. `RewardRunner` lists the reasons."""
+"""(value, "", "") for a good call, with NaN where the reward does not apply; (None, reason, message) for a failed one.
+`RewardRunner` lists the reasons."""
 
 
 def main() -> None:
@@ -54,6 +56,8 @@ def grade(reward: Callable, completion: str, problem: Problem, told: Mapping[str
     """Call a reward once, with what it asks for beside the two. Only a crash of Python itself ends this process."""
     try:
         value = reward(completion, problem, **(told or {}))
+        if value is DOES_NOT_APPLY:
+            return math.nan, "", ""
         if value is None:
             return None, "returned_none", "returned None"
         if isinstance(value, str | bytes | bytearray):  # float() would accept them

@@ -270,3 +270,11 @@ def test_c54_one_text_is_not_a_list_of_names():
         Config(rewards="gsm8k.format", reward_weights=(1.0,))
     with pytest.raises(ValueError, match="graders is 'marker': must be a tuple of names, not one text"):
         EvalOptions(model="embedded", graders="marker")
+
+
+def test_files_of_data_and_rewards_may_lie_elsewhere_when_a_run_goes_on():
+    began = Config(data="a/task.py", rewards=("a/own.py:short", "gsm8k.format"))
+    check_resumable(began, replace(began, data="/b/c/task.py", rewards=("own.py:short", "gsm8k.format")))
+    for changes in ({"data": "a/other.py"}, {"rewards": ("a/own.py:long", "gsm8k.format")}, {"data": "task"}):
+        with pytest.raises(ValueError, match="must be the same"):
+            check_resumable(began, replace(began, **changes))

@@ -1,6 +1,7 @@
 """One step's experience: who is asked, what is completed, what it earns, and what is learned from."""
 
 import json
+import math
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -269,6 +270,35 @@ def test_combine_advantages_normalises_each_term_first():
     torch.testing.assert_close(rollout.advantages, expected)
     assert not torch.allclose(rollout.advantages, combine(terms, (2.0, 0.5), ADVANTAGES["grpo"], "rewards"))
     assert rollout.rewards.tolist() == TOTAL
+
+
+def test_a_reward_that_does_not_apply_adds_nothing_and_is_no_failure():
+    """Term a has nothing to say of samples 1 and 2 of prompt 0; of prompt 1 none of the two has, but for sample 0."""
+    a, b = list(A), list(B)
+    a[1] = a[2] = math.nan
+    a[5:8] = b[5:8] = [math.nan] * 3
+    rollout = collector(Runner(a, b), advantage="dr_grpo").reward(collector(None).sample(1))
+    assert rollout.valid.tolist() == [[True] * 4, [True, False, False, False], [True] * 4]
+    total = [2 * a[0] + b[0] / 2, b[1] / 2, b[2] / 2, 2 * a[3] + b[3] / 2]
+    assert rollout.rewards[0].tolist() == total
+    assert rollout.advantages[0].tolist() == [value - sum(total) / 4 for value in total]
+    metrics = measured(rollout)
+    assert metrics["reward/invalid"] == pytest.approx(3 / 12)
+    assert metrics["reward/a"] == pytest.approx((A[0] + A[3] + A[4] + sum(A[8:])) / 7)
+    b[1] = None  # a failure is a failure, whatever the other says
+    rollout = collector(Runner(a, b)).reward(collector(None).sample(1))
+    assert rollout.valid[0].tolist() == [True, False, True, True]
+
+
+def test_combined_as_advantages_a_term_has_a_baseline_of_the_samples_it_applies_to():
+    a, b = list(A), list(B)
+    a[1] = math.nan
+    rollout = collector(Runner(a, b), combine="advantages", advantage="dr_grpo").reward(collector(None).sample(1))
+    others = (A[0] + A[2] + A[3]) / 3
+    of_a = [A[0] - others, 0, A[2] - others, A[3] - others]
+    of_b = [value - sum(B[:4]) / 4 for value in B[:4]]
+    expected = [2 * one + 0.5 * other for one, other in zip(of_a, of_b, strict=True)]
+    assert rollout.advantages[0].tolist() == pytest.approx(expected)
 
 
 def test_a_group_is_flat_where_no_advantage_is_left_however_terms_are_combined():

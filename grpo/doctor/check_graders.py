@@ -77,6 +77,7 @@ def examine(
             values = runner.score(list(texts.values()), [problem] * len(texts))
             if seconds < config.reward_timeout and runner.late():
                 break  # a call may have been cut by the end of the look, before its own limit
+            values = [[0.0 if value != value else value for value in given] for given in values]  # NaN: does not apply
             by_name = zip(names, values, strict=True)
             graded.append((problem, {name: dict(zip(texts, given, strict=True)) for name, given in by_name}))
     if len(graded) < len(problems) and not should_stop():

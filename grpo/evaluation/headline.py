@@ -9,6 +9,7 @@ from pathlib import Path
 from grpo.evaluation.graders import ALSO_CALLED, GRADERS
 from grpo.evaluation.grading import key_of
 from grpo.files import read_object
+from rewards import label
 
 
 def points(share: float) -> str:
@@ -23,7 +24,7 @@ def shots(number: int) -> str:
 
 def where(pair: dict) -> str:
     """What was compared, in words."""
-    return f"grader {pair['grader']}, stop {pair['stop']}, {shots(pair['shots'])}, n = {pair['n']:,}"
+    return f"grader {label(pair['grader'])}, stop {pair['stop']}, {shots(pair['shots'])}, n = {pair['n']:,}"
 
 
 def claim(pair: dict) -> str:
@@ -174,7 +175,7 @@ def table(found: dict) -> str:
 
 
 def _key(cell: dict) -> str:
-    return f"{cell['model']:<6} {cell['shots']:>5}  {cell['stop']:<11}  {cell['grader']:<17}"
+    return f"{cell['model']:<6} {cell['shots']:>5}  {cell['stop']:<11}  {label(cell['grader']):<17}"
 
 
 def _interval(ci95: list[float]) -> str:

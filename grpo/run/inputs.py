@@ -21,6 +21,7 @@ from data.problem import Problem
 from grpo import distributed
 from grpo.config import Config
 from grpo.files import read_object, write_whole
+from rewards import label, module_of
 
 FILE = "inputs.json"
 
@@ -65,7 +66,7 @@ def look(config: Config, base: dict, problems: Sequence[Problem], prompt_ids: It
         **base,
         "data": _digest(told.encode("utf-8", "replace")),
         "prompts": f"{prompts:08x}",
-        "rewards": {name: of_code(f"rewards.{name.partition('.')[0]}") for name in config.rewards},
+        "rewards": {label(name): of_code(module_of(name)) for name in config.rewards},
     }
 
 

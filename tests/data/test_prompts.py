@@ -125,9 +125,7 @@ def test_both_may_be_files(tmp_path):
 
 
 def test_a_template_that_can_not_be_used_is_refused():
-    with pytest.raises(
-        ValueError, match=r"prompt_template is 'thinks': must be one of r1_zero, think, boxed, or a text"
-    ):
+    with pytest.raises(ValueError, match=r"prompt_template is 'thinks': must be one of r1_zero, think, boxed, or a"):
         prompts.framed([ASKED], None, "thinks")
     shown = Problem("p", "2", {"question": "1+1?", "shots": [ONE]})
     with pytest.raises(ValueError, match=r"prompt_template: 'think' needs num_shots 0"):

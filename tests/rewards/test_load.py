@@ -6,7 +6,9 @@ import sys
 import pytest
 
 import rewards
+from data.problem import Problem
 from rewards import gsm8k, gsm8k_published
+from rewards.runner import RewardRunner
 
 
 def test_a_name_is_a_function_of_a_file():
@@ -120,3 +122,68 @@ def test_rewards_and_data_import_neither_torch_nor_grpo():
     code = f"import sys, rewards.runner, data.gsm8k, data.jsonl; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+OWN = """
+from rewards.gsm8k import correctness
+
+def short(completion, problem):
+    return 1 / (1 + len(completion))
+
+def of_trl(prompts, completions, answer, **columns) -> list[float]:
+    return [float(text.endswith(gold)) for text, gold in zip(completions, answer)]
+
+def helper(text):
+    return text
+
+async def later(completions, **columns):
+    return [0.0]
+
+short.full_value = 0.5
+"""
+
+
+@pytest.fixture
+def own(tmp_path) -> str:
+    (tmp_path / "own.py").write_text(OWN)
+    return str(tmp_path / "own.py")
+
+
+def test_a_file_outside_is_named_by_its_path(own):
+    assert rewards.load(f"{own}:short")("a", None) == 0.5 and rewards.full_value(f"{own}:short") == 0.5
+    assert rewards.label(f"{own}:short") == "own.short" and rewards.label("gsm8k.format") == "gsm8k.format"
+    assert rewards.module_of("gsm8k.format") == "rewards.gsm8k"
+    assert sys.modules[rewards.module_of(f"{own}:short")].__file__ == own
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("shor", r"own\.py:shor' is not one of .*own\.py:short, .*own\.py:of_trl$"),
+        ("", r"is not one of .*own\.py:short"),
+        ("helper", r"is a helper, not a reward \(its arguments are text\)"),
+        ("later", r"is a helper, not a reward \(it is async\)"),
+        ("correctness", r"own\.py only imports it"),
+    ],
+)
+def test_what_a_file_outside_does_not_have_is_said_with_what_it_has(own, function, said):
+    with pytest.raises(ValueError, match=said):
+        rewards.load(f"{own}:{function}")
+
+
+def test_a_file_outside_that_is_missing_is_said():
+    with pytest.raises(ValueError, match=r"rewards: there is no Python file /no/such\.py"):
+        rewards.load("/no/such.py:reward")
+
+
+def test_a_worker_calls_rewards_of_files_outside_in_either_form(own):
+    with RewardRunner([f"{own}:short", f"{own}:of_trl"], timeout=5) as runner:
+        assert runner.score(["so 18", "a"], [Problem("", "18", {})] * 2) == [[1 / 6, 0.5], [1.0, 0.0]]
+        assert not runner.failures
+
+
+def test_two_rewards_of_one_name_are_refused(own, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "own.py").write_text(OWN)
+    with pytest.raises(ValueError, match=r"are both own\.short in metrics; rename one"):
+        RewardRunner([f"{own}:short", f"{tmp_path}/other/own.py:short"], timeout=5)

@@ -98,6 +98,17 @@ def test_c63_the_code_of_a_reward_is_its_file_and_those_that_it_uses(tmp_path, m
     assert inputs.of_code("rewards.gsm8k") != inputs.of_code("rewards.gsm8k_published")
 
 
+def test_c63_the_code_of_a_reward_outside_counts_wherever_its_file_lies(tmp_path):
+    """Kind: as above. The file may have been moved, with what is in it."""
+    digests = []
+    for place, code in (("a", "return 1.0"), ("b", "return 1.0"), ("c", "return 2.0")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "own.py").write_text(f"def one(completion, problem):\n    {code}\n")
+        config = replace(CONFIG, rewards=(f"{tmp_path}/{place}/own.py:one",))
+        digests.append(inputs.look(config, {}, PROBLEMS, [])["rewards"])
+    assert digests[0] == digests[1] != digests[2] and list(digests[2]) == ["own.one"]
+
+
 def _other_weights(out) -> None:
     distributed.init("cpu", 60)
     policy = tiny_policy(seed=distributed.rank())

@@ -1,0 +1,77 @@
+"""A run whose data and rewards lie outside of the repository: metrics, transcripts, evaluation, and after a move."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import eval as evaluation
+import train
+from tests.fakes import runs
+
+TASK = '''
+from data.problem import Problem
+
+def load(split, *, path, num_shots, seed):
+    """Sums, as digits."""
+    first = {"train": 0, "validation": 3, "test": 4}[split]
+    return [Problem(f"{first}+{b}=", str((first + b) % 4), {"stop": ["##"]}) for b in range(1, 5)]
+'''
+REWARDS = '''
+def contains(completions, answer, **columns):
+    """In the form of TRL."""
+    return [float(gold in text) for text, gold in zip(completions, answer)]
+
+def even(completions, question=None, **columns):
+    """Has nothing to say of a text that is empty or begins with 0 or 1."""
+    return [None if text[:1] in "01" else float(len(text) % 2 == 0) for text in completions]
+'''
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    runs.save_digits(tmp_path / "model")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "task.py").write_text(TASK)
+    (tmp_path / "mine" / "own.py").write_text(REWARDS)
+    return tmp_path
+
+
+def flags(place: Path, mine: str, **changes) -> list[str]:
+    own = f"{place}/{mine}/own.py"
+    options = {"data": f"{place}/{mine}/task.py", "rewards": f"{own}:contains,{own}:even", "data_path": "none"}
+    options |= {"eval_correct": f"{own}:contains", "eval_format": f"{own}:contains", "final_eval": True, "num_steps": 2}
+    return runs.flags(str(place / "model"), "", place / "runs", "own", **options | changes)
+
+
+def test_a_run_with_code_of_ones_own_is_named_by_file_and_function_and_goes_on_after_a_move(place, capsys):
+    assert train.main(flags(place, "mine")) == 0
+    directory = place / "runs" / "own"
+    lines = runs.metrics(directory)
+    assert {"reward/own.contains", "reward/own.even"} <= lines[0].keys() and lines[0]["reward/invalid"] == 0
+    rows = [row for part in runs.transcripts(directory).values() for row in part]
+    assert {tuple(row["rewards"]) for row in rows} == {("own.contains", "own.even")}
+    assert {row["rewards"]["own.even"] is None for row in rows} == {True, False}
+    assert all((row["rewards"]["own.even"] is None) == (row["completion"][:1] in "01") for row in rows)
+    alone = [row for row in rows if row["rewards"]["own.even"] is None]
+    assert all(row["reward"] == 2 * row["rewards"]["own.contains"] for row in alone)
+    assert "(grader own.contains, " in capsys.readouterr().out
+    (cell, *_) = json.loads((directory / "eval" / "eval.json").read_text())["cells"]
+    assert cell["grader"].endswith("own.py:contains") and "failures" not in cell
+
+    shutil.move(place / "mine", place / "moved")
+    assert train.main([*flags(place, "mine"), "--resume", "auto", "--num_steps", "3"]) == 2
+    assert f"there is no Python file {place}/mine/" in capsys.readouterr().err
+    assert train.main([*flags(place, "moved"), "--resume", "auto", "--num_steps", "3"]) == 0
+    assert "has changed" not in capsys.readouterr().err and len(runs.metrics(directory)) == 3
+
+
+def test_an_evaluation_knows_them_too(place):
+    options = {"model": place / "model", "data": f"{place}/mine/task.py", "out": place / "eval", "budget": 4}
+    options |= {"graders": f"{place}/mine/own.py:contains", "format": "marker", "device": "cpu"}
+    assert evaluation.main([word for name, value in options.items() for word in (f"--{name}", str(value))]) == 0
+    (cell, *_) = json.loads((place / "eval" / "eval.json").read_text())["cells"]
+    assert cell["n"] == 4 and "failures" not in cell
