@@ -8,7 +8,8 @@ A new option is a new field: nothing else has to know of it. What is known of an
 - `may_change`: it may differ when a run is resumed. These are places, the length of the run, evaluation, checkpoints,
   and how the work is divided. A change of any other option would make it another experiment;
 - `settled`: its `auto` gets a value when the machine is known (`run/machine.py`);
-- `evaluation`: the option of the final evaluation that takes its value (`evaluation/protocol.py`).
+- `evaluation`: the option of the final evaluation that takes its value (`evaluation/protocol.py`);
+- `was`: an earlier name of it.
 
 Left out: reading text (`options.py`), what `auto` means, and checking names of functions or files
 such as `loss` or `data`. Those are looked up with `lookup` where their tables are.
@@ -197,8 +198,8 @@ class Config(Source):
     """Value of eval_correct from which an answer is right; None: its full value, 1 unless it states another."""
     eval_format: str = option("gsm8k.format", may_change=True, evaluation="format")
     """Reward function that decides in evaluations whether an answer has the format: by its full value."""
-    tensorboard: bool = option(False, may_change=True)
-    """Also write TensorBoard files (needs the extra `tensorboard`)."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = option("none", may_change=True, was="tensorboard")
+    """Where the numbers of each step go beside metrics.jsonl. Each needs the extra of its name."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for the first option that is not allowed: by its own line, or beside the others."""

@@ -36,7 +36,8 @@ def option(default: Any = dataclasses.MISSING, allowed: str = "", **facts: Any) 
       default: without one, the option must be given.
       allowed: the range of a number, or of each item of a tuple: `>= 0`, `> 0 and finite`, `>= 0 and < 2**63`.
       facts: `distinct=True`: a tuple has items, and none twice. `verbatim=True`: each argument on the command line is
-        one item of a tuple, as it is. All others are for those who ask with `facts_of`.
+        one item of a tuple, as it is. `was="x"`: its earlier name, for the message. All others are for those who
+        ask with `facts_of`.
     """
     return dataclasses.field(default=default, metadata={"allowed": allowed, **facts})
 
@@ -153,7 +154,9 @@ def _build(kind: type[T], raw: dict[str, tuple[str, Any]]) -> T:
     hints, read = get_type_hints(kind), {}
     for name, (where, _) in raw.items():
         if name not in hints:
-            raise ValueError(f"{where} is not an option{did_you_mean(name, [*hints, 'recipe']) or '; see --help'}")
+            now = [f"; it is now {new}" for new, old in facts_of(kind, "was").items() if old == name]
+            hint = "".join(now) or did_you_mean(name, [*hints, "recipe"]) or "; see --help"
+            raise ValueError(f"{where} is not an option{hint}")
     for field in dataclasses.fields(kind):
         if field.name in raw:
             where, value = raw[field.name]

@@ -1,6 +1,7 @@
 """Try a model on one prompt: `python -m grpo.sample MODEL --prompt TEXT` prints completions of the sampler.
 
-`--question` puts a question into the prompt format of training. Left out: conversations.
+`--question` puts a question into the prompt format of training, `--chat` into the model's chat template. Left out:
+conversations.
 """
 
 import sys
@@ -9,10 +10,11 @@ from typing import Literal
 
 import torch
 
-from data.prompts import STOP, completion_prompt
+from data.problem import Problem
+from data.prompts import STOP, completion_prompt, framed
 from grpo import distributed, options
 from grpo.batch import Completions
-from grpo.dataloader import tokenize
+from grpo.dataloader import encode_all
 from grpo.options import option
 from grpo.policy import load_policy
 from grpo.run.log import say
@@ -30,6 +32,12 @@ class SampleOptions:
     """The text to complete, used as it is; None: read it from standard input."""
     question: str | None = None
     """A question that is put into the prompt format of training; use it instead of `prompt`."""
+    chat: bool = False
+    """Put `question` or `prompt` into the tokenizer's chat template."""
+    system_prompt: str | None = None
+    """As in training: the text of the system turn, or a file with it; without chat it stands before the prompt."""
+    prompt_template: str | None = None
+    """As in training: r1_zero, think or boxed, or a text or file with {question} in it."""
     num: int = option(1, ">= 1")
     """Number of completions."""
     max_new_tokens: int = option(128, ">= 1")
@@ -54,20 +62,22 @@ class SampleOptions:
 
 def complete(chosen: SampleOptions, device: torch.device) -> Completions:
     """The completions that were asked for, by options without an `auto`."""
-    text, stop = chosen.prompt, chosen.stop
+    text, stop = chosen.prompt, list(chosen.stop)
     if chosen.question is not None:
         text, stop = completion_prompt(chosen.question), STOP
     elif text is None:
         text = sys.stdin.read()
+    asked = Problem(text, "", {"question": chosen.question or text, "stop": stop})
+    (problem,) = framed([asked], chosen.system_prompt, chosen.prompt_template)
     policy, tokenizer = load_policy(chosen.model, device=device, precision=chosen.precision)
     return Sampler(policy, tokenizer).generate(
-        tokenize([text], tokenizer),
+        [ids.tolist() for ids in encode_all([problem], tokenizer, chosen.chat)],
         group_size=chosen.num,
         max_new_tokens=chosen.max_new_tokens,
         temperature=chosen.temperature,
         seed=chosen.seed,
         step=0,
-        stop=stop,
+        stop=problem.info["stop"],
     )
 
 

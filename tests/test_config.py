@@ -192,7 +192,7 @@ def another(name: str):
         "ratio_max": 3.0, "tv_max": 0.5, "kl_in": "reward", "correction_floor": 0.1,
         "max_tokens_per_microbatch": 7, "compile": True, "eval_shots": (3,), "minibatch_size": 8, "eval_threshold": 0.5,
         "final_dtype": "float32", "flat_groups": "drop", "kl_stop": 0.1, "optimizer": "sgd",
-        "muon_momentum": 0.5, "sgd_momentum": 0.5, "reference_mix": 0.5,
+        "muon_momentum": 0.5, "tracker": "wandb", "sgd_momentum": 0.5, "reference_mix": 0.5,
     }  # fmt: skip
     if name in special:
         return special[name]

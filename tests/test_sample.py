@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from data.prompts import completion_prompt
+from data.prompts import STOP, completion_prompt
 from grpo import sample
 from grpo.policy import load_policy
 from grpo.sampler import Sampler
@@ -114,3 +114,14 @@ def test_as_a_command(model):
     done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=runs.PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "{}\n--- {}\n".format(*expected(model, "1+2=", max_new_tokens=3)[0])
+
+
+def test_a_chat_with_a_system_prompt_and_a_template(model, tmp_path, capsys):
+    chat = runs.save_digits(tmp_path / "chat")
+    template = "{% for m in messages %}{{ m.content }}+{% endfor %}{% if add_generation_prompt %}={% endif %}"
+    (tmp_path / "chat" / "chat_template.jinja").write_text(template)
+    argv = ["--question", "1+2", "--max_new_tokens", "9", "--system_prompt", "33", "--prompt_template", "0{question}4"]
+    assert printed(capsys, chat, *argv, "--chat") == expected(chat, "33+01+24+=", max_new_tokens=9, stop=STOP)
+    assert printed(capsys, model, *argv) == expected(model, "33\n\n01+24", max_new_tokens=9, stop=STOP)
+    assert sample.main([model, *argv, "--chat", "--device", "cpu"]) == 2
+    assert "chat: True needs a tokenizer with a chat template" in capsys.readouterr().err

@@ -36,7 +36,7 @@ TRANSCRIPT |= {"tokens": list, "logprobs": list}
 
 # Runs that differ only in these options are one experiment, drawn as one line with a band.
 _SAME_EXPERIMENT = frozenset(
-    ("seed", "run_name", "out_dir", "resume", "ddp_timeout", "device", "tensorboard", "max_tokens_per_microbatch")
+    ("seed", "run_name", "out_dir", "resume", "ddp_timeout", "device", "tracker", "max_tokens_per_microbatch")
     + ("activation_checkpointing", "compile", "checkpoint_every", "keep_checkpoints", "eval_batch")
 )
 

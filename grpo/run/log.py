@@ -1,4 +1,4 @@
-"""What a run writes and prints about each step (rollout plus learning): `metrics.jsonl`, TensorBoard, the console.
+"""What a run writes and prints about each step (rollout plus learning): `metrics.jsonl`, a tracker, the console.
 
 The clock that times the phases of a step is here too, and the sentence that a run ends with. Only rank 0 writes and
 prints. Left out: which metrics there are (`metrics.py`), and what they mean (`docs/metrics.md`).
@@ -24,6 +24,7 @@ from grpo import distributed
 from grpo.config import Config
 from grpo.files import write_whole
 from grpo.metrics import METRIC_NAMES, metric_names
+from grpo.run.trackers import Tracker, open_tracker
 
 
 class Clock:
@@ -54,7 +55,7 @@ class Clock:
 
 
 class Log:
-    """Writes and prints the metrics of each step: `metrics.jsonl`, TensorBoard, console. Silent except on rank 0.
+    """Writes and prints the metrics of each step: `metrics.jsonl`, a tracker, console. Silent except on rank 0.
 
     The file has one JSON object per step. It is on the disk before `write` returns.
     """
@@ -63,17 +64,16 @@ class Log:
         """Open the files. What a stopped run wrote after step `steps_done` is removed.
 
         Raises:
-            ValueError: `tensorboard` is True and the package is not installed.
+            ValueError: the tracker can not be used.
             OSError: the files cannot be written.
         """
         self.display = Display(config.num_steps, steps_done)
         self._names = metric_names(config.rewards)
         self._file: TextIO | None = None
-        self._board = None
+        self._tracker: Tracker | None = None
 
         def open_files() -> None:
-            if config.tensorboard:
-                self._board = _tensorboard(directory, steps_done)
+            self._tracker = open_tracker(directory, config, steps_done)
             path = directory / "metrics.jsonl"
             _cut(path, steps_done)
             self._file = path.open("a", encoding="utf-8")
@@ -86,7 +86,7 @@ class Log:
 
     def __exit__(self, *exception: object) -> None:
         self.display.__exit__(*exception)
-        for output in (self._file, self._board):
+        for output in (self._file, self._tracker):
             if output is not None:
                 with suppress(OSError):  # a full disk: `write` has reported it already
                     output.close()
@@ -113,10 +113,9 @@ class Log:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise OSError(f"cannot write {self._file.name} ({error.strerror})") from error
-        if self._board is not None:
-            for name, value in line.items():
-                if value is not None and name != "step":
-                    self._board.add_scalar(name, value, line["step"])
+        if self._tracker is not None:
+            known = {name: value for name, value in line.items() if value is not None and name != "step"}
+            self._tracker.write(line["step"], known)
         self.display.step(line)
 
 
@@ -153,16 +152,6 @@ def _cut(path: Path, last_step: int) -> None:
             break
         kept.append(line)
     write_whole(path, "".join(kept))
-
-
-def _tensorboard(run_dir: Path, resume_step: int):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            "tensorboard is True: the package is missing, install it with `pip install 'grpo[tensorboard]'`"
-        ) from error
-    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
 
 _COLUMNS = {

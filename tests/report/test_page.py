@@ -4,6 +4,7 @@ Run directories are written here, as `train.py` leaves them; no model runs.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -232,6 +233,24 @@ def test_the_command_line_says_where_the_page_is(tmp_path, capsys):
     out = tmp_path / "pages" / "x.html"
     assert main([str(make_run(tmp_path / "one")), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n" and out.exists() and (out.parent / "curves").is_dir()
+
+
+def test_a_page_that_is_watched_is_written_again_when_a_step_is_added(tmp_path, monkeypatch):
+    run, waits = make_run(tmp_path / "one"), []
+    page = run / "report.html"
+
+    def sleep(seconds):
+        waits.append((seconds, page.exists()))
+        page.unlink(missing_ok=True)
+        if len(waits) == 2:
+            file = run / "metrics.jsonl"
+            os.utime(file, (1, 1))
+        elif len(waits) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.__globals__["time"], "sleep", sleep)
+    assert main([str(run), "--watch", "3"]) == 0
+    assert waits == [(3, True), (3, False), (3, True)]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a run says of each step: lines that survive a crash, TensorBoard, the console."""
+"""What a run says of each step: lines that survive a crash, the console."""
 
 import io
 import json
@@ -76,26 +76,6 @@ def test_a_full_disk_is_one_sentence_that_names_the_file(tmp_path):
         log._file = open("/dev/full", "a")  # noqa: SIM115
         with pytest.raises(OSError, match=r"^cannot write /dev/full \(No space left on device\)$"):
             log.write(1, {})
-
-
-def test_tensorboard_gets_the_numbers_that_there_are(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    written(tmp_path, {"reward/mean": 0.5, "policy/kl": math.nan}, config=Config(tensorboard=True))
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert events.Tags()["scalars"] == ["reward/mean"]
-    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(1, 0.5)]
-
-
-def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match=r"tensorboard is True: .*`pip install 'grpo\[tensorboard\]'`"):
-        Log(tmp_path, Config(tensorboard=True), 0)
 
 
 def test_c10_a_steps_line_shows_the_reward_and_each_term(tmp_path):
