@@ -77,7 +77,6 @@ def examine(
             values = runner.score(list(texts.values()), [problem] * len(texts))
             if seconds < config.reward_timeout and runner.late():
                 break  # a call may have been cut by the end of the look, before its own limit
-            values = [[0.0 if value != value else value for value in given] for given in values]  # NaN: does not apply
             by_name = zip(names, values, strict=True)
             graded.append((problem, {name: dict(zip(texts, given, strict=True)) for name, given in by_name}))
     if len(graded) < len(problems) and not should_stop():
@@ -111,6 +110,10 @@ def _right_answers(c: Config, name: str, graded: list[Graded], needed: float, er
     never, highest, failed = [], 0.0, True
     for problem, earned in graded:
         values = [earned[name][form] for form in RIGHT if form in earned[name]]
+        values = [value for value in values if value == value]  # NaN: does not apply
+        if not values:
+            failed = False
+            continue
         best = max(value or 0.0 for value in values)
         enough = reaches(best, needed) if needed else best > 0
         if not enough:
@@ -166,7 +169,7 @@ def _disagreements(reward: str, judge: str, graded: list[Graded], needed: float)
     tried: dict[str, list[tuple]] = {}
     for problem, earned in graded:
         for writing, text in writings(problem).items():
-            if writing not in OTHER_FORMS:
+            if writing not in OTHER_FORMS and earned[reward][writing] == earned[reward][writing]:
                 case = (text, problem.answer, earned[reward][writing] or 0.0, earned[judge][writing])
                 tried.setdefault(writing, []).append(case)
     most = max(value for cases in tried.values() for _, _, value, _ in cases)

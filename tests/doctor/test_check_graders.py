@@ -1,6 +1,7 @@
 """What graders make of known answers: golds out of reach, and where two of them part."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -160,7 +161,7 @@ def grade_by(monkeypatch, **rewards) -> list[str]:
 
     monkeypatch.setattr(check_graders, "full_value", lambda name: 1.0)
     monkeypatch.setattr(RewardRunner, "score", score)
-    monkeypatch.setattr(RewardRunner, "__init__", lambda runner, names, timeout: vars(runner).update(
+    monkeypatch.setattr(RewardRunner, "__init__", lambda runner, names, timeout, chat: vars(runner).update(
         names=names, timeout=timeout, first_errors={}, _process=None))  # fmt: skip
     return called
 
@@ -263,3 +264,17 @@ def test_every_gold_of_gsm8k_is_within_reach_of_our_reward():
     path = str(Path(os.environ["GRPO_TEST_DATA"]) / "gsm8k")
     (finding,) = look((OURS, FORMAT, PUBLISHED), (), data.load("gsm8k", "test", path=path))
     assert finding.what.startswith(f"{PUBLISHED} grants nothing to ") and " of 1319: " in finding.what
+
+
+def test_what_a_reward_has_nothing_to_say_of_is_no_answer_that_it_refuses(monkeypatch):
+    """The reward applies to golds of two digits alone; to none of the problems it is no failure either."""
+
+    def score(runner, texts, problems, told=None):
+        two = len(problems[0].answer) == 2
+        return [
+            [float(problem.answer in text) if two else math.nan for text, problem in zip(texts, problems, strict=True)]
+        ]
+
+    monkeypatch.setattr(RewardRunner, "score", score)
+    assert look((OURS,), (), [problem("18"), problem("7"), problem("9")]) == []
+    assert look((OURS,), (), [problem("7")]) == []
