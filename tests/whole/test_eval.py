@@ -257,7 +257,8 @@ def test_regrading_needs_no_model_is_remembered_and_overwrites_no_other_evaluati
     assert "holds an evaluation already" in capsys.readouterr().err and result(place, "other") == first
     with pytest.raises(SystemExit):
         command.main([*words, "published", "--budget", "9"])
-    assert "budget: must be left out with --regrade, which allows only reasoning_end, graders" in capsys.readouterr().err
+    said = "budget: must be left out with --regrade, which allows only reasoning_end, graders"
+    assert said in capsys.readouterr().err
     assert command.main([*words, "published"]) == 0
     assert read_yaml(EvalOptions, place / "one" / "options.yaml").graders == ("published",)
     assert {cell["grader"] for cell in result(place, "one")["cells"]} == {"published"}
