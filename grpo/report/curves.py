@@ -129,7 +129,7 @@ def heat_map(table: list[dict], path: Path) -> None:
     Rows of the untuned model follow: a single row if it is the same for every setting.
 
     Args:
-        table: rows as `grpo.sweep.tabulate` makes them.
+        table: rows as `tabulate` of `grpo/sweep/table.py` makes them.
         path: of the PNG file.
     """
     from matplotlib.figure import Figure
@@ -161,3 +161,32 @@ def heat_map(table: list[dict], path: Path) -> None:
     axes.set_title(f"accuracy in %, {problems} problems [{kinds}]", fontsize=9)
     figure.colorbar(image, ax=axes)
     figure.savefig(path, dpi=150)
+
+
+def dot_plot(table: list[dict], path: Path) -> None:
+    """Draw accuracy in percent with its interval: one row per training setting, in the table's order, then the untuned.
+
+    Args:
+        table: rows as `tabulate` of `grpo/sweep/table.py` makes them, of one number of shots.
+        path: of the PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    tuned, base = ([row for row in table if row["model"] == model] for model in ("tuned", "base"))
+    labels = [row["train"] for row in tuned] + ["untuned"] * bool(base)
+    rows = tuned + base[:1]
+    figure = Figure(figsize=(8, 1.2 + 0.26 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        low, mean, high = (100 * row[name] for name in ("low", "accuracy", "high"))
+        color = f"C{int(row['model'] == 'base')}"
+        axes.plot([low, high], [place, place], color=color, alpha=0.5, linewidth=2)
+        axes.plot([mean], [place], "o", color=color, markersize=5)
+    axes.axvline(100 * rows[0]["accuracy"], color="0.6", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(rows)), labels, fontsize=9)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.25)
+    kinds = ", ".join(sorted({row["interval"] for row in tuned}))
+    axes.set_title(f"accuracy in %, {rows[0]['n']} problems [{kinds}]", loc="left", fontsize=9)
+    figure.savefig(path, dpi=110)
