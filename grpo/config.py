@@ -123,6 +123,9 @@ class Config:
     """Loss dppo_kl: the same as a KL in nats, of the token against all others; inf: never."""
     dro_beta: float = option(0.1, ">= 0 and finite")
     """Loss dro: strength of the tie to the policy at the time of the rollout."""
+    ratio_to: Literal["learner", "sampler"] = "learner"
+    """Whose log-probabilities of the rollout the loss's ratio compares with: as the learner computes them, or as the
+    sampler saw them. With the sampler's, the ratio contains what `sampler_correction` would correct."""
     kl: str = "k3"
     """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3, k1_plus, k3_plus, k3_ratio."""
     kl_coef: float = option(0.01, ">= 0 and finite")

@@ -148,9 +148,10 @@ class Learner:
         mask = part.completion_mask
         logprobs, entropy = scatter(micro.tree, self.module(micro.tree, config.temperature), mask.shape)
         old_logprobs = logprobs.detach() if part.old_logprobs is None else part.old_logprobs
+        anchor = part.sampling_logprobs if config.ratio_to == "sampler" else old_logprobs
         found = objective(
             logprobs,
-            old_logprobs,
+            anchor,
             part.sampling_logprobs,
             part.ref_logprobs,
             part.advantages,
@@ -172,7 +173,7 @@ class Learner:
 
         sums.add("optim/loss", loss, 0)  # weight 0: `learn` counts each update once
         sums.add_where("policy/entropy", entropy, mask)
-        sums.add_where("policy/ratio_mean", (logprobs.detach() - old_logprobs).exp(), mask)
+        sums.add_where("policy/ratio_mean", (logprobs.detach() - anchor).exp(), mask)
         sums.add_where("policy/clip_fraction", found.clipped, mask)
         gap = (old_logprobs - part.sampling_logprobs).abs()
         sums.add_where("policy/sampler_gap_mean", gap, mask)

@@ -223,6 +223,24 @@ def test_c20_on_policy_the_ratio_is_exactly_1_without_an_extra_forward():
     assert metrics["policy/kl"] == 0.0  # C22, at step 0
 
 
+@pytest.mark.parametrize("num_epochs", [1, 2])
+def test_the_ratio_can_be_against_the_sampler(num_epochs):
+    policy, batch = tiny_policy(precision="fp64"), experience()
+    options = {"ratio_to": "sampler", "num_epochs": num_epochs, "learning_rate": 0.0}
+    metrics, _, _ = learn(policy, batch, **options)
+    old = plain(policy, batch)[0].detach()
+    ratio = (old - batch.sampling_logprobs)[batch.completion_mask].exp()
+    assert metrics["policy/ratio_mean"] == pytest.approx(ratio.mean().item(), rel=1e-9)
+    gap = (old - batch.sampling_logprobs)[batch.completion_mask].abs()
+    assert metrics["policy/sampler_gap_max"] == pytest.approx(gap.max().item(), rel=1e-9)
+    same = replace(batch, sampling_logprobs=old.where(batch.completion_mask, 0))
+    moved, expected = (
+        learn(tiny_policy(precision="fp64"), same, num_epochs=num_epochs, learning_rate=0.1, ratio_to=to)[1]
+        for to in ("sampler", "learner")
+    )
+    assert_same(moved, expected)
+
+
 def test_c21_the_gap_to_the_sampler_is_measured_on_the_sampled_tokens():
     policy, batch = tiny_policy(precision="fp64"), experience()
     logprobs = plain(policy, batch)[0].detach()

@@ -97,6 +97,17 @@ def warmup(c: Config, facts: Facts) -> Iterator[Finding]:
         )
 
 
+def anchor(c: Config, facts: Facts) -> Iterator[Finding]:
+    """A correction of what the ratio already contains."""
+    if c.ratio_to == "sampler" and c.sampler_correction not in ("none", "opsm"):
+        yield Finding(
+            "warning",
+            f"sampler_correction {c.sampler_correction} with ratio_to sampler",
+            "The ratio is already against the sampler, so the correction's factor is 1 everywhere.",
+            "sampler_correction none, or ratio_to learner.",
+        )
+
+
 def kl(c: Config, facts: Facts) -> Iterator[Finding]:
     """A KL penalty that has no effect."""
     if c.kl == "k1" and c.kl_in == "loss" and c.kl_coef > 0:
@@ -160,6 +171,7 @@ ALGORITHM_CHECKS = (
     weighting,
     learning_rate,
     warmup,
+    anchor,
     kl,
     idle_processes,
     flat_groups,

@@ -165,7 +165,7 @@ class Groups:
         logprobs = self.all.logprobs(POLICY)[rows].requires_grad_()
         found = objective(
             logprobs,
-            self.all.logprobs(old)[rows],
+            self.all.logprobs(sampler if config.ratio_to == "sampler" else old)[rows],
             self.all.logprobs(sampler)[rows],
             None if choice.kl is None else self.all.logprobs(REFERENCE)[rows],
             advantages[self.kind].flatten(),
