@@ -29,6 +29,7 @@ from grpo.evaluation.transcribe import Interrupted
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
 from grpo.policy import Policy, frozen_copy, load_policy, model_directory, prepare_saving, save_model
+from grpo.replay.saved import save_step
 from grpo.report import write_report
 from grpo.rollout import Collector, measure, write_transcripts
 from grpo.run import inputs
@@ -70,6 +71,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                     sampler.refresh(policy)
                 rollout = collector.collect(step, clock)
                 learned = collector.choose(rollout, sums)
+                save_step(directory, config, step, rollout, learned)
                 with clock("learn"):
                     budget = learner.max_tokens
                     finite = learner.learn(learned.batch, step, sums)

@@ -188,6 +188,8 @@ class Config:
     """Steps between checkpoints; 0: only at the end and when interrupted."""
     keep_checkpoints: int = option(2, ">= 1", may_change=True)
     """Number of newest checkpoints to keep; the best on validation is kept too."""
+    save_replay: bool = option(False, may_change=True)
+    """Save what `python -m grpo.replay` needs of step 1, and of each step after one that checkpoint_every saves."""
     final_dtype: Literal["base", "float32"] = option("base", may_change=True)
     """Dtype of the weights in final/. base: that of the base model's files (bfloat16 halves the size, and rounds
     what was learned); float32: as it was learned."""

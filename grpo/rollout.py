@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -124,8 +125,7 @@ class Collector:
         if not problems:
             raise ValueError(f"data: {config.data!r} has no training problem")
         self.config, self.sampler, self.runner = config, sampler, runner
-        self.advantage = lookup(ADVANTAGES, config.advantage, "advantage")
-        self.constants = constants(self.advantage, config, "advantage", given=FACTS)
+        self.advantage = advantage_of(config)
         self.stop = stop_strings(problems)
         if prompt_ids is None:
             prompt_ids = encode_all(problems, sampler.tokenizer, config.chat)
@@ -203,30 +203,40 @@ class Collector:
         return Drawn(problems, completions, completions.batch(prompt_ids, prompt_index=index))
 
     def reward(self, drawn: Drawn) -> Rollout:
-        """Reward the completions and compute advantages, before rows are masked out.
-
-        Collective where advantages depend on the whole step.
-        """
+        """Reward the completions, and compute what follows from rewards. Collective as `judge`."""
         config, completions = self.config, drawn.completions
-        dtype, device = completions.sampling_logprobs.dtype, completions.completion_ids.device
         n, G, K = len(drawn.problems), config.group_size, len(config.rewards)
         of_row = [problem for problem in drawn.problems for _ in range(G)]
         scored = self.runner.score(completions.texts, of_row, completions.told(config.max_new_tokens))
         values = [[torch.nan if value is None else value for value in term] for term in scored]
-        reward_terms = torch.tensor(values, dtype=dtype).view(K, n, G)
-        rewards = weighted_sum(reward_terms, config.reward_weights)
-        valid = rewards.isfinite()  # NaN where a term failed, infinite where too large for the dtype
-        lengths = completions.completion_mask.sum(1).view(n, G).to(rewards.device)
-        facts = asked(self.advantage, {"lengths": lengths, "sum_over_ranks": distributed.all_sum}) | self.constants
-        advantages = combine(reward_terms, config.reward_weights, self.advantage, config.combine, valid, **facts)
-        if config.whiten:
-            advantages = whiten(advantages, valid, sum_over_ranks=distributed.all_sum)
-        keep = valid.view(-1).to(device)
-        if config.mask_truncated:
-            keep = keep & completions.finished
-        mask = drawn.batch.completion_mask & keep[:, None]
-        batch = replace(drawn.batch, completion_mask=mask, advantages=advantages.view(-1).to(device))
-        return Rollout(drawn.problems, completions, reward_terms, rewards, valid, advantages, batch)
+        reward_terms = torch.tensor(values, dtype=completions.sampling_logprobs.dtype).view(K, n, G)
+        judged = judge(config, self.advantage, drawn.batch, completions.finished, reward_terms)
+        return Rollout(drawn.problems, completions, reward_terms, *judged)
+
+
+def advantage_of(config: Config) -> Callable[..., Tensor]:
+    """The advantage function that the config names, with its constants. Raises ValueError as `Collector`."""
+    function = lookup(ADVANTAGES, config.advantage, "advantage")
+    return partial(function, **constants(function, config, "advantage", given=FACTS))
+
+
+def judge(config: Config, advantage: Callable, batch: Batch, finished: Tensor, reward_terms: Tensor) -> tuple:
+    """What follows from a draw's reward terms [K,n,G]: `rewards`, `valid`, `advantages` and `batch` of a `Rollout`.
+
+    `advantage` is that of `advantage_of`. The mask of `batch` has all sampled tokens. `finished` is [n*G]. Collective
+    where advantages depend on the whole step.
+    """
+    rewards = weighted_sum(reward_terms, config.reward_weights)
+    valid = rewards.isfinite()  # NaN where a term failed, infinite where too large for the dtype
+    lengths = batch.completion_mask.sum(1).view(valid.shape).to(rewards.device)
+    facts = asked(advantage, {"lengths": lengths, "sum_over_ranks": distributed.all_sum})
+    advantages = combine(reward_terms, config.reward_weights, advantage, config.combine, valid, **facts)
+    if config.whiten:
+        advantages = whiten(advantages, valid, sum_over_ranks=distributed.all_sum)
+    keep = valid.view(-1).to(finished.device) & (finished if config.mask_truncated else True)
+    mask = batch.completion_mask & keep[:, None]
+    batch = replace(batch, completion_mask=mask, advantages=advantages.view(-1).to(finished.device))
+    return rewards, valid, advantages, batch
 
 
 def learnable_groups(rollout: Rollout) -> list[int]:
@@ -267,15 +277,13 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     sums.add("completion/truncated", (~rollout.completions.finished).sum(), len(mask))
 
 
-def write_transcripts(path: str | Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
+def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
     """Write every completion of the step on all ranks, one JSON line each, ordered by prompt and sample.
 
     A failed reward is null; `prompt` is what the model was given, special tokens included.
     Rank 0 writes; the file appears whole or not at all.
     """
-    path = Path(path)
-    G = rollout.rewards.shape[1]
-    completions = rollout.completions
+    G, completions = rollout.rewards.shape[1], rollout.completions
     finished = completions.finished.tolist()
     lengths = completions.completion_mask.sum(1).tolist()
     ids, logprobs = completions.completion_ids.tolist(), completions.sampling_logprobs.tolist()

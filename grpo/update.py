@@ -4,10 +4,11 @@ A step is rollout plus learning; an update is one optimiser step. The loss of a 
 `(token_weights * per_token_loss).sum()`. Its weights are made from counts of the whole update on all ranks, so the
 gradient is the same however rows are cut into micro-batches or spread over ranks.
 
-The way to the formula: `Learner.learn`, `Learner._loss`, `objective` of `objective.py`, a function of `losses.py`. Left
-out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and sharding.
+The way to the formula: `Learner.learn`, `accumulate`, `_loss`, `objective` of `objective.py`, a function of `losses.py`.
+Left out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and sharding.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -66,13 +67,15 @@ class Learner:
         """The present token budget of a micro-batch."""
         return self.budget.max_tokens
 
-    def learn(self, batch: Batch, step: int, sums: Sums) -> bool:
+    def learn(self, batch: Batch, step: int, sums: Sums, look: Callable[[int, Sums], None] | None = None) -> bool:
         """Make all updates of a step: all epochs and minibatches.
 
         Args:
             batch: this rank's rows; may be empty. Groups may have been left out.
             step: counted from 1; decides the learning rate and the order of minibatches.
             sums: the step's metrics; those of learning are added to it.
+            look: called in every update with its number, from 0, and its metrics, when its gradient is there and before
+                that is clipped.
 
         Returns:
             False if an update was skipped because its gradient was not finite. It does not count as skipped if fp16's
@@ -89,34 +92,65 @@ class Learner:
         sums.add("tokens/computed", distinct_tokens(batch))
         sums.add("optim/updates", 0)  # `clip_and_step` counts
 
+        batch, whole, updates = self.prepare(batch, step)
+        finite = first = True
+        for number, rows in enumerate(updates):
+            of_update = self.accumulate(batch, rows, whole)
+            if of_update is None:
+                continue
+            if not first and self._is_far(of_update):
+                self.policy.zero_grad(set_to_none=True)
+                break
+            first = False
+            sums.merge(of_update)
+            if look is not None:
+                look(number, of_update)
+            finite &= clip_and_step(self.policy, self.optimizer, self.scaler, config.max_grad_norm, sums)
+        return finite
+
+    def prepare(self, batch: Batch, step: int) -> tuple[Batch, Pass, list[list[int] | None]]:
+        """Get ready for the updates of a step, which have the present policy as the old one. A collective call.
+
+        Args:
+            batch, step: as for `learn`.
+
+        Returns:
+            the batch with the log-probabilities that updates need, a pass over all of its rows, and the rows of each
+            update; None: all.
+        """
+        config = self.config
         order = config.minibatch_size, config.group_size, (config.seed, step)
         updates = [rows for epoch in range(config.num_epochs) for rows in cut_groups(batch, *order, epoch)]
         whole = Pass(self.budget, batch)
         if len(updates) > 1:
             batch = replace(batch, old_logprobs=self._frozen_logprobs(self.module, whole))
-        batch = self.with_ref_logprobs(batch, whole)
+        if len(updates) == config.num_epochs:
+            updates = [None] * len(updates)
+        return self.with_ref_logprobs(batch, whole), whole, updates
 
-        finite = first = True
-        for rows in updates:
-            counts = counts_of(batch, rows, config.group_size)
-            if counts["num_tokens"] == 0:
-                continue
-            update = whole if len(updates) == config.num_epochs else Pass(self.budget, batch, rows)
-            for attempt in update.attempts():
-                of_update = Sums()
-                with attempt, distributed.alone(self.module):
-                    for micro in attempt:
-                        # Not given a name: a loss that outlives a failed attempt would keep its activations in memory.
-                        self.scaler.scale(self._loss(batch, micro, counts, of_update)).backward()
-            if not first and self._is_far(of_update):
-                self.policy.zero_grad(set_to_none=True)
-                break
-            first = False
-            self._sum_gradients_over_ranks()
-            sums.merge(of_update)
-            sums.add("optim/loss", 0, int(distributed.is_main()))  # one update more
-            finite &= clip_and_step(self.policy, self.optimizer, self.scaler, config.max_grad_norm, sums)
-        return finite
+    def accumulate(self, batch: Batch, rows: list[int] | None, whole: Pass) -> Sums | None:
+        """Add the gradient of an update, over all ranks, to the policy's parameters. A collective call.
+
+        Args:
+            batch, whole: as `prepare` gave them.
+            rows: of this update.
+
+        Returns:
+            the update's metrics; None: it has no token to learn from, and there is no gradient.
+        """
+        counts = counts_of(batch, whole.rows if rows is None else rows, self.config.group_size)
+        if counts["num_tokens"] == 0:
+            return None
+        update = whole if rows is None else Pass(self.budget, batch, rows)
+        for attempt in update.attempts():
+            sums = Sums()
+            with attempt, distributed.alone(self.module):
+                for micro in attempt:
+                    # Not given a name: a loss that outlives a failed attempt would keep its activations in memory.
+                    self.scaler.scale(self._loss(batch, micro, counts, sums)).backward()
+        self._sum_gradients_over_ranks()
+        sums.add("optim/loss", 0, int(distributed.is_main()))  # one update more
+        return sums
 
     def with_ref_logprobs(self, batch: Batch, whole: Pass | None = None) -> Batch:
         """The batch with the reference's log-probabilities. They may be had before there are advantages.

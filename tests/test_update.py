@@ -542,17 +542,17 @@ def test_the_correction_multiplies_the_surrogate_and_not_the_kl(correction, cap,
     assert_same(corrected, learn(copy.deepcopy(policy), scaled, **options)[1])
 
 
-def test_from_learn_to_the_loss_it_is_three_calls(monkeypatch):
+def test_from_learn_to_the_loss_it_is_four_calls(monkeypatch):
     """Nothing is bound or wrapped on the way, so that a reader can follow it."""
     way = []
 
     def asks(*tensors, clip_low, clip_high):
-        way.append([frame.function for frame in inspect.stack()[1:4]])
+        way.append([frame.function for frame in inspect.stack()[1:5]])
         return losses.reinforce(*tensors, clip_low=clip_low, clip_high=clip_high)
 
     monkeypatch.setitem(LOSSES, "asks", asks)
     learn(tiny_policy(precision="fp64"), experience(), loss="asks")
-    assert way == [["objective", "_loss", "learn"]]
+    assert way == [["objective", "_loss", "accumulate", "learn"]]
 
 
 def test_the_log_probabilities_of_the_reference_may_be_had_before_the_advantages():

@@ -92,8 +92,8 @@ def save_state(directory: Path, learner: Learned, state: State, keep: int) -> No
     distributed.on_main(write)
 
 
-def restore_state(directory: Path, learner: Learned) -> State:
-    """Load the newest checkpoint, if there is one, into the learner.
+def restore_state(directory: Path, learner: Learned, path: Path | None = None) -> State:
+    """Load a checkpoint of a run, by default the newest if there is one, into the learner.
 
     Returns:
         The state to continue from; without a checkpoint, that of a new run.
@@ -111,11 +111,11 @@ def restore_state(directory: Path, learner: Learned) -> State:
         return path
 
     def read() -> dict | None:
-        if (path := newest()) is None:
+        if (found := path or newest()) is None:
             return None
-        content = checkpoint.load(path, learner.policy, learner.optimizer, learner.moving_reference)
-        _check(content, path / "state.json")
-        return content | {"path": path}
+        content = checkpoint.load(found, learner.policy, learner.optimizer, learner.moving_reference)
+        _check(content, found / "state.json")
+        return content | {"path": found}
 
     content = distributed.on_main(read)  # hosts need not share a disk: rank 0 reads, and the others receive
     if content is None:

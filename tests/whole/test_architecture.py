@@ -25,7 +25,7 @@ LAYERS = {
     "evaluation": "evaluation/",
     "doctor": "doctor/",
     "report": "report/",
-    "commands": "sample pretrain oracle/ sweep/",
+    "commands": "sample pretrain/ oracle/ sweep/ replay/",
 }
 ALLOWED = {"kernels": {"kernels"}, "run": {"words", "kernels", "run"}}
 """Layers that stand on fewer than all above them."""
