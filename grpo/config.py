@@ -54,7 +54,8 @@ class Config:
 
     # Model and data.
     model: str = option("embedded", evaluation="model")
-    """embedded: the small base model in this repository; otherwise a local directory or a Hugging Face hub name."""
+    """embedded, embedded_programs: the small base models in this repository, one for each demo; otherwise a local
+    directory or a Hugging Face hub name."""
     revision: str | None = option(None, evaluation="revision")
     """Commit, tag or branch of a hub model; None: its default branch."""
     data: str = option("arithmetic", evaluation="data")
