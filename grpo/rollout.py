@@ -26,12 +26,13 @@ from data.problem import Problem
 from grpo import distributed
 from grpo.advantages import ADVANTAGES, FACTS, combine, weighted_sum, whiten
 from grpo.batch import Batch, Completions, no_completions
-from grpo.config import Config, asked, constants, lookup
+from grpo.config import Config
 from grpo.dataloader import draw_prompts, encode_all, refuse_lengths, refuse_unequal, skip_long, stop_strings
 from grpo.files import write_lines
 from grpo.metrics import Sums
 from grpo.policy import refuse_beyond_positions
 from grpo.sampler import Sampler
+from grpo.tables import asked, constants, lookup
 from grpo.tree import trunk_length
 from rewards.runner import RewardRunner
 
@@ -280,8 +281,7 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
 def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
     """Write every completion of the step on all ranks, one JSON line each, ordered by prompt and sample.
 
-    A failed reward is null; `prompt` is what the model was given, special tokens included.
-    Rank 0 writes; the file appears whole or not at all.
+    A failed reward is null; `prompt` is what the model was given, special tokens included. The file appears whole.
     """
     G, completions = rollout.rewards.shape[1], rollout.completions
     finished = completions.finished.tolist()

@@ -4,7 +4,7 @@ A step is rollout plus learning; an update is one optimiser step. The loss of a 
 `(token_weights * per_token_loss).sum()`. Its weights are made from counts of the whole update on all ranks, so the
 gradient is the same however rows are cut into micro-batches or spread over ranks.
 
-The way to the formula: `Learner.learn`, `accumulate`, `_loss`, `objective` of `objective.py`, a function of `losses.py`.
+The way to the formula: `Learner.learn`, `accumulate`, `_loss`, `objective` of `objective.py`, then one of `losses.py`.
 Left out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and sharding.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from grpo import distributed
 from grpo.batch import Batch
 from grpo.budget import Budget, Pass
-from grpo.config import Config, asked, constants, lookup
+from grpo.config import Config
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL, k3
 from grpo.losses import LOSSES
@@ -27,6 +27,7 @@ from grpo.microbatch import Microbatch, counts_of, cut_groups, distinct_tokens, 
 from grpo.objective import objective
 from grpo.optimizer import clip_and_step, learning_rate, make_optimizer
 from grpo.policy import Policy, mix_in, scatter
+from grpo.tables import asked, constants, lookup
 from grpo.weighting import WEIGHTINGS
 
 

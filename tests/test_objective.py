@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from grpo.config import Config, constants
+from grpo.config import Config
 from grpo.corrections import mask as masked
 from grpo.corrections import none, truncate
 from grpo.kl import k1, k2, k3
 from grpo.losses import grpo, reinforce
 from grpo.objective import objective
+from grpo.tables import constants
 
 # One row of three tokens, the last one not learned from; ratios to the old policy 2, 1/2; of old to sampler 4, 1/2.
 OLD = torch.tensor([[-1.0, -2.0, 0.0]])

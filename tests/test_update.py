@@ -13,13 +13,14 @@ import torch
 
 from grpo import distributed, losses, update
 from grpo.batch import Batch
-from grpo.config import Config, asked, constants
+from grpo.config import Config
 from grpo.kl import KL
 from grpo.losses import CLIPPING, LOSSES
 from grpo.metrics import Sums
 from grpo.microbatch import cut_groups
 from grpo.objective import objective
 from grpo.policy import frozen_copy
+from grpo.tables import asked, constants
 from grpo.update import Learner
 from grpo.weighting import WEIGHTINGS, count_groups
 from tests.fakes import runs

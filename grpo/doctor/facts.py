@@ -17,7 +17,7 @@ from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed
 from grpo.advantages import ADVANTAGES, FACTS
-from grpo.config import Config, constants, lookup
+from grpo.config import Config
 from grpo.corrections import CORRECTIONS
 from grpo.dataloader import ProblemSets, refuse_lengths, skip_long, stop_strings
 from grpo.doctor.check_graders import LOOK_S, examine
@@ -29,6 +29,7 @@ from grpo.losses import LOSSES
 from grpo.policy import head_sizes, positions_of
 from grpo.run.directory import taken
 from grpo.run.machine import device_memory
+from grpo.tables import constants, lookup
 from grpo.tree import shared_prefix
 from grpo.weighting import WEIGHTINGS
 

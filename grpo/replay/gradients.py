@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from grpo import distributed
 from grpo.advantages import ADVANTAGES, FACTS
 from grpo.batch import Batch
-from grpo.config import Config, constants, from_yaml
+from grpo.config import Config, from_yaml
 from grpo.corrections import CORRECTIONS
 from grpo.files import read_object
 from grpo.kernels.compiled import compile_layers
@@ -29,6 +29,7 @@ from grpo.rollout import advantage_of, judge
 from grpo.run import checkpoint
 from grpo.run.machine import settings, settle
 from grpo.run.state import restore_state
+from grpo.tables import constants
 from grpo.update import Learner
 
 OF_OBJECTIVE = (

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 # One line of layers: a file imports from layers above its own in this list, and within its own without a circle.
 LAYERS = {
-    "words": "options config files batch distributed metrics",
+    "words": "options config tables files batch distributed metrics",
     "algorithm": "advantages losses kl corrections objective weighting",
     "tree": "tree",
     "kernels": "kernels/",
