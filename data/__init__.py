@@ -12,7 +12,7 @@ import traceback
 from data.problem import Problem
 from data.splits import SPLITS
 
-NOT_DATA_SETS = {"problem", "prompts", "rows", "splits"}
+NOT_DATA_SETS = {"check", "code_formats", "code_tests", "problem", "prompts", "rows", "splits"}
 
 
 def load(
