@@ -27,11 +27,12 @@ import numpy as np
 from scipy import stats
 
 from grpo import options
-from grpo.config import Config, check_resumable, from_yaml, parse_args
+from grpo.config import Config, from_yaml, parse_args
 from grpo.evaluation.headline import read_result
 from grpo.evaluation.protocol import is_evaluated, options_of
 from grpo.files import write_whole
 from grpo.report import heat_map
+from grpo.run.directory import check_resumable
 from grpo.run.signals import STOPS
 
 OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
