@@ -83,6 +83,10 @@ class Config:
     """Groups whose advantages are all 0. drop: leave them out of learning. refill: also draw other prompts instead."""
     max_refills: int = option(4, ">= 0")
     """flat_groups refill: the most times that prompts_per_step further prompts are drawn in a step."""
+    curriculum: Literal["none", "pass_rate"] = "none"
+    """pass_rate: problems are drawn by their pass rate, the share of their last group that eval_correct calls right."""
+    pool_weights: tuple[float, ...] = option((0.2, 1.0, 0.2), ">= 0 and finite")
+    """Curriculum: weight of a problem with a pass rate up to 0.25; in between or not drawn yet; above 0.75."""
 
     # Rewards.
     rewards: Literal["auto"] | tuple[str, ...] = option("auto", distinct=True, task="rewards")
@@ -128,6 +132,10 @@ class Config:
     """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3, k1_plus, k3_plus, k3_ratio."""
     kl_coef: float = option(0.01, ">= 0 and finite")
     """Weight of the KL (nats per token); 0: no reference is loaded."""
+    kl_target: float = option(0.0, ">= 0 and finite")
+    """KL in nats per token; after a step with more, kl_coef rises, with less it falls; 0: kl_coef stays."""
+    kl_horizon: int = option(10_000, ">= 1")
+    """kl_target: sequences that are sampled until kl_coef has changed by a fifth, if the KL is that far off or more."""
     kl_in: Literal["loss", "reward"] = "loss"
     """loss: the KL is a term of the loss. reward: it is subtracted from each token's advantage, without gradient."""
     reference_sync_every: int = option(0, ">= 0")
@@ -136,6 +144,12 @@ class Config:
     """Share of the policy in a renewed reference, the rest is the old one; 1: a copy of the policy."""
     entropy_coef: float = option(0.0, ">= 0 and finite")
     """Weight of the entropy (nats per token), which is subtracted from the loss."""
+    entropy_target: float = option(0.0, ">= 0 and finite")
+    """Nats per token; a step with less entropy adds entropy_step to entropy_coef, others take it away; 0: it stays."""
+    entropy_step: float = option(0.005, "> 0 and <= 1")
+    """entropy_target: how far entropy_coef moves after a step, within 0 and 1."""
+    entropy_share: float = option(1.0, "> 0 and <= 1")
+    """Share of a step's tokens that have a policy gradient: those of the highest entropy; 1: all."""
     sampler_correction: str = "none"
     """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask,
     truncate_row, mask_row, veto, opsm."""
@@ -216,10 +230,15 @@ class Config:
         options.check(self)
         vars(self).update(options.followed(self, "task", data.task(self.data).with_rewards(self.rewards)))
         plain, group_size = r"\w[\w.+=,-]*", self.group_size
+        ranked, three = self.curriculum == "none" or self.eval_correct in self.rewards, len(self.pool_weights) == 3
+        slow = not self.kl_target or self.prompts_per_step * group_size < 5 * self.kl_horizon
         rules = (
             ("run_name", "a plain name (letters, digits, _.+=,-)", re.fullmatch(plain, self.run_name)),
             ("reward_weights", f"one number for each of {self.rewards}", len(self.reward_weights) == len(self.rewards)),
             ("minibatch_size", f"0 or a multiple of group_size ({group_size})", self.minibatch_size % group_size == 0),
+            ("pool_weights", "three numbers, not all 0", three and any(self.pool_weights)),
+            ("eval_correct", f"one of rewards {self.rewards} under curriculum {self.curriculum}", ranked),
+            ("kl_horizon", "above a fifth of prompts_per_step * group_size", slow),
             ("pass_k", f"1 or below group_size ({group_size})", self.pass_k == 1 or self.pass_k < group_size),
         )
         for name, allowed, holds in rules:
@@ -232,25 +251,6 @@ def refuse_auto(config: Config) -> None:
     for name in options.facts_of(Config, "settled"):
         if getattr(config, name) == "auto":
             raise ValueError(f"{name} is 'auto': must have a value by now; `grpo.run.machine.settle` gives one")
-
-
-def check_resumable(saved: Config, now: Config) -> None:
-    """Check that a run with the config `saved` may continue with the config `now`.
-
-    `num_steps` may change only under a constant schedule, because the other schedules depend on it.
-
-    Raises:
-      ValueError: an option differs that may not; the message names the first one.
-    """
-    may_change = options.facts_of(Config, "may_change")
-    if now.schedule != "constant":
-        del may_change["num_steps"]
-    for name, before in vars(saved).items():
-        if name not in may_change and getattr(now, name) != before:
-            raise ValueError(
-                f"{name} is {getattr(now, name)!r}, but the run to resume has {before!r}: must be the same; "
-                "for another value, give the run another run_name"
-            )
 
 
 def parse_args(argv: list[str]) -> Config:

@@ -12,11 +12,12 @@ import pytest
 
 from grpo import config as module
 from grpo.advantages import ADVANTAGES
-from grpo.config import Config, check_resumable, from_yaml, parse_args, refuse_auto, to_yaml
+from grpo.config import Config, from_yaml, parse_args, refuse_auto, to_yaml
 from grpo.evaluation.protocol import EvalOptions
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.options import facts_of
+from grpo.run.directory import check_resumable
 from grpo.tables import constants, lookup
 from grpo.weighting import WEIGHTINGS
 
@@ -65,10 +66,10 @@ def test_a_new_option_is_one_line_and_its_doc(tmp_path, capsys, facts):
                 copy.Config(memory=wrong)
         resumed = copy.Config(memory=0.25)
         if facts:
-            copy.check_resumable(copy.Config(), resumed)
+            check_resumable(copy.Config(), resumed)
         else:
             with pytest.raises(ValueError, match="memory is 0.25, but the run to resume has 0.5"):
-                copy.check_resumable(copy.Config(), resumed)
+                check_resumable(copy.Config(), resumed)
         with pytest.raises(SystemExit):
             copy.parse_args(["--help"])
         shown = "--memory > 0 and <= 1 Share of something that is added here. (default: 0.5)"
@@ -143,6 +144,12 @@ def test_flags_go_on_top_of_the_recipe():
         ({"learning_rate": -1e-3}, "learning_rate is -0.001: must be >= 0"),
         ({"kl_coef": float("nan")}, "kl_coef is nan"),
         ({"eval_threshold": float("nan")}, "eval_threshold is nan: must be None or finite"),
+        ({"pool_weights": (0.0, 0.0, 0.0)}, "pool_weights is (0.0, 0.0, 0.0): must be three numbers, not all 0"),
+        ({"pool_weights": (1.0, 1.0)}, "pool_weights is (1.0, 1.0): must be three numbers"),
+        ({"pool_weights": (1.0, 1.0, -1.0)}, "pool_weights is (1.0, 1.0, -1.0): must be a list, each item >= 0"),
+        ({"curriculum": "pass_rate", "eval_correct": "x.y"}, "eval_correct is 'x.y': must be one of rewards ('gsm8k"),
+        ({"kl_target": 0.1, "kl_horizon": 25}, "kl_horizon is 25: must be above a fifth of prompts_per_step"),
+        ({"entropy_share": 0.0}, "entropy_share is 0.0: must be > 0 and <= 1"),
         ({"clip_low": 1.5}, "clip_low is 1.5: must be >= 0 and <= 1"),
         ({"clip_high": -0.1}, "clip_high is -0.1: must be >= 0"),
         ({"correction_cap": 0.5}, "correction_cap is 0.5: must be >= 1"),
@@ -218,6 +225,7 @@ def another(name: str):
         "max_tokens_per_microbatch": 7, "compile": True, "eval_shots": (3,), "minibatch_size": 8, "eval_threshold": 0.5,
         "final_dtype": "float32", "flat_groups": "drop", "kl_stop": 0.1, "optimizer": "sgd",
         "muon_momentum": 0.5, "sgd_momentum": 0.5, "reference_mix": 0.5,
+        "curriculum": "pass_rate", "pool_weights": (0.0, 1.0, 0.5), "entropy_step": 0.1, "entropy_share": 0.2,
     }  # fmt: skip
     if name in special:
         return special[name]
@@ -237,6 +245,15 @@ def test_every_option_is_either_fixed_or_free_when_resuming(name):
 def test_what_decides_the_updates_is_fixed_when_resuming():
     fixed = set(FIELDS) - set(facts_of(Config, "may_change"))
     assert {"seed", "precision", "model", "data", "loss", "learning_rate", "schedule", "group_size", "rewards"} <= fixed
+
+
+def test_what_is_right_is_fixed_when_it_decides_what_is_drawn():
+    saved = Config(curriculum="pass_rate")
+    check_resumable(saved, replace(saved, num_steps=60))
+    for change in ({"eval_correct": "gsm8k.format"}, {"eval_threshold": 0.5}):
+        check_resumable(Config(), replace(Config(), **change))
+        with pytest.raises(ValueError, match=f"^{next(iter(change))} is .*: must be the same"):
+            check_resumable(saved, replace(saved, **change))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

@@ -707,3 +707,33 @@ def test_ranks_agree_on_the_update_that_they_stop_at(tmp_path):
             there_metrics, there = torch.load(f"{out}_{rank}.pt")
             assert there_metrics["optim/updates"] == expected["optim/updates"] == made
             assert_same(there, moved)
+
+
+def test_coefficients_that_have_moved_take_the_place_of_their_options():
+    reference, found = tiny_policy(precision="fp64", seed=1), []
+    moved = {"kl_coef": 0.3, "entropy_coef": 0.2}
+    for options, coefs in ((moved, None), ({"kl_coef": 0.1}, moved | {"entropy_level": 0.7})):
+        made, sums = learner(tiny_policy(precision="fp64"), reference, **options), Sums()
+        made.learn(experience(), 1, sums, coefs)
+        found.append((sums.reduce(), list(made.policy.parameters())))
+    (expected, theirs), (metrics, ours) = found
+    assert metrics == expected and all(map(torch.equal, ours, theirs))
+    assert (metrics["policy/kl_coef"], metrics["policy/entropy_coef"]) == (0.3, 0.2)
+
+
+def test_only_the_tokens_of_the_highest_entropy_have_a_policy_gradient_and_the_denominator_stays():
+    """What the others lack is their own part of the formula. Entropies and gradients are those of transformers."""
+    policy, batch, reference = tiny_policy(precision="fp64"), experience(), tiny_policy(precision="fp64", seed=1)
+    mask, tokens = batch.completion_mask, sum(LENGTHS)
+    logprobs, entropy, twin = plain(policy, batch)
+    least = entropy[mask].sort(descending=True).values[math.ceil(0.3 * tokens) - 1]
+    options = {"kl_coef": 0.3, "max_tokens_per_microbatch": 9}
+    (expected, whole, _), (metrics, moved, _) = (
+        learn(copy.deepcopy(policy), batch, reference, entropy_share=share, **options) for share in (1.0, 0.3)
+    )
+    assert metrics["policy/entropy_share"] == math.ceil(0.3 * tokens) / tokens
+    assert "policy/entropy_share" not in expected and metrics["policy/kl"] == expected["policy/kl"]
+    left_out = -(batch.advantages[:, None] * logprobs).where(mask & (entropy < least), 0).sum() / tokens
+    left_out.backward()
+    lacking = {f"model.{name}": p.grad for name, p in twin.named_parameters()}
+    assert_same({name: whole[name] - moved[name] for name in moved}, lacking)

@@ -23,6 +23,7 @@ from grpo.files import read_object
 from grpo.kernels.compiled import compile_layers
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
+from grpo.optimizer import coefficients
 from grpo.policy import frozen_copy, load_policy
 from grpo.replay.saved import Saved, place_of, read_step
 from grpo.rollout import advantage_of, judge
@@ -89,9 +90,8 @@ def replay(run: Path, step: int, **changes: Any) -> list[Row]:
     with settings(device):
         asked = replace(was, **{name: value for name, value in changes.items() if name not in OF_MACHINE})
         taken, other = learners(was, asked, device)
-        if before is not None:
-            restore_state(run, taken, before)
-        rows, means = make_again(taken, other, saved, step)
+        coefs = {} if before is None else restore_state(run, taken, before).coefs
+        rows, means = make_again(taken, other, saved, step, coefs)
     if len(rows) > 1 + (other is not None):
         rows.append(Row("all", "as it was", columns(means)))
     logged = logged_metrics(run, step)
@@ -160,12 +160,21 @@ def learners(was: Config, asked: Config, device: torch.device) -> tuple[Learner,
     return taken, other
 
 
-def make_again(taken: Learner, other: Learner | None, saved: Saved, step: int) -> tuple[list[Row], dict[str, float]]:
-    """The rows of each update, which `taken` makes and `other` only computes; and the step's metrics of `taken`."""
+def make_again(
+    taken: Learner, other: Learner | None, saved: Saved, step: int, coefs: Mapping[str, float]
+) -> tuple[list[Row], dict[str, float]]:
+    """The rows of each update, which `taken` makes and `other` only computes; and the step's metrics of `taken`.
+
+    `coefs` are those that the run had moved to a target. They hold for `other` too, but for those that it changes.
+    """
     rows: list[Row] = []
     parameters = list(taken.policy.parameters())
     if other is not None:
         batch, whole, updates = other.prepare(learned_from(other.config, saved, taken.policy.device), step)
+        kept = {
+            name: coef for name, coef in coefs.items() if vars(other.config).get(name) == vars(taken.config).get(name)
+        }
+        of_asked = coefficients(other.config, kept)
 
     def look(number: int, of_update: Sums) -> None:
         gradient = [p.grad for p in parameters]
@@ -173,7 +182,7 @@ def make_again(taken: Learner, other: Learner | None, saved: Saved, step: int) -
         if other is None:
             return
         taken.policy.zero_grad(set_to_none=True)
-        of_other = other.accumulate(batch, updates[number], whole)
+        of_other = other.accumulate(batch, updates[number], whole, of_asked)
         found = [p.grad for p in parameters]
         numbers = {} if of_other is None else measured(other, of_other, found, gradient)
         rows.append(Row(f"{number + 1}", "as asked", numbers))
@@ -181,7 +190,7 @@ def make_again(taken: Learner, other: Learner | None, saved: Saved, step: int) -
             p.grad = grad
 
     sums = Sums()
-    taken.learn(learned_from(taken.config, saved, taken.policy.device), step, sums, look)
+    taken.learn(learned_from(taken.config, saved, taken.policy.device), step, sums, coefs, look)
     return rows, sums.reduce()
 
 

@@ -20,7 +20,7 @@ LAYERS = {
     "logprobs": "logprobs",
     "policy": "policy/",
     "sampler": "sampler/",
-    "phases": "dataloader rollout microbatch budget optimizer update",
+    "phases": "dataloader prompts/ rollout record microbatch budget optimizer update",
     "run": "run/",
     "evaluation": "evaluation/",
     "doctor": "doctor/",

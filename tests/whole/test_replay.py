@@ -85,6 +85,19 @@ def test_all_updates_of_a_step_are_made_again(several, step):
     assert min(numbers["cosine"] for numbers in asked) < 0.999
 
 
+def test_coefficients_that_follow_a_target_are_those_of_the_step(place):
+    options = {"kl_coef": 0.5, "kl_target": 1e-6, "kl_horizon": 16, "entropy_target": 9.0, "entropy_step": 0.1}
+    assert train.main(argv(place, "adaptive", learning_rate=0.01, checkpoint_every=1, keep_checkpoints=9, **options)) == 0
+    run = place / "adaptive"
+    assert runs.metrics(run)[2]["policy/kl_coef"] != 0.5 != runs.metrics(run)[2]["policy/entropy_coef"] != 0
+    rows = replay(run, 3, loss="cispo")
+    (was, *_), (asked, *_), (logged, *_) = (of(rows, objective) for objective in (AS_IT_WAS, AS_ASKED, LOGGED))
+    assert was["gradient norm"] == pytest.approx(logged["gradient norm"], rel=1e-12)
+    assert asked["gradient norm"] == pytest.approx(was["gradient norm"], rel=1e-6), "on-policy the losses agree"
+    (_, other, *_) = replay(run, 3, kl_coef=0.0)
+    assert other.numbers["gradient norm"] != pytest.approx(was["gradient norm"], rel=1e-3)
+
+
 def test_the_gradient_is_the_one_that_was_taken(place, monkeypatch):
     """Recorded in a run and in its replay, just before it is clipped."""
     seen: list[list[torch.Tensor]] = []
