@@ -28,9 +28,12 @@ from grpo.evaluation.compare import check_planned, compare_models, evaluate
 from grpo.evaluation.transcribe import Interrupted
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
+from grpo.optimizer import next_coefs
 from grpo.policy import Policy, frozen_copy, load_policy, model_directory, prepare_saving, save_model
+from grpo.record import measure, write_transcripts
+from grpo.replay.saved import save_step
 from grpo.report import write_report
-from grpo.rollout import Collector, measure, write_transcripts
+from grpo.rollout import Collector
 from grpo.run import inputs
 from grpo.run.directory import begun, claim, is_trained, keep_smaller, open_directory, sole_user, take_evaluation
 from grpo.run.log import Clock, Log, say
@@ -69,18 +72,21 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 sums, clock = Sums(), Clock(log.display.phase)
                 with clock("rollout"):
                     sampler.refresh(policy)
-                rollout = collector.collect(step, clock)
+                rollout = collector.collect(step, clock, state.pass_rates)
                 learned = collector.choose(rollout, sums)
+                save_step(directory, config, step, rollout, learned)
                 with clock("learn"):
                     budget = learner.max_tokens
-                    finite = learner.learn(learned.batch, step, sums)
+                    finite = learner.learn(learned.batch, step, sums, state.coefs)
                     learner.renew_reference(step)
                     keep_smaller(directory, config, budget, learner.max_tokens, log.display)
 
-                state = state.after(step, finite)
                 measure(rollout, config.rewards, sums)
+                pass_rates = collector.pass_rates(rollout, step, state.pass_rates, sums)
                 write_transcripts(directory / "rollouts" / f"step_{step:06d}.jsonl", rollout, config.rewards, tokenizer)
                 metrics = sums.reduce() | clock.seconds() | peak_bytes(device)
+                coefs = next_coefs(config, state.coefs, metrics)
+                state = state.after(step, finite, coefs=coefs, pass_rates=pass_rates)
                 if due(step, config.eval_every):
                     with clock("evaluate"):
                         sampler.refresh(policy)

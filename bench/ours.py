@@ -17,11 +17,12 @@ from bench.work import Work
 from data.problem import Problem
 from grpo import distributed
 from grpo.config import Config, from_yaml
-from grpo.dataloader import ProblemSets, draw_prompts
+from grpo.dataloader import ProblemSets
 from grpo.doctor import diagnose
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
 from grpo.policy import frozen_copy, load_policy
+from grpo.prompts.order import draw_prompts
 from grpo.rollout import Collector
 from grpo.run.log import Clock
 from grpo.run.machine import device_memory, peak_bytes, settings, settle

@@ -1,8 +1,9 @@
 """Data sets. `data.load(name, split)` calls the function `load` of `data/<name>.py`; a new data set is a new such file.
 
 The file may also lie elsewhere, and then its path is the name: `my/task.py`. The function is
-`load(split, *, path, num_shots, seed) -> list[Problem]`, and may ask for more options by naming them as arguments. Left
-out: shuffling and tokenizing. Nothing here imports torch or grpo.
+`load(split, *, path, num_shots, seed) -> list[Problem]`, and may ask for more options by naming them as arguments. The
+file may also state a `TASK`: by what its answers are rewarded and graded. Left out: shuffling and tokenizing. Nothing
+here imports torch or grpo.
 """
 
 import importlib
@@ -11,13 +12,14 @@ import os
 import pkgutil
 import traceback
 from collections.abc import Callable, Mapping
+from types import ModuleType
 
 from data import prompts
 from data.outside import import_file
-from data.problem import Problem
+from data.problem import Problem, Task
 from data.splits import SPLITS
 
-NOT_DATA_SETS = {"outside", "problem", "prompts", "rows", "splits"}
+NOT_DATA_SETS = {"check", "code_formats", "code_tests", "outside", "problem", "prompts", "rows", "splits"}
 
 
 def load(
@@ -46,7 +48,7 @@ def load(
       ValueError: the name or split is unknown, the data cannot be read, an exemplar leaks, the split is empty, or an
         option is given that the data set does not ask for.
     """
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_DATA_SETS)
+    known = _known()
     if name not in known and not name.endswith(".py"):
         raise ValueError(f"data: {name!r} is not one of {', '.join(known)}, nor the path of a .py file")
     if split not in SPLITS:
@@ -57,7 +59,7 @@ def load(
     if not isinstance(num_shots, int) or num_shots < 0:
         raise ValueError(f"num_shots: {num_shots!r} must be a whole number >= 0")
     try:
-        module = importlib.import_module(f"data.{name}") if name in known else import_file(name, "data")
+        module = _module(name)
         if not hasattr(module, "load"):
             raise ValueError(f"data: {name} has no function load(split, *, path, num_shots, seed)")
         function = module.load
@@ -85,6 +87,25 @@ def _asked(function: Callable, name: str, options: Mapping[str, str | None]) -> 
         if value is not None and option not in known:
             raise ValueError(f"{option} is {value!r}: must be left out, since data {name!r} does not ask for it")
     return {option: value for option, value in options.items() if option in known}
+
+
+def task(name: str) -> Task:
+    """By what the answers to a data set are rewarded and graded: the `TASK` of its file, or that of GSM8K.
+
+    An unknown file, or one that cannot be imported, has the second one. `load` says what is wrong with it.
+    """
+    try:
+        return getattr(_module(name), "TASK", Task())
+    except Exception:  # importing a user's file may raise anything
+        return Task()
+
+
+def _module(name: str) -> ModuleType:
+    return import_file(name, "data") if name.endswith(".py") else importlib.import_module(f"data.{name}")
+
+
+def _known() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_DATA_SETS)
 
 
 def _is_problem(item: object) -> bool:

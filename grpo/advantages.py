@@ -229,8 +229,8 @@ def combine(
     The two are equal for `dr_grpo` and `rloo`, which are linear.
 
     Args:
-        reward_terms: [K,N,G], NaN where a term does not apply to a valid sample: it adds nothing, and its own baseline
-            is that of the others; weights: K numbers; valid: [N,G] bool; None = all valid.
+        reward_terms: [K,N,G], -inf where a term does not apply: it adds nothing, and its own baseline is that of the
+            others; weights: K numbers; valid: [N,G] bool; None = all valid.
         advantage: an entry of `ADVANTAGES`.
         how: `rewards` or `advantages`.
         asked: what `advantage` asks for by name.
@@ -239,8 +239,8 @@ def combine(
         [N,G]; exactly 0 where not valid.
     """
     if how == "rewards":
-        return advantage(weighted_sum(reward_terms.masked_fill(reward_terms.isnan(), 0), weights), valid, **asked)
-    known = ~reward_terms.isnan() if valid is None else valid & ~reward_terms.isnan()
+        return advantage(weighted_sum(reward_terms.masked_fill(reward_terms.isneginf(), 0), weights), valid, **asked)
+    known = ~reward_terms.isneginf() if valid is None else valid & ~reward_terms.isneginf()
     of_terms = [advantage(term, own, **asked) for term, own in zip(reward_terms, known, strict=True)]
     return weighted_sum(torch.stack(of_terms), weights)
 

@@ -109,6 +109,8 @@ class Batch:
     """[B,T]: of the policy at rollout time. None: detach the current ones (exactly on-policy)."""
     ref_logprobs: Tensor | None = None
     """[B,T]: of the frozen reference. None: not computed yet, or there is no reference."""
+    surrogate_mask: Tensor | None = None
+    """[B,T] bool: tokens with a policy gradient; None: all that are learned from."""
     prompt_index: list[int] | None = None
     """N ints: the number of each prompt in the step, counted over all ranks."""
 

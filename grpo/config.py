@@ -9,26 +9,23 @@ A new option is a new field: nothing else has to know of it. What is known of an
   and how the work is divided. A change of any other option would make it another experiment;
 - `settled`: its `auto` gets a value when the machine is known (`run/machine.py`);
 - `evaluation`: the option of the final evaluation that takes its value (`evaluation/protocol.py`);
+- `task`: its `auto` is what the data's `TASK` says (`data/problem.py`);
 - `was`: an earlier name of it.
 
-Left out: reading text (`options.py`), what `auto` means, and checking names of functions or files
-such as `loss` or `data`. Those are looked up with `lookup` where their tables are.
+Left out: reading text (`options.py`), what other `auto` mean, and checking names of functions or files such as `loss`
+or `data`. Those are looked up where their tables are (`tables.py`).
 """
 
 import math
 import re
-from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from functools import cache
-from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
+import data
 from grpo import options
 from grpo.options import option
 from grpo.prompts.source import Source
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,18 @@ class Config(Source):
     """Groups whose advantages are all 0. drop: leave them out of learning. refill: also draw other prompts instead."""
     max_refills: int = option(4, ">= 0")
     """flat_groups refill: the most times that prompts_per_step further prompts are drawn in a step."""
+    curriculum: Literal["none", "pass_rate"] = "none"
+    """pass_rate: problems are drawn by their pass rate, the share of their last group that eval_correct calls right."""
+    pool_weights: tuple[float, ...] = option((0.2, 1.0, 0.2), ">= 0 and finite")
+    """Curriculum: weight of a problem with a pass rate up to 0.25; in between or not drawn yet; above 0.75."""
 
     # Rewards.
-    rewards: tuple[str, ...] = option(("gsm8k.format", "gsm8k.correctness"), distinct=True)
-    """Reward functions: file.function in rewards/, or path/file.py:function, also in TRL's form."""
-    reward_weights: tuple[float, ...] = option((1.0, 1.0), "finite")
-    """One weight for each reward function."""
-    reward_timeout: float = option(5.0, "> 0 and finite", evaluation="timeout")
-    """Seconds that one call of a reward function may take; a slower call makes the sample invalid."""
+    rewards: Literal["auto"] | tuple[str, ...] = option("auto", distinct=True, task="rewards")
+    """Reward functions: file.function in rewards/, or path/file.py:function, also in TRL's form; auto: the data's."""
+    reward_weights: Literal["auto"] | tuple[float, ...] = option("auto", "finite", task="reward_weights")
+    """One weight for each reward function; auto: those of the data, and 1 for other rewards."""
+    reward_timeout: Literal["auto"] | float = option("auto", "> 0 and finite", evaluation="timeout", task="timeout")
+    """Seconds that one call of a reward may take; a slower one makes the sample invalid. auto: those of the data."""
 
     # Algorithm.
     combine: Literal["rewards", "advantages"] = "rewards"
@@ -115,10 +116,17 @@ class Config(Source):
     """Loss dppo_kl: the same as a KL in nats, of the token against all others; inf: never."""
     dro_beta: float = option(0.1, ">= 0 and finite")
     """Loss dro: strength of the tie to the policy at the time of the rollout."""
+    ratio_to: Literal["learner", "sampler"] = "learner"
+    """Whose log-probabilities of the rollout the loss's ratio compares with: as the learner computes them, or as the
+    sampler saw them. With the sampler's, the ratio contains what `sampler_correction` would correct."""
     kl: str = "k3"
     """Function of grpo/kl.py, the estimator of the KL to the reference: k1, k2, k3, k1_plus, k3_plus, k3_ratio."""
     kl_coef: float = option(0.01, ">= 0 and finite")
     """Weight of the KL (nats per token); 0: no reference is loaded."""
+    kl_target: float = option(0.0, ">= 0 and finite")
+    """KL in nats per token; after a step with more, kl_coef rises, with less it falls; 0: kl_coef stays."""
+    kl_horizon: int = option(10_000, ">= 1")
+    """kl_target: sequences that are sampled until kl_coef has changed by a fifth, if the KL is that far off or more."""
     kl_in: Literal["loss", "reward"] = "loss"
     """loss: the KL is a term of the loss. reward: it is subtracted from each token's advantage, without gradient."""
     reference_sync_every: int = option(0, ">= 0")
@@ -127,6 +135,12 @@ class Config(Source):
     """Share of the policy in a renewed reference, the rest is the old one; 1: a copy of the policy."""
     entropy_coef: float = option(0.0, ">= 0 and finite")
     """Weight of the entropy (nats per token), which is subtracted from the loss."""
+    entropy_target: float = option(0.0, ">= 0 and finite")
+    """Nats per token; a step with less entropy adds entropy_step to entropy_coef, others take it away; 0: it stays."""
+    entropy_step: float = option(0.005, "> 0 and <= 1")
+    """entropy_target: how far entropy_coef moves after a step, within 0 and 1."""
+    entropy_share: float = option(1.0, "> 0 and <= 1")
+    """Share of a step's tokens that have a policy gradient: those of the highest entropy; 1: all."""
     sampler_correction: str = "none"
     """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask,
     truncate_row, mask_row, veto, opsm."""
@@ -177,9 +191,10 @@ class Config(Source):
     """Steps between checkpoints; 0: only at the end and when interrupted."""
     keep_checkpoints: int = option(2, ">= 1", may_change=True)
     """Number of newest checkpoints to keep; the best on validation is kept too."""
+    save_replay: bool = option(False, may_change=True)
+    """Save what `python -m grpo.replay` needs of step 1, and of each step after one that checkpoint_every saves."""
     final_dtype: Literal["base", "float32"] = option("base", may_change=True)
-    """Dtype of the weights in final/. base: that of the base model's files (bfloat16 halves the size, and rounds
-    what was learned); float32: as it was learned."""
+    """Dtype of the weights in final/. base: that of the base model's files, which may round; float32: as learned."""
     eval_every: int = option(0, ">= 0", may_change=True)
     """Steps between evaluations on validation; 0: never."""
     eval_limit: int = option(200, ">= 0", may_change=True)
@@ -192,23 +207,29 @@ class Config(Source):
     """Evaluate base and tuned model on the test split at the end."""
     final_eval_limit: int = option(500, ">= 0", may_change=True, evaluation="limit")
     """Number of problems in the final evaluation; 0: all."""
-    eval_correct: str = option("gsm8k.correctness", may_change=True)
-    """Reward function that decides in evaluations whether an answer is right."""
+    eval_correct: str = option("auto", may_change=True, task="correct")
+    """Reward function that decides in evaluations whether an answer is right; auto: that of the data."""
     eval_threshold: float | None = option(None, "finite", may_change=True, evaluation="threshold")
     """Value of eval_correct from which an answer is right; None: its full value, 1 unless it states another."""
-    eval_format: str = option("gsm8k.format", may_change=True, evaluation="format")
-    """Reward function that decides in evaluations whether an answer has the format: by its full value."""
+    eval_format: str | None = option("auto", may_change=True, evaluation="format", task="format")
+    """Reward function whose full value says that an answer has the format; None: no format; auto: that of the data."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = option("none", may_change=True, was="tensorboard")
     """Where the numbers of each step go beside metrics.jsonl. Each needs the extra of its name."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for the first option that is not allowed: by its own line, or beside the others."""
         options.check(self)
+        vars(self).update(options.followed(self, "task", data.task(self.data).with_rewards(self.rewards)))
         plain, group_size = r"\w[\w.+=,-]*", self.group_size
+        ranked, three = self.curriculum == "none" or self.eval_correct in self.rewards, len(self.pool_weights) == 3
+        slow = not self.kl_target or self.prompts_per_step * group_size < 5 * self.kl_horizon
         rules = (
             ("run_name", "a plain name (letters, digits, _.+=,-)", re.fullmatch(plain, self.run_name)),
             ("reward_weights", f"one number for each of {self.rewards}", len(self.reward_weights) == len(self.rewards)),
             ("minibatch_size", f"0 or a multiple of group_size ({group_size})", self.minibatch_size % group_size == 0),
+            ("pool_weights", "three numbers, not all 0", three and any(self.pool_weights)),
+            ("eval_correct", f"one of rewards {self.rewards} under curriculum {self.curriculum}", ranked),
+            ("kl_horizon", "above a fifth of prompts_per_step * group_size", slow),
             ("pass_k", f"1 or below group_size ({group_size})", self.pass_k == 1 or self.pass_k < group_size),
         )
         for name, allowed, holds in rules:
@@ -216,91 +237,11 @@ class Config(Source):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: must be {allowed}")
 
 
-def lookup(table: Mapping[str, T], name: str, option: str) -> T:
-    """The entry of a table of known names, such as `LOSSES`, that is named by the value `name` of an option.
-
-    Raises:
-      ValueError: there is no such entry; the message gives the option, the known names and the nearest one.
-    """
-    if name not in table:
-        hint = options.did_you_mean(name, table)
-        raise ValueError(f"{option} is {name!r}: must be one of {', '.join(table)}{hint}")
-    return table[name]
-
-
-def constants(function: Callable, config: Config, kind: str = "loss", given: Container[str] = ()) -> dict[str, Any]:
-    """The constants of a function of the algorithm, each with the value of the option of its name.
-
-    Constants are its arguments that are keyword-only or have a default.
-
-    Args:
-      function: of `losses.py`, `advantages.py` or `corrections.py`.
-      config: the run's.
-      kind: the option that names the function, for the message.
-      given: arguments that are no constants: the caller has them.
-
-    Raises:
-      ValueError: there is no such option. A default in the signature does not replace one: it could not be set.
-    """
-    parameters = signature(function).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
-    names = [name for name in names if name not in given]
-    for name in names:
-        if name not in vars(config):
-            hint = options.did_you_mean(name, vars(config))
-            raise ValueError(
-                f"{kind} {function.__name__} has the constant {name}, but no option has that name: "
-                f"add the field {name} to Config in grpo/config.py{hint}"
-            )
-    return {name: getattr(config, name) for name in names}
-
-
-def asked(function: Callable, facts: Mapping[str, T]) -> dict[str, T]:
-    """Those of `facts` that a function has as arguments, by name."""
-    return {name: facts[name] for name in _arguments(function) if name in facts}
-
-
-@cache
-def _arguments(function: Callable) -> tuple[str, ...]:
-    """The names of a function's arguments. Read once: every micro-batch asks for those of its weighting."""
-    return tuple(signature(function).parameters)
-
-
 def refuse_auto(config: Config) -> None:
     """Raise ValueError, which names the option, if an `auto` is not settled."""
     for name in options.facts_of(Config, "settled"):
         if getattr(config, name) == "auto":
             raise ValueError(f"{name} is 'auto': must have a value by now; `grpo.run.machine.settle` gives one")
-
-
-def check_resumable(saved: Config, now: Config) -> None:
-    """Check that a run with the config `saved` may continue with the config `now`.
-
-    `num_steps` may change only under a constant schedule, because the other schedules depend on it. Files of data and
-    rewards may lie elsewhere now; `run/inputs.py` compares what is in them.
-
-    Raises:
-      ValueError: an option differs that may not; the message names the first one.
-    """
-    may_change = options.facts_of(Config, "may_change")
-    if now.schedule != "constant":
-        del may_change["num_steps"]
-    for name, before in vars(saved).items():
-        after = getattr(now, name)
-        if name in ("data", "rewards"):
-            same = _unplaced(before) == _unplaced(after)
-        else:
-            same = before == after
-        if name not in may_change and not same:
-            raise ValueError(
-                f"{name} is {after!r}, but the run to resume has {before!r}: must be the same; "
-                "for another value, give the run another run_name"
-            )
-
-
-def _unplaced(names: str | tuple[str, ...]) -> list[str]:
-    """Names of data or rewards, without the directories of Python files such as `my/task.py:reward`."""
-    return [re.sub(r".*/(?=[^/]+\.py\b)", "", name) for name in ([names] if isinstance(names, str) else names)]
 
 
 def parse_args(argv: list[str]) -> Config:

@@ -1,11 +1,12 @@
-"""Problems -> prompts: chooses the problems of each step, and makes the text and tokens of their prompts.
+"""Problems -> prompts: the text and tokens of their prompts, and which of them are fit for training.
 
-`ProblemSets` holds what was loaded and tokenized, for all who need it. A step's problems are a function of (seed,
-step), so a resumed run continues the same order without stored state. Left out: where problems come from (`data/`).
+`ProblemSets` holds what was loaded and tokenized, for all who need it. Left out: where problems come from (`data/`),
+and which of them a step draws (`prompts/`).
 """
 
 import json
 import re
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ import data
 from data.problem import Problem
 from data.prompts import turns_of
 from grpo import distributed
+from grpo.config import Config
 from grpo.policy import load_shapes
 from grpo.prompts.source import Source
 
@@ -83,36 +85,6 @@ def _tokenization(tokenizer) -> object:
         return tokenizer
     rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None}  # of its last call
     return type(tokenizer), rules, tokenizer.split_special_tokens, tokenizer.chat_template
-
-
-def draw_prompts(num_problems: int, prompts_per_step: int, seed: int, step: int, refill: int = 0) -> list[int]:
-    """Choose the problems of a step, or those of a refill: prompts that are drawn in a step beside its own.
-
-    Random permutations of the training set, one per epoch, are put end to end; each step takes the next N entries.
-    Refills of a step take from a permutation of their own, in which the step's problems come last. So no problem is
-    drawn twice in a step before all were drawn.
-
-    Args:
-        num_problems: size of the training set.
-        prompts_per_step: N.
-        seed: seed of the run.
-        step: counted from 1.
-        refill: counted from 1; 0: the step's own prompts.
-
-    Returns:
-        N indices into the training set, in the order of the prompts of the step.
-    """
-    stream = range((step - 1) * prompts_per_step, step * prompts_per_step)
-    epochs = {place // num_problems for place in stream}
-    order = {epoch: np.random.default_rng([seed, epoch]).permutation(num_problems) for epoch in epochs}
-    own = [int(order[place // num_problems][place % num_problems]) for place in stream]
-    if refill == 0:
-        return own
-    others = np.random.default_rng([seed, step, 0, 1]).permutation(num_problems)  # no other draw has such a seed
-    is_own = np.isin(others, own)
-    others = np.concatenate([others[~is_own], others[is_own]])
-    places = np.arange((refill - 1) * prompts_per_step, refill * prompts_per_step)
-    return others[places % num_problems].tolist()
 
 
 def render(problem: Problem, tokenizer, chat: bool) -> str:
@@ -258,6 +230,25 @@ def skip_long(
             f"{max_prompt_tokens} of them, so skip_long_prompts leaves none; allow more, or use fewer shots"
         )
     return [problem for problem, _ in kept], [ids for _, ids in kept]
+
+
+def choose_training(problems: list[Problem], prompt_ids: Sequence, config: Config) -> tuple[list[Problem], Sequence]:
+    """The problems to train on and the tokens of their prompts; says how many `skip_long_prompts` leaves out.
+
+    Raises:
+        ValueError: a prompt is too long or has no token and may not be left out, or none is left.
+    """
+    limit = config.max_prompt_tokens
+    if not config.skip_long_prompts:
+        advice = "; or leave them out of training with --skip_long_prompts True"
+        refuse_lengths(prompt_ids, limit, advice)
+        return problems, prompt_ids
+    kept, encoded = skip_long(problems, prompt_ids, limit)
+    left_out = len(problems) - len(kept)
+    if left_out and distributed.is_main():
+        said = f"skip_long_prompts: {left_out} of {len(problems)} training prompts are left out"
+        print(f"{said} (no token, or more than max_prompt_tokens, {limit})", file=sys.stderr, flush=True)
+    return kept, encoded
 
 
 def stop_strings(problems: Sequence[Problem]) -> list[str]:

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write text as UTF-8. A crash at any moment leaves the old file or the new one.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write text, as UTF-8, or bytes. A crash at any moment leaves the old file or the new one.
 
     Raises:
         OSError: the path cannot be written; an old file is unchanged.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -136,8 +136,8 @@ def dppo_tv(
     """-r A, without gradient once a probability has moved too far the way A pushes it: |p - p_old| > tv_max.
 
     DPPO with total variation, https://arxiv.org/abs/2602.04879. The trust region is in the probability and not in the
-    ratio: a rare token may grow a hundredfold. The anchor p_old is the old policy's, as in the ratio. The paper's is
-    the sampler's; the two differ by rounding (`corrections.py`).
+    ratio: a rare token may grow a hundredfold. p_old is the old policy's, as in the ratio; the paper's is the sampler's
+    (`ratio_to: sampler`).
 
     Args:
         logprobs: [B,T], with gradient. old_logprobs: [B,T], without.

@@ -15,10 +15,11 @@ from rewards import label
 
 METRIC_NAMES = (
     ("step", "reward/mean", "reward/<term>", "reward/invalid", "reward/flat_groups")
-    + ("rollout/refills", "rollout/dropped_groups")
+    + ("rollout/refills", "rollout/dropped_groups", "rollout/hard_problems", "rollout/easy_problems")
     + ("completion/length", "completion/truncated", "policy/entropy", "policy/kl", "policy/old_kl", "policy/ratio_mean")
     + ("policy/clip_fraction", "policy/sampler_gap_mean", "policy/sampler_gap_max", "policy/correction_ess")
-    + ("policy/correction_max", "policy/correction_masked", "optim/loss", "optim/grad_norm", "optim/lr")
+    + ("policy/correction_max", "policy/correction_masked")
+    + ("policy/kl_coef", "policy/entropy_coef", "policy/entropy_share", "optim/loss", "optim/grad_norm", "optim/lr")
     + ("optim/updates", "optim/skipped", "time/rollout", "time/reward", "time/learn", "time/step", "memory/peak_bytes")
     + ("tokens/sampled", "tokens/computed")
 )

@@ -1,10 +1,10 @@
-"""The optimiser of a policy (AdamW, SGD or Muon, all of torch), and the learning rate of each step.
+"""The optimiser of a policy (AdamW, SGD or Muon, all of torch), and what a step sets: learning rate and coefficients.
 
 Left out: when a step is made (`update.py`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from grpo import distributed
 from grpo.config import Config
 from grpo.metrics import Sums
+from grpo.objective import next_entropy_coef, next_kl_coef
 from grpo.policy import Policy
 
 
@@ -26,6 +27,32 @@ def learning_rate(config: Config, step: int) -> float:
     done = (step - 1 - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
     factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
     return config.learning_rate * factor
+
+
+def coefficients(config: Config, moved: Mapping[str, float] | None) -> dict[str, float]:
+    """The coefficients of KL and entropy in a step: `moved` by `next_coefs`, or as the options say."""
+    return {"kl_coef": config.kl_coef, "entropy_coef": config.entropy_coef} | (moved or {})
+
+
+def next_coefs(config: Config, moved: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
+    """The coefficients of the next step that follow a target; {} if none does.
+
+    Args:
+        config: the run's.
+        moved: those of the step. `entropy_level` is what `entropy_coef` is while it is applied.
+        metrics: of the step, the same on all ranks. What was not measured, since nothing was learned, moves nothing.
+    """
+    after, sequences = dict(moved), config.prompts_per_step * config.group_size
+    now = {"entropy_level": config.entropy_coef} | coefficients(config, moved)
+    kl, entropy = (metrics.get(f"policy/{name}", math.nan) for name in ("kl", "entropy"))
+    if config.kl_target and not math.isnan(kl):
+        known = {"kl_target": config.kl_target, "kl_horizon": config.kl_horizon}
+        after["kl_coef"] = next_kl_coef(now["kl_coef"], kl, sequences=sequences, **known)
+    if config.entropy_target and not math.isnan(entropy):
+        known = {"entropy_target": config.entropy_target, "entropy_step": config.entropy_step}
+        after["entropy_level"] = next_entropy_coef(now["entropy_level"], entropy, **known)
+        after["entropy_coef"] = after["entropy_level"] if entropy <= config.entropy_target else 0.0
+    return after
 
 
 def make_optimizer(policy: Policy, config: Config) -> torch.optim.Optimizer:

@@ -1,22 +1,20 @@
 """The rollout of one step on one rank: it draws prompts, completes and rewards them, and computes advantages.
 
-A step is rollout plus learning; learning is in `update.py`. The rollout depends only on the policy and (seed, step), so
-a resumed run continues without replaying earlier steps:
+A step is rollout plus learning; learning is in `update.py`. The rollout depends only on the policy, (seed, step) and,
+under a curriculum, on pass rates that a checkpoint keeps. So a resumed run continues without replaying earlier steps:
 
-- `draw_prompts` computes the prompts of a step from its number.
+- `Collector.draw` computes the prompts of a step from its number, and from pass rates if it is asked to.
 - Prompt i of a step belongs to rank i mod world size.
 - The sampler's random numbers are hashes of counters, so no state is stored.
 
 A group is flat if all its advantages are 0. `Collector.collect` may draw other prompts instead, and `Collector.choose`
-may leave flat groups out of learning. Left out: which prompts to prefer, and a memory of earlier steps.
+may leave flat groups out of learning. Left out: which problems are drawn (`prompts/`), and a memory of earlier steps.
 """
 
-import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,14 +23,15 @@ from data.problem import Problem
 from grpo import distributed
 from grpo.advantages import ADVANTAGES, FACTS, combine, weighted_sum, whiten
 from grpo.batch import Batch, Completions, no_completions
-from grpo.config import Config, asked, constants, lookup
-from grpo.dataloader import draw_prompts, encode_all, refuse_lengths, refuse_unequal, skip_long, stop_strings
-from grpo.files import write_lines
+from grpo.config import Config
+from grpo.dataloader import choose_training, encode_all, refuse_unequal, stop_strings
 from grpo.metrics import Sums
 from grpo.policy import refuse_beyond_positions
+from grpo.prompts.curriculum import count, draw_by_pass_rate, needed, shares
+from grpo.prompts.order import draw_prompts
 from grpo.sampler import Sampler
+from grpo.tables import asked, constants, lookup
 from grpo.tree import trunk_length
-from rewards import label
 from rewards.runner import RewardRunner
 
 
@@ -57,7 +56,7 @@ class Rollout:
     completions: Completions
     """n * G completions."""
     reward_terms: Tensor
-    """[K,n,G] unweighted; NaN where a reward function failed or does not apply."""
+    """[K,n,G] unweighted; NaN where a reward function failed, -inf where it does not apply."""
     rewards: Tensor
     """[n,G] weighted sum of the terms, which is what is optimised; not finite where a reward failed."""
     valid: Tensor
@@ -125,8 +124,7 @@ class Collector:
         if not problems:
             raise ValueError(f"data: {config.data!r} has no training problem")
         self.config, self.sampler, self.runner = config, sampler, runner
-        self.advantage = lookup(ADVANTAGES, config.advantage, "advantage")
-        self.constants = constants(self.advantage, config, "advantage", given=FACTS)
+        self.advantage = advantage_of(config)
         self.stop = stop_strings(problems)
         if prompt_ids is None:
             prompt_ids = encode_all(problems, sampler.tokenizer, config.chat)
@@ -136,7 +134,10 @@ class Collector:
         """The trunk: the token prefix that all prompts of the run share, such as few-shot exemplars."""
 
     def collect(
-        self, step: int, clock: Callable[[str], AbstractContextManager] = lambda phase: nullcontext()
+        self,
+        step: int,
+        clock: Callable[[str], AbstractContextManager] = lambda phase: nullcontext(),
+        pass_rates: Mapping[int, float] | None = None,
     ) -> Rollout:
         """All that is drawn in a step: its prompts and, under `flat_groups: refill`, further ones. A collective call.
 
@@ -145,12 +146,13 @@ class Collector:
         Args:
             step: counted from 1.
             clock: measures the phases `rollout` and `reward`; each is the sum over all draws.
+            pass_rates: of the problems, before the step; see `draw`.
         """
         parts: list[Rollout] = []
         learnable = 0
         for refill in range(1 + self.config.max_refills):
             with clock("rollout"):
-                drawn = self.sample(step, refill)
+                drawn = self.sample(step, refill, pass_rates)
             with clock("reward"):
                 parts.append(self.reward(drawn))
                 if self.config.flat_groups != "refill":
@@ -176,14 +178,32 @@ class Collector:
         sums.add("rollout/dropped_groups", len(rollout.valid) - len(chosen.valid))
         return chosen
 
-    def sample(self, step: int, refill: int = 0) -> Drawn:
+    def draw(self, step: int, refill: int = 0, pass_rates: Mapping[int, float] | None = None) -> list[int]:
+        """The N problems of a step or of a refill, as indices. `pass_rates`: a curriculum prefers problems by them."""
+        config, problems, N = self.config, len(self.problems), self.config.prompts_per_step
+        if config.curriculum == "none":
+            return draw_prompts(problems, N, config.seed, step, refill)
+        return draw_by_pass_rate(pass_rates or {}, problems, config.pool_weights, N, config.seed, step, refill)
+
+    def pass_rates(self, rollout: Rollout, step: int, known: dict[int, float], sums: Sums) -> dict[int, float]:
+        """The problems' pass rates after a step, from all that was drawn in it. A collective call."""
+        config = self.config
+        if config.curriculum == "none":
+            return known
+        judged = rollout.reward_terms[config.rewards.index(config.eval_correct)]
+        found = shares(judged, needed(config), rollout.batch.prompt_index)
+        draws = {refill: self.draw(step, refill, known) for refill in {i // config.prompts_per_step for i in found}}
+        after = known | {draws[i // config.prompts_per_step][i % config.prompts_per_step]: found[i] for i in found}
+        count(after, len(self.problems), sums)
+        return after
+
+    def sample(self, step: int, refill: int = 0, pass_rates: Mapping[int, float] | None = None) -> Drawn:
         """Draw the step's prompts, or those of a refill, and sample completions of those that belong to this rank.
 
         Prompt i of refill k has the number k * N + i in the step. So its random numbers are its own.
         """
         config, N = self.config, self.config.prompts_per_step
-        drawn = draw_prompts(len(self.problems), N, config.seed, step, refill)
-        chosen = dict(enumerate(drawn, start=refill * N))
+        chosen = dict(enumerate(self.draw(step, refill, pass_rates), start=refill * N))
         index = [i for i in chosen if i % distributed.world_size() == distributed.rank()]
         prompt_ids = [self.prompt_ids[chosen[i]].tolist() for i in index]
         if index:
@@ -204,112 +224,47 @@ class Collector:
         return Drawn(problems, completions, completions.batch(prompt_ids, prompt_index=index))
 
     def reward(self, drawn: Drawn) -> Rollout:
-        """Reward the completions and compute advantages, before rows are masked out.
-
-        Collective where advantages depend on the whole step.
-        """
+        """Reward the completions, and compute what follows from rewards. Collective as `judge`."""
         config, completions = self.config, drawn.completions
-        dtype, device = completions.sampling_logprobs.dtype, completions.completion_ids.device
         n, G, K = len(drawn.problems), config.group_size, len(config.rewards)
         of_row = [problem for problem in drawn.problems for _ in range(G)]
         scored = self.runner.score(completions.texts, of_row, completions.told(config.max_new_tokens))
         values = [[torch.nan if value is None else value for value in term] for term in scored]
-        reward_terms = torch.tensor(values, dtype=dtype).view(K, n, G)
-        failed = torch.tensor([[value is None for value in term] for term in scored], dtype=torch.bool).view(K, n, G)
-        left_out = reward_terms.isnan() & ~failed & ~reward_terms.isnan().all(0)  # what does not apply adds nothing
-        rewards = weighted_sum(reward_terms.masked_fill(left_out, 0), config.reward_weights)
-        valid = rewards.isfinite()  # NaN where a term failed or none applies, infinite where too large for the dtype
-        lengths = completions.completion_mask.sum(1).view(n, G).to(rewards.device)
-        facts = asked(self.advantage, {"lengths": lengths, "sum_over_ranks": distributed.all_sum}) | self.constants
-        advantages = combine(reward_terms, config.reward_weights, self.advantage, config.combine, valid, **facts)
-        if config.whiten:
-            advantages = whiten(advantages, valid, sum_over_ranks=distributed.all_sum)
-        keep = valid.view(-1).to(device)
-        if config.mask_truncated:
-            keep = keep & completions.finished
-        mask = drawn.batch.completion_mask & keep[:, None]
-        batch = replace(drawn.batch, completion_mask=mask, advantages=advantages.view(-1).to(device))
-        return Rollout(drawn.problems, completions, reward_terms, rewards, valid, advantages, batch)
+        values = torch.tensor(values, dtype=torch.float64)
+        reward_terms = values.to(completions.sampling_logprobs.dtype)
+        reward_terms[reward_terms.isinf() & values.isfinite()] = torch.nan  # too large for the dtype
+        reward_terms = reward_terms.view(K, n, G)
+        judged = judge(config, self.advantage, drawn.batch, completions.finished, reward_terms)
+        return Rollout(drawn.problems, completions, reward_terms, *judged)
+
+
+def advantage_of(config: Config) -> Callable[..., Tensor]:
+    """The advantage function that the config names, with its constants. Raises ValueError as `Collector`."""
+    function = lookup(ADVANTAGES, config.advantage, "advantage")
+    return partial(function, **constants(function, config, "advantage", given=FACTS))
+
+
+def judge(config: Config, advantage: Callable, batch: Batch, finished: Tensor, reward_terms: Tensor) -> tuple:
+    """What follows from a draw's reward terms [K,n,G]: `rewards`, `valid`, `advantages` and `batch` of a `Rollout`.
+
+    `advantage` is that of `advantage_of`. The mask of `batch` has all sampled tokens. `finished` is [n*G]. Collective
+    where advantages depend on the whole step.
+    """
+    nothing = reward_terms.isneginf()
+    rewards = weighted_sum(reward_terms.masked_fill(nothing & ~nothing.all(0), 0), config.reward_weights)
+    valid = rewards.isfinite()  # not where a term failed, none applies, or the sum is too large for the dtype
+    lengths = batch.completion_mask.sum(1).view(valid.shape).to(rewards.device)
+    facts = asked(advantage, {"lengths": lengths, "sum_over_ranks": distributed.all_sum})
+    advantages = combine(reward_terms, config.reward_weights, advantage, config.combine, valid, **facts)
+    if config.whiten:
+        advantages = whiten(advantages, valid, sum_over_ranks=distributed.all_sum)
+    keep = valid.view(-1).to(finished.device) & (finished if config.mask_truncated else True)
+    mask = batch.completion_mask & keep[:, None]
+    batch = replace(batch, completion_mask=mask, advantages=advantages.view(-1).to(finished.device))
+    return rewards, valid, advantages, batch
 
 
 def learnable_groups(rollout: Rollout) -> list[int]:
     """The numbers in the step of the groups that are not flat, on all ranks, sorted. A collective call."""
     here = [i for i, flat in zip(rollout.batch.prompt_index, rollout.flat().tolist(), strict=True) if not flat]
     return sorted(number for rank in distributed.gather_objects(here) for number in rank)
-
-
-def choose_training(problems: list[Problem], prompt_ids: Sequence, config: Config) -> tuple[list[Problem], Sequence]:
-    """The problems to train on and the tokens of their prompts; says how many `skip_long_prompts` leaves out.
-
-    Raises:
-        ValueError: a prompt is too long or has no token and may not be left out, or none is left.
-    """
-    limit = config.max_prompt_tokens
-    if not config.skip_long_prompts:
-        advice = "; or leave them out of training with --skip_long_prompts True"
-        refuse_lengths(prompt_ids, limit, advice)
-        return problems, prompt_ids
-    kept, encoded = skip_long(problems, prompt_ids, limit)
-    left_out = len(problems) - len(kept)
-    if left_out and distributed.is_main():
-        said = f"skip_long_prompts: {left_out} of {len(problems)} training prompts are left out"
-        print(f"{said} (no token, or more than max_prompt_tokens, {limit})", file=sys.stderr, flush=True)
-    return kept, encoded
-
-
-def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
-    """Add a rollout to the step's metrics: rewards of valid samples, flat groups, lengths, truncation."""
-    valid, mask = rollout.valid, rollout.completions.completion_mask
-    sums.add_where("reward/mean", rollout.rewards, valid)
-    for name, term in zip(reward_names, rollout.reward_terms, strict=True):
-        sums.add_where(f"reward/{label(name)}", term, term.isfinite())
-    sums.add("reward/invalid", (~valid).sum(), valid.numel())
-    sums.add("reward/flat_groups", rollout.flat().sum(), len(valid))
-    sums.add("completion/length", mask.sum(), len(mask))
-    sums.add("tokens/sampled", mask.sum())
-    sums.add("completion/truncated", (~rollout.completions.finished).sum(), len(mask))
-
-
-def write_transcripts(path: str | Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
-    """Write every completion of the step on all ranks, one JSON line each, ordered by prompt and sample.
-
-    A reward that failed or does not apply is null; `prompt` is what the model was given, special tokens included.
-    Rank 0 writes; the file appears whole or not at all.
-    """
-    path = Path(path)
-    G = rollout.rewards.shape[1]
-    completions = rollout.completions
-    finished = completions.finished.tolist()
-    lengths = completions.completion_mask.sum(1).tolist()
-    ids, logprobs = completions.completion_ids.tolist(), completions.sampling_logprobs.tolist()
-    used = sorted({token for row, length in zip(ids, lengths, strict=True) for token in row[:length]})
-    words = {token: tokenizer.decode([token]) for token in used}
-    prompts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in rollout.batch.prompt_ids]
-    rows = []
-    for row, text in enumerate(completions.texts):
-        i, j = divmod(row, G)
-        terms = [value if math.isfinite(value) else None for value in rollout.reward_terms[:, i, j].tolist()]
-        rows.append(
-            {
-                "prompt_index": rollout.batch.prompt_index[i],
-                "sample": j,
-                "question": rollout.problems[i].info.get("question", rollout.problems[i].prompt),
-                "prompt": prompts[i],
-                "answer": rollout.problems[i].answer,
-                "completion": text,
-                "rewards": dict(zip(map(label, reward_names), terms, strict=True)),
-                "reward": rollout.rewards[i, j].item() if rollout.valid[i, j] else None,
-                "advantage": rollout.advantages[i, j].item(),
-                "finished": finished[row],
-                "tokens": [words[token] for token in ids[row][: lengths[row]]],
-                "logprobs": [round(value, 4) for value in logprobs[row][: lengths[row]]],
-            }
-        )
-    gathered = distributed.gather_objects(rows)
-
-    def write() -> None:
-        lines = sorted((row for rank in gathered for row in rank), key=lambda row: (row["prompt_index"], row["sample"]))
-        path.parent.mkdir(exist_ok=True)
-        write_lines(path, lines)
-
-    distributed.on_main(write)

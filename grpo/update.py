@@ -4,10 +4,11 @@ A step is rollout plus learning; an update is one optimiser step. The loss of a 
 `(token_weights * per_token_loss).sum()`. Its weights are made from counts of the whole update on all ranks, so the
 gradient is the same however rows are cut into micro-batches or spread over ranks.
 
-The way to the formula: `Learner.learn`, `Learner._loss`, `objective` of `objective.py`, a function of `losses.py`. Left
-out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and sharding.
+The way to the formula: `Learner.learn`, `accumulate`, `_loss`, `objective` of `objective.py`, then one of `losses.py`.
+Left out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and sharding.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +18,16 @@ from torch import Tensor, nn
 from grpo import distributed
 from grpo.batch import Batch
 from grpo.budget import Budget, Pass
-from grpo.config import Config, asked, constants, lookup
+from grpo.config import Config
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL, k3
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
 from grpo.microbatch import Microbatch, counts_of, cut_groups, distinct_tokens, empty
-from grpo.objective import objective
-from grpo.optimizer import clip_and_step, learning_rate, make_optimizer
+from grpo.objective import highest_entropy, objective
+from grpo.optimizer import clip_and_step, coefficients, learning_rate, make_optimizer
 from grpo.policy import Policy, mix_in, scatter
+from grpo.tables import asked, constants, lookup
 from grpo.weighting import WEIGHTINGS
 
 
@@ -66,13 +68,23 @@ class Learner:
         """The present token budget of a micro-batch."""
         return self.budget.max_tokens
 
-    def learn(self, batch: Batch, step: int, sums: Sums) -> bool:
+    def learn(
+        self,
+        batch: Batch,
+        step: int,
+        sums: Sums,
+        coefs: Mapping[str, float] | None = None,
+        look: Callable[[int, Sums], None] | None = None,
+    ) -> bool:
         """Make all updates of a step: all epochs and minibatches.
 
         Args:
             batch: this rank's rows; may be empty. Groups may have been left out.
             step: counted from 1; decides the learning rate and the order of minibatches.
             sums: the step's metrics; those of learning are added to it.
+            coefs: what `next_coefs` has found; None: `kl_coef` and `entropy_coef` are the options.
+            look: called in every update with its number, from 0, and its metrics, when its gradient is there and before
+                that is clipped.
 
         Returns:
             False if an update was skipped because its gradient was not finite. It does not count as skipped if fp16's
@@ -86,37 +98,76 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         sums.add("optim/lr", rate, 1)
+        coefs = coefficients(config, coefs)
+        sums.add("policy/kl_coef", coefs["kl_coef"], 1)
+        sums.add("policy/entropy_coef", coefs["entropy_coef"], 1)
         sums.add("tokens/computed", distinct_tokens(batch))
         sums.add("optim/updates", 0)  # `clip_and_step` counts
 
-        order = config.minibatch_size, config.group_size, (config.seed, step)
-        updates = [rows for epoch in range(config.num_epochs) for rows in cut_groups(batch, *order, epoch)]
-        whole = Pass(self.budget, batch)
-        if len(updates) > 1:
-            batch = replace(batch, old_logprobs=self._frozen_logprobs(self.module, whole))
-        batch = self.with_ref_logprobs(batch, whole)
-
+        batch, whole, updates = self.prepare(batch, step)
         finite = first = True
-        for rows in updates:
-            counts = counts_of(batch, rows, config.group_size)
-            if counts["num_tokens"] == 0:
+        for number, rows in enumerate(updates):
+            of_update = self.accumulate(batch, rows, whole, coefs)
+            if of_update is None:
                 continue
-            update = whole if len(updates) == config.num_epochs else Pass(self.budget, batch, rows)
-            for attempt in update.attempts():
-                of_update = Sums()
-                with attempt, distributed.alone(self.module):
-                    for micro in attempt:
-                        # Not given a name: a loss that outlives a failed attempt would keep its activations in memory.
-                        self.scaler.scale(self._loss(batch, micro, counts, of_update)).backward()
             if not first and self._is_far(of_update):
                 self.policy.zero_grad(set_to_none=True)
                 break
             first = False
-            self._sum_gradients_over_ranks()
             sums.merge(of_update)
-            sums.add("optim/loss", 0, int(distributed.is_main()))  # one update more
+            if look is not None:
+                look(number, of_update)
             finite &= clip_and_step(self.policy, self.optimizer, self.scaler, config.max_grad_norm, sums)
         return finite
+
+    def prepare(self, batch: Batch, step: int) -> tuple[Batch, Pass, list[list[int] | None]]:
+        """Get ready for the updates of a step, which have the present policy as the old one. A collective call.
+
+        Args:
+            batch, step: as for `learn`.
+
+        Returns:
+            the batch with the log-probabilities that updates need, a pass over all of its rows, and the rows of each
+            update; None: all.
+        """
+        config = self.config
+        order = config.minibatch_size, config.group_size, (config.seed, step)
+        updates = [rows for epoch in range(config.num_epochs) for rows in cut_groups(batch, *order, epoch)]
+        whole = Pass(self.budget, batch)
+        if len(updates) > 1 or config.entropy_share < 1:
+            logprobs, entropy = self._without_gradient(self.module, whole)
+            batch = replace(batch, old_logprobs=logprobs) if len(updates) > 1 else batch
+        if config.entropy_share < 1:
+            of = entropy, batch.completion_mask, config.entropy_share
+            batch = replace(batch, surrogate_mask=highest_entropy(*of, sum_over_ranks=distributed.all_sum))
+        if len(updates) == config.num_epochs:
+            updates = [None] * len(updates)
+        return self.with_ref_logprobs(batch, whole), whole, updates
+
+    def accumulate(self, batch: Batch, rows: list[int] | None, whole: Pass, coefs: Mapping[str, float]) -> Sums | None:
+        """Add the gradient of an update, over all ranks, to the policy's parameters. A collective call.
+
+        Args:
+            batch, whole: as `prepare` gave them.
+            rows: of this update.
+            coefs: `kl_coef` and `entropy_coef` of this step.
+
+        Returns:
+            the update's metrics; None: it has no token to learn from, and there is no gradient.
+        """
+        counts = counts_of(batch, whole.rows if rows is None else rows, self.config.group_size)
+        if counts["num_tokens"] == 0:
+            return None
+        update = whole if rows is None else Pass(self.budget, batch, rows)
+        for attempt in update.attempts():
+            sums = Sums()
+            with attempt, distributed.alone(self.module):
+                for micro in attempt:
+                    # Not given a name: a loss that outlives a failed attempt would keep its activations in memory.
+                    self.scaler.scale(self._loss(batch, micro, counts, sums, coefs)).backward()
+        self._sum_gradients_over_ranks()
+        sums.add("optim/loss", 0, int(distributed.is_main()))  # one update more
+        return sums
 
     def with_ref_logprobs(self, batch: Batch, whole: Pass | None = None) -> Batch:
         """The batch with the reference's log-probabilities. They may be had before there are advantages.
@@ -130,7 +181,7 @@ class Learner:
         if self.reference is None or batch.ref_logprobs is not None:
             return batch
         whole = whole or Pass(self.budget, batch)
-        return replace(batch, ref_logprobs=self._frozen_logprobs(self.reference, whole))
+        return replace(batch, ref_logprobs=self._without_gradient(self.reference, whole)[0])
 
     @property
     def moving_reference(self) -> nn.Module | None:
@@ -142,15 +193,18 @@ class Learner:
         if self.moving_reference is not None and step % self.config.reference_sync_every == 0:
             mix_in(self.reference, self.policy, self.config.reference_mix)
 
-    def _loss(self, batch: Batch, micro: Microbatch, counts: dict[str, Any], sums: Sums) -> Tensor:
+    def _loss(
+        self, batch: Batch, micro: Microbatch, counts: dict[str, Any], sums: Sums, coefs: Mapping[str, float]
+    ) -> Tensor:
         """The micro-batch's share of the update's loss. Its share of the metrics is added to `sums`."""
         config, part = self.config, batch.take(micro.rows)
         mask = part.completion_mask
         logprobs, entropy = scatter(micro.tree, self.module(micro.tree, config.temperature), mask.shape)
         old_logprobs = logprobs.detach() if part.old_logprobs is None else part.old_logprobs
+        anchor = part.sampling_logprobs if config.ratio_to == "sampler" else old_logprobs
         found = objective(
             logprobs,
-            old_logprobs,
+            anchor,
             part.sampling_logprobs,
             part.ref_logprobs,
             part.advantages,
@@ -160,19 +214,20 @@ class Learner:
             correction=self.correction,
             bounds=self.bounds,
             kl=self.kl,
-            kl_coef=config.kl_coef,
+            kl_coef=coefs["kl_coef"],
             kl_in=config.kl_in,
+            surrogate_mask=part.surrogate_mask,
         )
         of_rows = {"group_tokens": counts["group_tokens"][micro.rows]}
         facts = counts | of_rows | {"max_new_tokens": config.max_new_tokens, "dtype": logprobs.dtype}
         weights = self.weighting(mask, **asked(self.weighting, facts))
         loss = (weights * found.per_token_loss).sum()
-        if config.entropy_coef:
-            loss = loss - config.entropy_coef * (weights * entropy.where(mask, 0)).sum()
+        if coefs["entropy_coef"]:
+            loss = loss - coefs["entropy_coef"] * (weights * entropy.where(mask, 0)).sum()
 
         sums.add("optim/loss", loss, 0)  # weight 0: `learn` counts each update once
         sums.add_where("policy/entropy", entropy, mask)
-        sums.add_where("policy/ratio_mean", (logprobs.detach() - old_logprobs).exp(), mask)
+        sums.add_where("policy/ratio_mean", (logprobs.detach() - anchor).exp(), mask)
         sums.add_where("policy/clip_fraction", found.clipped, mask)
         gap = (old_logprobs - part.sampling_logprobs).abs()
         sums.add_where("policy/sampler_gap_mean", gap, mask)
@@ -183,6 +238,8 @@ class Learner:
         sums.add_where("policy/correction_masked", found.factor == 0, mask)
         if part.old_logprobs is not None:
             sums.add_where("policy/old_kl", k3(old_logprobs, logprobs.detach()), mask)
+        if part.surrogate_mask is not None:
+            sums.add_where("policy/entropy_share", part.surrogate_mask, mask)
         if found.kl is not None:
             sums.add_where("policy/kl", found.kl, mask)
         return loss
@@ -192,17 +249,17 @@ class Learner:
         return self.config.kl_stop < torch.inf and update.reduce()["policy/old_kl"] > self.config.kl_stop
 
     @torch.no_grad()
-    def _frozen_logprobs(self, model: nn.Module, whole: Pass) -> Tensor:
-        """[B,T] log-probabilities of a pass under a model, without gradient; 0 where there is no token."""
+    def _without_gradient(self, model: nn.Module, whole: Pass) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies of a pass under a model, each [B,T]; 0 where there is no token."""
         shape, device = whole.batch.completion_ids.shape, self.policy.device
         dtype = torch.promote_types(next(self.policy.parameters()).dtype, torch.float32)
         for attempt in whole.attempts():
-            logprobs = torch.zeros(shape, device=device, dtype=dtype)
+            found = torch.zeros(2, *shape, device=device, dtype=dtype)
             with attempt:
                 for micro in attempt:
                     rows = torch.tensor(micro.rows, dtype=torch.long).to(device)[micro.tree.row]
-                    logprobs[rows, micro.tree.column] = model(micro.tree, self.config.temperature)[0]
-        return logprobs
+                    found[:, rows, micro.tree.column] = torch.stack(model(micro.tree, self.config.temperature))
+        return found[0], found[1]
 
     def _sum_gradients_over_ranks(self) -> None:
         """Replace every gradient by its sum over the ranks, which have accumulated theirs alone. Nothing else does so.

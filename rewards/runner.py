@@ -68,7 +68,7 @@ class RewardRunner:
           told: B values for each name of `rewards.TOLD` that is known; only what a reward asks for is sent to it.
 
         Returns:
-          K lists of B values, in the order of `names`. None means that the call failed, NaN that it does not apply.
+          K lists of B values, in the order of `names`. None means that the call failed, -inf that it does not apply.
 
         Raises:
           RuntimeError: the worker cannot be started.

@@ -26,7 +26,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SI
 """Signals that ask a run to stop, the same as in `grpo/run/signals.py`; schedulers send them to every process."""
 
 Reply = tuple[float | None, str, str]
-"""(value, "", "") for a good call, with NaN where the reward does not apply; (None, reason, message) for a failed one.
+"""(value, "", "") for a good call, with -inf where the reward does not apply; (None, reason, message) for a failed one.
 `RewardRunner` lists the reasons."""
 
 
@@ -57,7 +57,7 @@ def grade(reward: Callable, completion: str, problem: Problem, told: Mapping[str
     try:
         value = reward(completion, problem, **(told or {}))
         if value is DOES_NOT_APPLY:
-            return math.nan, "", ""
+            return -math.inf, "", ""
         if value is None:
             return None, "returned_none", "returned None"
         if isinstance(value, str | bytes | bytearray):  # float() would accept them

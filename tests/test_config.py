@@ -12,12 +12,14 @@ import pytest
 
 from grpo import config as module
 from grpo.advantages import ADVANTAGES
-from grpo.config import Config, check_resumable, constants, from_yaml, lookup, parse_args, refuse_auto, to_yaml
+from grpo.config import Config, from_yaml, parse_args, refuse_auto, to_yaml
 from grpo.evaluation.protocol import EvalOptions
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.options import facts_of
 from grpo.prompts.source import Source
+from grpo.run.directory import check_resumable
+from grpo.tables import constants, lookup
 from grpo.weighting import WEIGHTINGS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -65,10 +67,10 @@ def test_a_new_option_is_one_line_and_its_doc(tmp_path, capsys, facts):
                 copy.Config(memory=wrong)
         resumed = copy.Config(memory=0.25)
         if facts:
-            copy.check_resumable(copy.Config(), resumed)
+            check_resumable(copy.Config(), resumed)
         else:
             with pytest.raises(ValueError, match="memory is 0.25, but the run to resume has 0.5"):
-                copy.check_resumable(copy.Config(), resumed)
+                check_resumable(copy.Config(), resumed)
         with pytest.raises(SystemExit):
             copy.parse_args(["--help"])
         shown = "--memory > 0 and <= 1 Share of something that is added here. (default: 0.5)"
@@ -96,6 +98,28 @@ def test_the_published_recipe():
     assert (config.kl, config.kl_coef, config.weighting) == ("k3", 0.04, "token_mean")
 
 
+def test_what_is_auto_follows_the_task_of_the_data_and_what_is_given_stays():
+    code = Config(data="code")
+    assert (code.rewards, code.reward_weights) == (("code.correctness", "code.compiles"), (1.0, 1.0))
+    assert (code.eval_correct, code.eval_format, code.reward_timeout) == ("code.correctness", None, 20.0)
+    plain = Config(data="gsm8k")
+    assert (plain.rewards, plain.reward_weights) == (("gsm8k.format", "gsm8k.correctness"), (1.0, 1.0))
+    assert (plain.eval_correct, plain.eval_format, plain.reward_timeout) == ("gsm8k.correctness", "gsm8k.format", 5.0)
+    given = {"rewards": ("gsm8k.format",), "reward_timeout": 3.0, "eval_correct": "a.b", "eval_format": None}
+    config = Config(data="code", **given)
+    assert {name: getattr(config, name) for name in given} == given
+    assert config.reward_weights == (1.0,)
+    assert Config(rewards=("a.b", "c.d"), reward_weights=(2.0, 3.0)).reward_weights == (2.0, 3.0)
+
+
+def test_the_task_is_written_into_the_config_of_a_run(tmp_path):
+    """So a run means the same when a data file states another task later."""
+    config = parse_args(["--data", "code", "--rewards", "auto", "--eval_format", "none"])
+    to_yaml(config, tmp_path / "config.yaml")
+    assert "auto" not in (tmp_path / "config.yaml").read_text().partition("rewards:")[2].partition("combine")[0]
+    assert from_yaml(tmp_path / "config.yaml") == config == Config(data="code")
+
+
 def test_flags_go_on_top_of_the_recipe():
     config = parse_args(["--recipe", str(RECIPES / "demo.yaml"), "--seed", "3", "--final_eval", "False"])
     assert config == replace(Config(), seed=3, final_eval=False)
@@ -116,11 +140,17 @@ def test_flags_go_on_top_of_the_recipe():
         ({"learning_rate": "1e-4"}, "learning_rate is '1e-4': must be >= 0 and finite"),
         ({"temperature": 0.0}, "temperature is 0.0: must be > 0 and finite"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"reward_timeout": float("inf")}, "reward_timeout is inf: must be > 0 and finite"),
+        ({"reward_timeout": float("inf")}, "reward_timeout is inf: must be auto or > 0 and finite"),
         ({"ddp_timeout": 1e20}, "ddp_timeout is 1e+20: must be > 0 and <= 1e9"),
         ({"learning_rate": -1e-3}, "learning_rate is -0.001: must be >= 0"),
         ({"kl_coef": float("nan")}, "kl_coef is nan"),
         ({"eval_threshold": float("nan")}, "eval_threshold is nan: must be None or finite"),
+        ({"pool_weights": (0.0, 0.0, 0.0)}, "pool_weights is (0.0, 0.0, 0.0): must be three numbers, not all 0"),
+        ({"pool_weights": (1.0, 1.0)}, "pool_weights is (1.0, 1.0): must be three numbers"),
+        ({"pool_weights": (1.0, 1.0, -1.0)}, "pool_weights is (1.0, 1.0, -1.0): must be a list, each item >= 0"),
+        ({"curriculum": "pass_rate", "eval_correct": "x.y"}, "eval_correct is 'x.y': must be one of rewards ('gsm8k"),
+        ({"kl_target": 0.1, "kl_horizon": 25}, "kl_horizon is 25: must be above a fifth of prompts_per_step"),
+        ({"entropy_share": 0.0}, "entropy_share is 0.0: must be > 0 and <= 1"),
         ({"clip_low": 1.5}, "clip_low is 1.5: must be >= 0 and <= 1"),
         ({"clip_high": -0.1}, "clip_high is -0.1: must be >= 0"),
         ({"correction_cap": 0.5}, "correction_cap is 0.5: must be >= 1"),
@@ -132,7 +162,10 @@ def test_flags_go_on_top_of_the_recipe():
         ({"rewards": ()}, "rewards is ()"),
         ({"rewards": ("a.b", "a.b")}, "none twice"),
         ({"reward_weights": (1.0,)}, "reward_weights is (1.0,): must be one number for each of"),
-        ({"reward_weights": (1.0, float("nan"))}, "reward_weights is (1.0, nan): must be a list, each item finite"),
+        (
+            {"reward_weights": (1.0, float("nan"))},
+            "weights is (1.0, nan): must be auto or a list, each item finite",
+        ),
         ({"eval_shots": ()}, "eval_shots is ()"),
         ({"eval_shots": (0, -1)}, "eval_shots is (0, -1)"),
         ({"eval_shots": (0, 0)}, "one or more, none twice"),
@@ -189,10 +222,11 @@ def another(name: str):
         "device": "cpu", "precision": "fp32", "resume": "auto", "combine": "advantages", "schedule": "linear",
         "revision": "v1", "data_path": "d", "rewards": ("gsm8k.correctness", "gsm8k.format"),
         "reward_weights": (2.0, 1.0), "clip_low": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.5,
-        "ratio_max": 3.0, "tv_max": 0.5, "kl_in": "reward", "correction_floor": 0.1,
+        "ratio_max": 3.0, "tv_max": 0.5, "kl_in": "reward", "ratio_to": "sampler", "correction_floor": 0.1,
         "max_tokens_per_microbatch": 7, "compile": True, "eval_shots": (3,), "minibatch_size": 8, "eval_threshold": 0.5,
         "final_dtype": "float32", "flat_groups": "drop", "kl_stop": 0.1, "optimizer": "sgd",
         "muon_momentum": 0.5, "tracker": "wandb", "sgd_momentum": 0.5, "reference_mix": 0.5,
+        "curriculum": "pass_rate", "pool_weights": (0.0, 1.0, 0.5), "entropy_step": 0.1, "entropy_share": 0.2,
     }  # fmt: skip
     if name in special:
         return special[name]
@@ -214,6 +248,15 @@ def test_every_option_is_either_fixed_or_free_when_resuming(name):
 def test_what_decides_the_updates_is_fixed_when_resuming():
     fixed = set(FIELDS) - set(facts_of(Config, "may_change"))
     assert {"seed", "precision", "model", "data", "loss", "learning_rate", "schedule", "group_size", "rewards"} <= fixed
+
+
+def test_what_is_right_is_fixed_when_it_decides_what_is_drawn():
+    saved = Config(curriculum="pass_rate")
+    check_resumable(saved, replace(saved, num_steps=60))
+    for change in ({"eval_correct": "gsm8k.format"}, {"eval_threshold": 0.5}):
+        check_resumable(Config(), replace(Config(), **change))
+        with pytest.raises(ValueError, match=f"^{next(iter(change))} is .*: must be the same"):
+            check_resumable(saved, replace(saved, **change))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from grpo.config import Config, constants
+from grpo.config import Config
 from grpo.corrections import CORRECTIONS, mask, mask_row, none, opsm, truncate, truncate_row, veto
+from grpo.tables import constants
 
 every_correction = pytest.mark.parametrize("name", CORRECTIONS)
 

@@ -28,6 +28,8 @@ def test_a_file_is_written_and_replaced(tmp_path):
     write_whole(path, "Zwölf Boxkämpfer\u2028\n")
     assert path.read_bytes() == "Zwölf Boxkämpfer\u2028\n".encode()
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.yaml"]
+    write_whole(path, b"\xff\r\n")
+    assert path.read_bytes() == b"\xff\r\n"
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from grpo.advantages import ADVANTAGES
-from grpo.config import Config, constants
+from grpo.config import Config
 from grpo.losses import (
     CLIPPING,
     LOSSES,
@@ -28,6 +28,7 @@ from grpo.losses import (
     reinforce,
     sapo,
 )
+from grpo.tables import constants
 
 
 def with_options(name):

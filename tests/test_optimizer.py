@@ -1,10 +1,10 @@
-"""The optimiser: which weights decay, and the learning rate of each step."""
+"""The optimiser: which weights decay, and the learning rate and the coefficients of each step."""
 
 import pytest
 import torch
 
 from grpo.config import Config
-from grpo.optimizer import learning_rate, make_optimizer
+from grpo.optimizer import learning_rate, make_optimizer, next_coefs
 from grpo.run import checkpoint
 from tests.fakes.models import tiny_policy
 
@@ -20,6 +20,31 @@ from tests.fakes.models import tiny_policy
 def test_learning_rate_by_hand(schedule, expected):
     made = Config(schedule=schedule, warmup_steps=4, num_steps=8, learning_rate=3.0)
     assert [learning_rate(made, step) / 3 for step in range(1, 9)] == pytest.approx(expected, rel=1e-12)
+
+
+STEPS = [(0.5, 0.3), (0.01, 0.1), (None, None), (0.2, 0.1), (0.2, 0.25)]
+"""(KL, entropy) of each step, in nats; None: nothing was learned in it."""
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ({}, [{}] * 5),
+        ({"kl_target": 0.1}, [{"kl_coef": c} for c in (0.5 * 1.02, 0.5 * 1.02 * 0.98)]),
+        (
+            {"entropy_target": 0.2},
+            [{"entropy_level": 0.0, "entropy_coef": 0.0}, *[{"entropy_level": 0.01, "entropy_coef": 0.01}] * 2]
+            + [{"entropy_level": 0.02, "entropy_coef": 0.02}, {"entropy_level": 0.01, "entropy_coef": 0.0}],
+        ),
+    ],
+)
+def test_coefficients_follow_their_targets_and_rest_where_nothing_was_learned(targets, expected):
+    config, coefs = Config(kl_coef=0.5, kl_horizon=1280, entropy_step=0.01, **targets), {}  # of 128 sequences in a step
+    for (kl, entropy), after in zip(STEPS, expected, strict=False):
+        metrics = {} if kl is None else {"policy/kl": kl, "policy/entropy": entropy}
+        coefs = next_coefs(config, coefs, metrics)
+        assert coefs == pytest.approx(after, rel=1e-12)
+    assert next_coefs(config, coefs, {"policy/kl": float("nan"), "policy/entropy": float("nan")}) == coefs
 
 
 def test_matrices_decay_and_vectors_do_not():

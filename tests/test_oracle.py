@@ -20,11 +20,12 @@ import torch
 
 from grpo import advantages, corrections, kl, losses, weighting
 from grpo.advantages import ADVANTAGES, STD_EPS
-from grpo.config import Config, constants
+from grpo.config import Config
 from grpo.objective import objective
 from grpo.oracle import exact
 from grpo.oracle.__main__ import main
 from grpo.oracle.exact import POLICY, SAMPLINGS, Choice, Groups, compare, question_weight
+from grpo.tables import constants
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "algorithm.md"

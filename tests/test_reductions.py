@@ -321,6 +321,19 @@ def mask_without_bounds_makes_the_ratio_to_the_sampler():
     return corrected, learned("grpo", old=SAMPLED, **NO_BOUNDS)[0] * factor("none")
 
 
+@edge("loss.grpo", "correction.truncate", "correction.none")
+def a_ratio_to_the_sampler_is_a_ratio_to_the_learner_with_truncate_without_a_cap():
+    def whole(old, correction, **bounds):
+        logprobs = NEW.clone().requires_grad_()
+        functions = {"loss": LOSSES["grpo"], "constants": NO_BOUNDS, "kl": KL["k3"], "kl_coef": 0.0}
+        functions |= {"correction": CORRECTIONS[correction], "bounds": bounds}
+        value = objective(logprobs, old, SAMPLED, None, A, MASK, **functions).per_token_loss
+        value.sum().backward()
+        return torch.stack([value.detach(), logprobs.grad])
+
+    return whole(SAMPLED, "none"), whole(OLD, "truncate", correction_cap=math.inf)
+
+
 @edge("correction.truncate_row", "correction.truncate")
 def truncate_row_of_rows_of_one_token_is_truncate():
     rows = {"old": OLD[MASK][:, None], "sampled": SAMPLED[MASK][:, None], "now": NEW[MASK][:, None]}

@@ -2,67 +2,26 @@
 
 import json
 import math
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from data.problem import Problem
 from grpo.advantages import ADVANTAGES, combine
 from grpo.config import Config
-from grpo.dataloader import draw_prompts, encode_prompts, render, stop_strings
+from grpo.dataloader import encode_prompts, render, stop_strings
 from grpo.metrics import Sums
 from grpo.policy import Policy
-from grpo.rollout import Collector, Rollout, measure, write_transcripts
+from grpo.prompts.order import draw_prompts
+from grpo.record import measure, write_transcripts
+from grpo.rollout import Collector, Rollout
 from grpo.sampler import Sampler
 from grpo.tree import trunk_length
 from rewards.runner import RewardRunner
 from tests.fakes import runs
 from tests.fakes.models import byte_tokenizer
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 2**31))
-def test_the_prompts_of_all_steps_are_permutations_end_to_end(num_problems, prompts_per_step, seed):
-    steps = 3 * num_problems // prompts_per_step + 2
-    drawn = [place for step in range(1, steps) for place in draw_prompts(num_problems, prompts_per_step, seed, step)]
-    assert len(drawn) == prompts_per_step * (steps - 1)
-    epochs = [drawn[start : start + num_problems] for start in range(0, len(drawn), num_problems)]
-    for epoch in epochs[:-1]:
-        assert sorted(epoch) == list(range(num_problems))
-    assert max(Counter(epochs[-1]).values()) == 1
-
-
-def test_prompts_are_a_function_of_seed_and_step_and_epochs_differ():
-    assert draw_prompts(50, 8, 3, 5) == draw_prompts(50, 8, 3, 5)
-    assert len({tuple(draw_prompts(50, 50, seed, epoch)) for seed in (0, 1) for epoch in (1, 2, 3)}) == 6
-
-
-def test_more_prompts_in_a_step_than_problems():
-    assert Counter(draw_prompts(3, 9, 0, 1)) == {0: 3, 1: 3, 2: 3}
-
-
-@pytest.mark.parametrize(("num_problems", "prompts_per_step"), [(12, 3), (10, 4), (3, 5)])
-def test_refills_take_every_other_problem_before_the_step_s_own(num_problems, prompts_per_step):
-    own = draw_prompts(num_problems, prompts_per_step, 0, 2)
-    refills = [draw_prompts(num_problems, prompts_per_step, 0, 2, k) for k in range(1, 6)]
-    assert {len(refill) for refill in refills} == {prompts_per_step}
-    stream = [problem for refill in refills for problem in refill]
-    others = num_problems - len(set(own))
-    assert set(stream[:others]) == set(range(num_problems)) - set(own)
-    assert sorted(stream[:num_problems]) == list(range(num_problems))
-
-
-def test_a_refill_is_a_function_of_seed_step_and_its_number():
-    seen = {tuple(draw_prompts(50, 8, seed, step, k)) for seed in (0, 1) for step in (1, 2) for k in (1, 2)}
-    assert len(seen) == 8 and tuple(draw_prompts(50, 8, 1, 2, 2)) in seen
-    of_all = {tuple(draw_prompts(8, 8, 0, step, 1)) for step in range(1, 6)}  # the step's own prompts are all there are
-    assert len(of_all) == 5
-
 
 SHOT = {"question": "1+1?", "solution": "1 + 1 = 2.", "answer": "2"}
 PROBLEM = Problem("the whole prompt", "5", {"question": "2+3?", "shots": [SHOT], "stop": ["\n\nQ", "#"]})
@@ -275,8 +234,8 @@ def test_combine_advantages_normalises_each_term_first():
 def test_a_reward_that_does_not_apply_adds_nothing_and_is_no_failure():
     """Term a has nothing to say of samples 1 and 2 of prompt 0; of prompt 1 none of the two has, but for sample 0."""
     a, b = list(A), list(B)
-    a[1] = a[2] = math.nan
-    a[5:8] = b[5:8] = [math.nan] * 3
+    a[1] = a[2] = -math.inf
+    a[5:8] = b[5:8] = [-math.inf] * 3
     rollout = collector(Runner(a, b), advantage="dr_grpo").reward(collector(None).sample(1))
     assert rollout.valid.tolist() == [[True] * 4, [True, False, False, False], [True] * 4]
     total = [2 * a[0] + b[0] / 2, b[1] / 2, b[2] / 2, 2 * a[3] + b[3] / 2]
@@ -290,9 +249,14 @@ def test_a_reward_that_does_not_apply_adds_nothing_and_is_no_failure():
     assert rollout.valid[0].tolist() == [True, False, True, True]
 
 
+def test_a_reward_that_is_too_low_for_the_dtype_is_not_taken_for_one_that_does_not_apply():
+    rollout = collector(Runner([-1e39, 1, 0, 0] + A[4:], B)).reward(collector(None).sample(1))
+    assert rollout.valid.tolist() == [[False, True, True, True], [True] * 4, [True] * 4]
+
+
 def test_combined_as_advantages_a_term_has_a_baseline_of_the_samples_it_applies_to():
     a, b = list(A), list(B)
-    a[1] = math.nan
+    a[1] = -math.inf
     rollout = collector(Runner(a, b), combine="advantages", advantage="dr_grpo").reward(collector(None).sample(1))
     others = (A[0] + A[2] + A[3]) / 3
     of_a = [A[0] - others, 0, A[2] - others, A[3] - others]
@@ -399,6 +363,29 @@ def test_a_refill_has_prompts_and_uniforms_of_its_own_and_too_many_groups_are_cu
     assert rollout.problems == [PROBLEMS[i] for i in chosen]
     assert made.choose(rollout, sums).batch.prompt_index == [0, 2, 3]
     assert sums.reduce() == {"rollout/refills": 1, "rollout/dropped_groups": 3}
+
+
+CURRICULUM = {"curriculum": "pass_rate", "eval_correct": "a", "eval_threshold": 1.0, "pool_weights": (0.0, 1.0, 0.0)}
+
+
+def test_pass_rates_are_those_of_the_problems_that_were_drawn_refills_included():
+    """Group 1 of each draw always fails, and one sample of group 0 does: pass rates 0.25, 0 and 0.25."""
+    made = collector(Runner([1, 0, 0, None] + [0] * 4 + [1, 0, 0, 0], B), flat_groups="refill", **CURRICULUM)
+    known = {0: 1.0, 3: 0.0}
+    rollout, sums = made.collect(1, pass_rates=known), Sums()
+    drawn = made.draw(1, 0, known) + made.draw(1, 1, known)
+    assert rollout.problems == [PROBLEMS[i] for i in drawn]
+    assert set(drawn[:3]) == {1, 2, 4} and set(drawn[3:5]) == {0, 3}  # those of weight 0 come last
+    after = made.pass_rates(rollout, 1, known, sums)
+    assert after == known | dict(zip(drawn, [1 / 3, 0, 0.25] * 2, strict=True)) and known == {0: 1.0, 3: 0.0}
+    assert sums.reduce()["rollout/hard_problems"] == sum(rate <= 0.25 for rate in after.values()) / 5
+
+
+def test_without_a_curriculum_there_are_no_pass_rates():
+    made = collector(Runner(A, B))
+    rollout, sums = made.collect(1), Sums()
+    assert made.pass_rates(rollout, 1, {}, sums) == {} and not sums.reduce()
+    assert rollout.problems == [PROBLEMS[i] for i in draw_prompts(5, 3, 0, 1)]
 
 
 def test_refills_end_at_their_number():

@@ -13,13 +13,14 @@ import torch
 
 from grpo import distributed, losses, update
 from grpo.batch import Batch
-from grpo.config import Config, asked, constants
+from grpo.config import Config
 from grpo.kl import KL
 from grpo.losses import CLIPPING, LOSSES
 from grpo.metrics import Sums
 from grpo.microbatch import cut_groups
 from grpo.objective import objective
 from grpo.policy import frozen_copy
+from grpo.tables import asked, constants
 from grpo.update import Learner
 from grpo.weighting import WEIGHTINGS, count_groups
 from tests.fakes import runs
@@ -221,6 +222,24 @@ def test_c20_on_policy_the_ratio_is_exactly_1_without_an_extra_forward():
     assert len(of_policy) == len(of_reference) > 2
     assert all(gradient for _, gradient in of_policy) and not any(gradient for _, gradient in of_reference)
     assert metrics["policy/kl"] == 0.0  # C22, at step 0
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2])
+def test_the_ratio_can_be_against_the_sampler(num_epochs):
+    policy, batch = tiny_policy(precision="fp64"), experience()
+    options = {"ratio_to": "sampler", "num_epochs": num_epochs, "learning_rate": 0.0}
+    metrics, _, _ = learn(policy, batch, **options)
+    old = plain(policy, batch)[0].detach()
+    ratio = (old - batch.sampling_logprobs)[batch.completion_mask].exp()
+    assert metrics["policy/ratio_mean"] == pytest.approx(ratio.mean().item(), rel=1e-9)
+    gap = (old - batch.sampling_logprobs)[batch.completion_mask].abs()
+    assert metrics["policy/sampler_gap_max"] == pytest.approx(gap.max().item(), rel=1e-9)
+    same = replace(batch, sampling_logprobs=old.where(batch.completion_mask, 0))
+    moved, expected = (
+        learn(tiny_policy(precision="fp64"), same, num_epochs=num_epochs, learning_rate=0.1, ratio_to=to)[1]
+        for to in ("sampler", "learner")
+    )
+    assert_same(moved, expected)
 
 
 def test_c21_the_gap_to_the_sampler_is_measured_on_the_sampled_tokens():
@@ -524,17 +543,17 @@ def test_the_correction_multiplies_the_surrogate_and_not_the_kl(correction, cap,
     assert_same(corrected, learn(copy.deepcopy(policy), scaled, **options)[1])
 
 
-def test_from_learn_to_the_loss_it_is_three_calls(monkeypatch):
+def test_from_learn_to_the_loss_it_is_four_calls(monkeypatch):
     """Nothing is bound or wrapped on the way, so that a reader can follow it."""
     way = []
 
     def asks(*tensors, clip_low, clip_high):
-        way.append([frame.function for frame in inspect.stack()[1:4]])
+        way.append([frame.function for frame in inspect.stack()[1:5]])
         return losses.reinforce(*tensors, clip_low=clip_low, clip_high=clip_high)
 
     monkeypatch.setitem(LOSSES, "asks", asks)
     learn(tiny_policy(precision="fp64"), experience(), loss="asks")
-    assert way == [["objective", "_loss", "learn"]]
+    assert way == [["objective", "_loss", "accumulate", "learn"]]
 
 
 def test_the_log_probabilities_of_the_reference_may_be_had_before_the_advantages():
@@ -688,3 +707,33 @@ def test_ranks_agree_on_the_update_that_they_stop_at(tmp_path):
             there_metrics, there = torch.load(f"{out}_{rank}.pt")
             assert there_metrics["optim/updates"] == expected["optim/updates"] == made
             assert_same(there, moved)
+
+
+def test_coefficients_that_have_moved_take_the_place_of_their_options():
+    reference, found = tiny_policy(precision="fp64", seed=1), []
+    moved = {"kl_coef": 0.3, "entropy_coef": 0.2}
+    for options, coefs in ((moved, None), ({"kl_coef": 0.1}, moved | {"entropy_level": 0.7})):
+        made, sums = learner(tiny_policy(precision="fp64"), reference, **options), Sums()
+        made.learn(experience(), 1, sums, coefs)
+        found.append((sums.reduce(), list(made.policy.parameters())))
+    (expected, theirs), (metrics, ours) = found
+    assert metrics == expected and all(map(torch.equal, ours, theirs))
+    assert (metrics["policy/kl_coef"], metrics["policy/entropy_coef"]) == (0.3, 0.2)
+
+
+def test_only_the_tokens_of_the_highest_entropy_have_a_policy_gradient_and_the_denominator_stays():
+    """What the others lack is their own part of the formula. Entropies and gradients are those of transformers."""
+    policy, batch, reference = tiny_policy(precision="fp64"), experience(), tiny_policy(precision="fp64", seed=1)
+    mask, tokens = batch.completion_mask, sum(LENGTHS)
+    logprobs, entropy, twin = plain(policy, batch)
+    least = entropy[mask].sort(descending=True).values[math.ceil(0.3 * tokens) - 1]
+    options = {"kl_coef": 0.3, "max_tokens_per_microbatch": 9}
+    (expected, whole, _), (metrics, moved, _) = (
+        learn(copy.deepcopy(policy), batch, reference, entropy_share=share, **options) for share in (1.0, 0.3)
+    )
+    assert metrics["policy/entropy_share"] == math.ceil(0.3 * tokens) / tokens
+    assert "policy/entropy_share" not in expected and metrics["policy/kl"] == expected["policy/kl"]
+    left_out = -(batch.advantages[:, None] * logprobs).where(mask & (entropy < least), 0).sum() / tokens
+    left_out.backward()
+    lacking = {f"model.{name}": p.grad for name, p in twin.named_parameters()}
+    assert_same({name: whole[name] - moved[name] for name in moved}, lacking)

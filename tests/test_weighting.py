@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.config import Config, asked, constants
+from grpo.config import Config
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.objective import objective
+from grpo.tables import asked, constants
 from grpo.weighting import (
     SUM_TO_ONE,
     WEIGHTINGS,

@@ -4,6 +4,7 @@ Each check is a function `(config, facts) -> Iterator[Finding]`. `ALGORITHM_CHEC
 them. Left out: whether a value is the best one, and impossible values (`config.py` refuses them).
 """
 
+import math
 from collections.abc import Iterator
 
 from grpo.config import Config
@@ -13,9 +14,16 @@ from grpo.doctor.finding import Finding
 
 
 def several_updates(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Updates without a ratio, and clip bounds that never act."""
+    """Updates without a ratio, and bounds that never act."""
     updates = memory.updates_per_step(c)
     if updates == 1:
+        if c.kl_stop < math.inf:
+            yield Finding(
+                "warning",
+                f"kl_stop {c.kl_stop:g} with one update per step",
+                "It is looked at before each update of a step but the first, so it never acts.",
+                "Several updates per step (num_epochs or minibatch_size), or kl_stop inf.",
+            )
         return
     if c.loss == "reinforce":
         yield Finding(
@@ -97,14 +105,75 @@ def warmup(c: Config, facts: Facts) -> Iterator[Finding]:
         )
 
 
+def anchor(c: Config, facts: Facts) -> Iterator[Finding]:
+    """A correction of what the ratio already contains."""
+    if c.ratio_to == "sampler" and c.sampler_correction not in ("none", "opsm"):
+        yield Finding(
+            "warning",
+            f"sampler_correction {c.sampler_correction} with ratio_to sampler",
+            "The ratio is already against the sampler, so the correction's factor is 1 everywhere.",
+            "sampler_correction none, or ratio_to learner.",
+        )
+
+
 def kl(c: Config, facts: Facts) -> Iterator[Finding]:
-    """A KL penalty that has no effect."""
+    """A KL penalty, or an option of it, that has no effect."""
+    for name in ("kl_target", "reference_sync_every"):
+        if getattr(c, name) and c.kl_coef == 0:
+            yield Finding(
+                "warning",
+                f"{name} {getattr(c, name):g} with kl_coef 0",
+                "No reference is loaded, so there is no KL, and the option has no effect.",
+                f"kl_coef above 0 to begin with, or {name} 0.",
+            )
     if c.kl == "k1" and c.kl_in == "loss" and c.kl_coef > 0:
         yield Finding(
             "warning",
             f"kl k1 with kl_coef {c.kl_coef:g}",
             "As a loss, its expected gradient is 0. It adds noise and penalises nothing.",
             "kl k3 or k2, kl_in reward, or kl_coef 0.",
+        )
+
+
+def corrections(c: Config, facts: Facts) -> Iterator[Finding]:
+    """Bounds of a token where those of a row are meant, and the other way round."""
+    bounds = f"correction_floor {c.correction_floor:g} and correction_cap {c.correction_cap:g}"
+    if c.sampler_correction == "mask_row" and (c.correction_floor < 0.9 or c.correction_cap > 1.1):
+        yield Finding(
+            "warning",
+            f"sampler_correction mask_row with {bounds}",
+            "Its bounds are of a mean over a completion, which hardly leaves 1. Nothing is masked.",
+            "correction_floor 0.999 and correction_cap 1.002, or mask, whose bounds are of a token.",
+        )
+    if c.sampler_correction == "veto" and (c.correction_floor > 0.01 or c.correction_cap < 100):
+        yield Finding(
+            "warning",
+            f"sampler_correction veto with {bounds}",
+            "Its bounds are of a token, and one token outside drops its completion. Most long ones have such a token.",
+            "correction_floor 1e-4 and correction_cap inf, or mask, which drops the token alone.",
+        )
+
+
+def entropy(c: Config, facts: Facts) -> Iterator[Finding]:
+    """A choice of tokens by a loss that has none."""
+    if c.entropy_share < 1 and c.loss in ("gspo", "gmpo"):
+        yield Finding(
+            "warning",
+            f"entropy_share {c.entropy_share:g} with loss {c.loss}",
+            "It gives every token the value of its completion. So completions weigh less, and no token is left out.",
+            "loss gspo_token or grpo, or entropy_share 1.",
+        )
+
+
+def curriculum(c: Config, facts: Facts) -> Iterator[Finding]:
+    """Pass rates that come too late to choose by."""
+    drawn = c.num_steps * c.prompts_per_step
+    if c.curriculum == "pass_rate" and drawn <= facts.num_train:
+        yield Finding(
+            "note",
+            f"curriculum pass_rate draws {drawn:,} times from {facts.num_train:,} problems",
+            "A problem has a pass rate once it was drawn, and few are drawn twice. So there is little to choose by.",
+            "More num_steps, fewer problems, or flat_groups refill.",
         )
 
 
@@ -131,6 +200,13 @@ def flat_groups(c: Config, facts: Facts) -> Iterator[Finding]:
     if not any(c.reward_weights):
         means = "All groups are flat, so nothing is learned."
         yield Finding("sure", "every reward_weight is 0", means, "Weights above 0.")
+    if c.flat_groups != "keep" and (c.whiten or c.advantage in ("batch_std", "reinforce_pp_baseline")):
+        yield Finding(
+            "note",
+            f"flat_groups {c.flat_groups} with {'whiten' if c.whiten else f'advantage {c.advantage}'}",
+            "The std is of all groups that were drawn together, before flat ones are left out. They make it smaller.",
+            "flat_groups keep, or an advantage of the group alone, such as grpo.",
+        )
 
 
 def penalties(c: Config, facts: Facts) -> Iterator[Finding]:
@@ -160,7 +236,11 @@ ALGORITHM_CHECKS = (
     weighting,
     learning_rate,
     warmup,
+    anchor,
     kl,
+    corrections,
+    entropy,
+    curriculum,
     idle_processes,
     flat_groups,
     penalties,

@@ -4,6 +4,7 @@ This finds gold answers that a reward never accepts, and answers that the traini
 judge differently. The reward functions run in the worker process of `rewards/runner.py`. Left out: answers of a model.
 """
 
+import math
 import random
 import re
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
+from data.check import has_tests, perfect
 from data.problem import Problem
 from data.prompts import answer_line, worked_answer
 from grpo.config import Config
@@ -68,6 +70,7 @@ def examine(
         should_stop: asked before every call; True ends the look too.
     """
     names = list(dict.fromkeys([*config.rewards, *judges]))
+    problems = [problem for problem in problems if problem.answer or not has_tests(problem)]  # whose answer is known
     graded: list[Graded] = []
     end = time.monotonic() + seconds
     with _Bounded(names, min(config.reward_timeout, seconds), chat=config.chat) as runner, suppress(TimeoutError):
@@ -110,14 +113,14 @@ def _right_answers(c: Config, name: str, graded: list[Graded], needed: float, er
     never, highest, failed = [], 0.0, True
     for problem, earned in graded:
         values = [earned[name][form] for form in RIGHT if form in earned[name]]
-        values = [value for value in values if value == value]  # NaN: does not apply
+        values = [value for value in values if value != -math.inf]  # which says that it does not apply
         if not values:
             failed = False
             continue
         best = max(value or 0.0 for value in values)
         enough = reaches(best, needed) if needed else best > 0
         if not enough:
-            never.append(problem.answer)
+            never.append(problem.info["name"] if has_tests(problem) else problem.answer)
         highest = max(highest, best)
         failed = failed and all(value is None for value in values)
     share = len(never) / len(graded)
@@ -169,7 +172,7 @@ def _disagreements(reward: str, judge: str, graded: list[Graded], needed: float)
     tried: dict[str, list[tuple]] = {}
     for problem, earned in graded:
         for writing, text in writings(problem).items():
-            if writing not in OTHER_FORMS and earned[reward][writing] == earned[reward][writing]:
+            if writing not in OTHER_FORMS and earned[reward][writing] != -math.inf:
                 case = (text, problem.answer, earned[reward][writing] or 0.0, earned[judge][writing])
                 tried.setdefault(writing, []).append(case)
     most = max(value for cases in tried.values() for _, _, value, _ in cases)
@@ -194,6 +197,8 @@ def _disagreements(reward: str, judge: str, graded: list[Graded], needed: float)
 
 def writings(problem: Problem) -> dict[str, str]:
     """{what is special: text} for several ways to write a right or a wrong answer."""
+    if has_tests(problem):  # the only right answer that is known
+        return {LINE: perfect(problem), WRONG_LINE: "", BARE: perfect(problem), WRONG_BARE: ""}
     gold, wrong = problem.answer, wrong_answer(problem.answer)
     line = whole = answer_line(gold)
     texts = {LINE: line, WRONG_LINE: answer_line(wrong), BARE: gold, WRONG_BARE: wrong}

@@ -17,7 +17,7 @@ from data.problem import Problem
 from data.prompts import worked_answer
 from grpo import distributed
 from grpo.advantages import ADVANTAGES, FACTS
-from grpo.config import Config, constants, lookup
+from grpo.config import Config
 from grpo.corrections import CORRECTIONS
 from grpo.dataloader import ProblemSets, refuse_lengths, skip_long, stop_strings
 from grpo.doctor.check_graders import LOOK_S, examine
@@ -29,6 +29,7 @@ from grpo.losses import LOSSES
 from grpo.policy import head_sizes, positions_of
 from grpo.run.directory import taken
 from grpo.run.machine import device_memory
+from grpo.tables import constants, lookup
 from grpo.tree import shared_prefix
 from grpo.weighting import WEIGHTINGS
 
@@ -231,7 +232,7 @@ def _readers(config: Config, evaluates: bool) -> tuple[Config | None, list[str]]
 
     Also such graders of evaluations, of which the first decides what is right.
     """
-    judges = [config.eval_correct, config.eval_format] if evaluates and "." in config.eval_correct else []
+    judges = _judges(config) if evaluates and "." in config.eval_correct else []
     named = [name for name in (*config.rewards, *judges) if "." in name]
     asking = [name for name in named if set(rewards.asks_for(rewards.load(name))) - set(rewards.OF_TEXT)]
     pairs = zip(config.rewards, config.reward_weights, strict=True)
@@ -244,8 +245,13 @@ def _readers(config: Config, evaluates: bool) -> tuple[Config | None, list[str]]
 
 def _unknown_rewards(config: Config) -> list[str]:
     """The sentences for rewards that are in no file."""
-    judges = [name for name in (config.eval_correct, config.eval_format) if "." in name]
+    judges = [name for name in _judges(config) if "." in name]
     return _sentences([partial(rewards.load, name) for name in dict.fromkeys([*config.rewards, *judges])])
+
+
+def _judges(config: Config) -> list[str]:
+    """What decides in evaluations: of the answer, then of the format if there is one."""
+    return [name for name in (config.eval_correct, config.eval_format) if name is not None]
 
 
 def _sentences(lookups: Sequence[Callable]) -> list[str]:

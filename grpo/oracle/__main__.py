@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from grpo import options
 from grpo.advantages import ADVANTAGES
-from grpo.config import Config, from_yaml, lookup
+from grpo.config import Config, from_yaml
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.options import option
 from grpo.oracle.exact import SAMPLINGS, Choice, Groups, compare, kl_gradient, question_weight, refill, reward_gradient
 from grpo.run.log import say
+from grpo.tables import lookup
 from grpo.weighting import WEIGHTINGS
 
 TABLES = {

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from grpo.advantages import ADVANTAGES, FACTS
-from grpo.config import Config, asked, constants
+from grpo.config import Config
 from grpo.corrections import CORRECTIONS
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.objective import objective
+from grpo.tables import asked, constants
 from grpo.weighting import WEIGHTINGS, count, count_groups
 
 VOCABULARY, EOS, LONGEST = 3, 2, 2
@@ -165,7 +166,7 @@ class Groups:
         logprobs = self.all.logprobs(POLICY)[rows].requires_grad_()
         found = objective(
             logprobs,
-            self.all.logprobs(old)[rows],
+            self.all.logprobs(sampler if config.ratio_to == "sampler" else old)[rows],
             self.all.logprobs(sampler)[rows],
             None if choice.kl is None else self.all.logprobs(REFERENCE)[rows],
             advantages[self.kind].flatten(),

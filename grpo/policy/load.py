@@ -34,6 +34,8 @@ from grpo.tree import pack
 
 EMBEDDED = Path(__file__).parent.parent / "base_model"
 """Directory of the model named `embedded`: about a million parameters, made by `python -m grpo.pretrain`."""
+SHIPPED = {"embedded": EMBEDDED, "embedded_programs": EMBEDDED.with_name("base_model_programs")}
+"""{special name: directory} of the models in this repository, one for each demo."""
 
 
 def load_policy(
@@ -47,7 +49,7 @@ def load_policy(
     """Load a policy and its tokenizer.
 
     Args:
-        path: a hub name, a local directory, or `embedded`.
+        path: a hub name, a local directory, or a name of `SHIPPED`.
         revision: branch, tag or commit on the hub.
         device: where to put it.
         precision: `fp32`, `bf16`, `fp16` or `fp64`. The weights become float32 (float64 under fp64), whatever the dtype
@@ -165,8 +167,8 @@ def one_sentence(path: str, what: str = "can not be loaded, as a directory or fr
 
 
 def model_directory(path: str) -> str:
-    """The directory or hub name that a config's `model` stands for; `embedded` is the only special name."""
-    return str(EMBEDDED) if path == "embedded" else path
+    """The directory or hub name that a config's `model` stands for; the only special names are those of `SHIPPED`."""
+    return str(SHIPPED.get(path, path))
 
 
 def _probe(vocabulary: int) -> tuple[list[int], list[list[int]]]:

@@ -1,1 +1,4 @@
-"""What a model is asked: the options for it (`source.py`). `grpo/dataloader.py` makes the prompts of a step."""
+"""What a model is asked, by options (`source.py`), and which problems a step draws.
+
+A step draws all in turn (`order.py`), or some more often than others (`curriculum.py`).
+"""

@@ -15,7 +15,8 @@ class Source:
     """Model, data and prompts. Facts are those of both kinds of options; `loads`: it is an argument of `data.load`."""
 
     model: str = option("embedded", evaluation="model")
-    """embedded: the small base model in this repository; otherwise a local directory or a Hugging Face hub name."""
+    """embedded, embedded_programs: the small base models in this repository, one for each demo; otherwise a local
+    directory or a Hugging Face hub name."""
     revision: str | None = option(None, evaluation="revision")
     """Commit, tag or branch of a hub model; None: its default branch."""
     data: str = option("arithmetic", evaluation="data")

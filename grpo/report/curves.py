@@ -20,6 +20,8 @@ _PANELS = (
     ("Rewards", "reward/invalid", "Invalid", "Share of samples whose reward failed."),
     ("Rewards", "rollout/refills", "Refills", "How often further prompts were drawn in the step."),
     ("Rewards", "rollout/dropped_groups", "Dropped groups", "Drawn and left out: flat, or more than the step needs."),
+    ("Rewards", "rollout/hard_problems", "Hard problems", "Share of the training set with a low last pass rate."),
+    ("Rewards", "rollout/easy_problems", "Easy problems", "Share of the training set with a high last pass rate."),
     ("Completions", "completion/length", "Length", "Tokens, including the one that ended the completion."),
     ("Completions", "completion/truncated", "Truncated", "Share cut at max_new_tokens."),
     ("Policy", "policy/entropy", "Entropy", "Nats per token. Near 0 early in a run means collapse."),
@@ -32,6 +34,9 @@ _PANELS = (
     ("Policy", "policy/correction_ess", "Effective sample size", "Share that the correction's factors leave."),
     ("Policy", "policy/correction_max", "Correction, largest factor", "On one token of the step."),
     ("Policy", "policy/correction_masked", "Correction, masked", "Share of tokens with factor 0."),
+    ("Policy", "policy/kl_coef", "Weight of the KL", "In the objective; moves if kl_target is set."),
+    ("Policy", "policy/entropy_coef", "Weight of the entropy", "In the objective; moves if entropy_target is set."),
+    ("Policy", "policy/entropy_share", "Share by entropy", "Tokens with a policy gradient: those of high entropy."),
     ("Optimiser", "optim/grad_norm", "Gradient norm", "Before it is scaled to max_grad_norm."),
     ("Optimiser", "optim/loss", "Loss", "Around 0. Its size says nothing about progress."),
     ("Optimiser", "optim/lr", "Learning rate", "As planned by schedule and warm-up."),
@@ -129,7 +134,7 @@ def heat_map(table: list[dict], path: Path) -> None:
     Rows of the untuned model follow: a single row if it is the same for every setting.
 
     Args:
-        table: rows as `grpo.sweep.tabulate` makes them.
+        table: rows as `tabulate` of `grpo/sweep/table.py` makes them.
         path: of the PNG file.
     """
     from matplotlib.figure import Figure
@@ -161,3 +166,32 @@ def heat_map(table: list[dict], path: Path) -> None:
     axes.set_title(f"accuracy in %, {problems} problems [{kinds}]", fontsize=9)
     figure.colorbar(image, ax=axes)
     figure.savefig(path, dpi=150)
+
+
+def dot_plot(table: list[dict], path: Path) -> None:
+    """Draw accuracy in percent with its interval: one row per training setting, in the table's order, then the untuned.
+
+    Args:
+        table: rows as `tabulate` of `grpo/sweep/table.py` makes them, of one number of shots.
+        path: of the PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    tuned, base = ([row for row in table if row["model"] == model] for model in ("tuned", "base"))
+    labels = [row["train"] for row in tuned] + ["untuned"] * bool(base)
+    rows = tuned + base[:1]
+    figure = Figure(figsize=(8, 1.2 + 0.26 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        low, mean, high = (100 * row[name] for name in ("low", "accuracy", "high"))
+        color = f"C{int(row['model'] == 'base')}"
+        axes.plot([low, high], [place, place], color=color, alpha=0.5, linewidth=2)
+        axes.plot([mean], [place], "o", color=color, markersize=5)
+    axes.axvline(100 * rows[0]["accuracy"], color="0.6", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(rows)), labels, fontsize=9)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.25)
+    kinds = ", ".join(sorted({row["interval"] for row in tuned}))
+    axes.set_title(f"accuracy in %, {rows[0]['n']} problems [{kinds}]", loc="left", fontsize=9)
+    figure.savefig(path, dpi=110)

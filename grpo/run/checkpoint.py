@@ -88,8 +88,8 @@ def save(
 
 def latest(directory: str | Path) -> Path | None:
     """The complete checkpoint of the highest step, or None. It only reads, so any rank may call it."""
-    complete = _complete(Path(directory))
-    return complete[max(complete)] if complete else None
+    found = complete(Path(directory))
+    return found[max(found)] if found else None
 
 
 def load(
@@ -142,13 +142,13 @@ def share(model: nn.Module, optimizer: torch.optim.Optimizer, reference: nn.Modu
 
 def prune(directory: str | Path, keep: int, best_step: int | None = None) -> None:
     """Remove all complete checkpoints except the `keep` newest and that of `best_step` (the best on validation)."""
-    complete = _complete(Path(directory))
-    for step in sorted(complete)[:-keep]:
+    found = complete(Path(directory))
+    for step in sorted(found)[:-keep]:
         if step != best_step:
-            _remove(complete[step])
+            _remove(found[step])
 
 
-def _complete(directory: Path) -> dict[int, Path]:
+def complete(directory: Path) -> dict[int, Path]:
     """{step: path} of the complete checkpoints. An `.old` one counts if a crash cut its replacement short."""
     found = {}
     for path in sorted(directory.glob("step_*"), reverse=True):  # .old comes first, so that the plain name wins

@@ -1,10 +1,11 @@
 """The state of a run beside weights and optimiser; saving and restoring it; the reasons to stop a run.
 
-A step is rollout plus learning. Data order and randomness are functions of the step's number, so the state is small.
+A step is rollout plus learning. Randomness is a function of the step's number, and so is the order of the data unless a
+curriculum prefers some problems. So the state is small.
 Left out: the file format (`checkpoint.py`).
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -32,10 +33,20 @@ class State:
     """The step with the best accuracy on validation; 0 = none yet."""
     best_accuracy: float = -1.0
     """The accuracy of `best_step`."""
+    coefs: dict[str, float] = field(default_factory=dict)
+    """Coefficients of the objective that follow a target, for the next step."""
+    pass_rates: dict[int, float] = field(default_factory=dict)
+    """{index of a training problem: its last pass rate}, under a curriculum."""
 
-    def after(self, step: int, finite: bool) -> "State":
-        """The state after `step`. `finite` is False if one of its updates (optimiser steps) was skipped."""
-        return replace(self, step=step, skipped=0 if finite else self.skipped + 1)
+    def after(self, step: int, finite: bool, **moved: dict) -> "State":
+        """The state after `step`.
+
+        Args:
+            step: counted from 1.
+            finite: False if one of its updates (optimiser steps) was skipped.
+            moved: new values of other fields.
+        """
+        return replace(self, step=step, skipped=0 if finite else self.skipped + 1, **moved)
 
 
 class Learned(Protocol):
@@ -92,8 +103,8 @@ def save_state(directory: Path, learner: Learned, state: State, keep: int) -> No
     distributed.on_main(write)
 
 
-def restore_state(directory: Path, learner: Learned) -> State:
-    """Load the newest checkpoint, if there is one, into the learner.
+def restore_state(directory: Path, learner: Learned, path: Path | None = None) -> State:
+    """Load a checkpoint of a run, by default the newest if there is one, into the learner.
 
     Returns:
         The state to continue from; without a checkpoint, that of a new run.
@@ -111,17 +122,18 @@ def restore_state(directory: Path, learner: Learned) -> State:
         return path
 
     def read() -> dict | None:
-        if (path := newest()) is None:
+        if (found := path or newest()) is None:
             return None
-        content = checkpoint.load(path, learner.policy, learner.optimizer, learner.moving_reference)
-        _check(content, path / "state.json")
-        return content | {"path": path}
+        content = checkpoint.load(found, learner.policy, learner.optimizer, learner.moving_reference)
+        _check(content, found / "state.json")
+        return content | {"path": found}
 
     content = distributed.on_main(read)  # hosts need not share a disk: rank 0 reads, and the others receive
     if content is None:
         return State()
     checkpoint.share(learner.policy, learner.optimizer, learner.moving_reference)
     path = content.pop("path")
+    content["pass_rates"] = {int(problem): rate for problem, rate in content["pass_rates"].items()}  # JSON: texts
     try:
         learner.scaler.load_state_dict(content.pop("scaler"))
     except (KeyError, TypeError, RuntimeError) as error:
@@ -132,6 +144,7 @@ def restore_state(directory: Path, learner: Learned) -> State:
 def _check(content: dict, file: Path) -> None:
     """Raise ValueError, which names the field, if another version has written this state."""
     kinds = {"step": int, "skipped": int, "best_step": int, "best_accuracy": float | int, "scaler": dict}
+    kinds |= {"coefs": dict, "pass_rates": dict}
     if unknown := sorted(content.keys() - kinds.keys()):
         raise ValueError(
             f"resume: {file} holds {unknown[0]!r}, which this version does not know; go on with the version that wrote "

@@ -7,6 +7,8 @@ import pytest
 from grpo.doctor.check_algorithm import ALGORITHM_CHECKS
 from tests.fakes.known_facts import SIZES, config, facts
 
+GSPO = {"loss": "gspo", "weighting": "sequence_mean", "clip_low": 3e-4, "clip_high": 4e-4}
+
 
 def found(facts_=None, **changes) -> list[tuple[str, str]]:
     """(level, what) of all findings about the known good recipe with these changes."""
@@ -37,6 +39,24 @@ def test_a_good_recipe_has_no_finding():
         ({"num_steps": 4}, "note", "8 updates of 1e-06 move a weight by about 8e-06"),
         ({"warmup_steps": 200}, "warning", "warmup_steps (200) is not below num_steps (200)"),
         ({"kl_coef": 0.1, "kl": "k1"}, "warning", "kl k1 with kl_coef 0.1"),
+        (
+            {"ratio_to": "sampler", "sampler_correction": "mask"},
+            "warning",
+            "sampler_correction mask with ratio_to sampler",
+        ),
+        ({"kl_target": 0.1}, "warning", "kl_target 0.1 with kl_coef 0"),
+        ({"reference_sync_every": 5}, "warning", "reference_sync_every 5 with kl_coef 0"),
+        ({"kl_stop": 0.1, "num_epochs": 1}, "warning", "kl_stop 0.1 with one update per step"),
+        ({"sampler_correction": "mask_row"}, "warning", "mask_row with correction_floor 0.5 and correction_cap 2"),
+        ({"sampler_correction": "mask_row", "correction_floor": 0.99}, "warning", "floor 0.99 and correction_cap 2"),
+        ({"sampler_correction": "veto"}, "warning", "veto with correction_floor 0.5 and correction_cap 2"),
+        ({"sampler_correction": "veto", "correction_floor": 1e-4}, "warning", "veto with correction_floor 0.0001"),
+        ({"flat_groups": "drop", "advantage": "batch_std"}, "note", "flat_groups drop with advantage batch_std"),
+        ({"flat_groups": "refill", "whiten": True}, "note", "flat_groups refill with whiten"),
+        ({"flat_groups": "drop", "advantage": "reinforce_pp_baseline"}, "note", "drop with advantage reinforce_pp"),
+        ({"entropy_share": 0.2, **GSPO, "loss": "gmpo"}, "warning", "entropy_share 0.2 with loss gmpo"),
+        ({"entropy_share": 0.2, **GSPO}, "warning", "entropy_share 0.2 with loss gspo"),
+        ({"curriculum": "pass_rate"}, "note", "curriculum pass_rate draws 6,400 times from 7,000 problems"),
         ({"reward_weights": (0.0, 0.0)}, "sure", "every reward_weight is 0"),
         ({"reward_weights": (-1.0, 1.0)}, "warning", "gsm8k.format has weight -1"),
         ({"temperature": 0.2}, "warning", "temperature 0.2"),
@@ -52,14 +72,26 @@ def test_one_change_one_finding(changes, level, said):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"loss": "gspo", "weighting": "sequence_mean", "clip_low": 3e-4, "clip_high": 4e-4},
+        GSPO,
         {"loss": "gspo", "weighting": "sequence_mean", "num_epochs": 1},
+        {"kl_target": 0.1, "kl_coef": 0.1, "reference_sync_every": 5},
+        {"kl_stop": 0.1},
+        {"kl_stop": 0.1, "num_epochs": 1, "minibatch_size": 128},
+        {"sampler_correction": "mask_row", "correction_floor": 0.9, "correction_cap": 1.1},
+        {"sampler_correction": "veto", "correction_floor": 0.01, "correction_cap": 100.0},
+        {"sampler_correction": "mask"},
+        {"flat_groups": "drop"},
+        {"advantage": "batch_std", "whiten": True},
+        {"entropy_share": 0.2},
+        {"entropy_share": 0.2, **GSPO, "loss": "gspo_token"},
+        {"curriculum": "pass_rate", "num_steps": 219},
         {"loss": "reinforce", "num_epochs": 1},
         {"loss": "cispo"},
         {"learning_rate": 9e-6},
         {"warmup_steps": 199},
         {"temperature": 0.7},
         {"kl": "k1"},
+        {"ratio_to": "sampler", "sampler_correction": "opsm"},
         {"reward_weights": (0.0, 1.0)},
         {"advantage": "dr_grpo", "weighting": "constant_length"},
         {"kl_coef": 0.1, "kl": "k1", "kl_in": "reward"},

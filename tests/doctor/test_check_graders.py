@@ -272,9 +272,25 @@ def test_what_a_reward_has_nothing_to_say_of_is_no_answer_that_it_refuses(monkey
     def score(runner, texts, problems, told=None):
         two = len(problems[0].answer) == 2
         return [
-            [float(problem.answer in text) if two else math.nan for text, problem in zip(texts, problems, strict=True)]
+            [float(problem.answer in text) if two else -math.inf for text, problem in zip(texts, problems, strict=True)]
         ]
 
     monkeypatch.setattr(RewardRunner, "score", score)
     assert look((OURS,), (), [problem("18"), problem("7"), problem("9")]) == []
     assert look((OURS,), (), [problem("7")]) == []
+
+
+def test_of_programming_problems_the_solutions_are_tried(monkeypatch):
+    tests = {"kind": "stdin", "cases": [{"input": "", "output": "1"}]}
+    code = {"tests": tests, "form": "block", "solution": None}
+    solved = [problem(f"print({i})", name=f"p{i}", **code) for i in range(5)]
+    tried = []
+
+    def score(runner, texts, problems):
+        tried.extend(texts)
+        return [[float("print" in text and "(4)" not in text) for text in texts]]
+
+    monkeypatch.setattr(check_graders._Bounded, "score", score)
+    (finding,) = look((OURS,), (), [*solved, problem("", name="without", **code)])
+    assert set(tried) == {"", *(f"```python\nprint({i})\n```\n" for i in range(5))}
+    assert finding.what.startswith(f"{OURS} grants nothing to 20.00% of the gold answers (1 of 5: 'p4')")

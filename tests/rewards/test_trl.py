@@ -51,7 +51,7 @@ def test_token_ids_are_asked_for_by_name():
 def test_none_means_that_it_does_not_apply_and_is_no_failure():
     assert call(lambda completions, **_: [None]) is DOES_NOT_APPLY
     value, reason, message = grade(adapted(lambda completions, **_: [None]), "2", PROBLEM, TOLD)
-    assert math.isnan(value) and (reason, message) == ("", "")
+    assert value == -math.inf and (reason, message) == ("", "")
     assert grade(lambda completion, problem: None, "2", PROBLEM)[1] == "returned_none"
 
 

@@ -173,6 +173,7 @@ def test_the_state_is_saved_and_found_again(tmp_path):
 
 def test_everything_in_the_state_survives(tmp_path):
     values = {"step": 7, "skipped": 2, "best_step": 5, "best_accuracy": 0.625}
+    values |= {"coefs": {"kl_coef": 0.1 + 0.2}, "pass_rates": {17: 1 / 3, 4: 0.0}}
     assert set(values) == {field.name for field in fields(State)}
     save_state(tmp_path, learner(tmp_path), State(**values), keep=1)
     assert restore_state(tmp_path, learner(tmp_path)) == State(**values)

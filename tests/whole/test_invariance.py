@@ -34,6 +34,9 @@ CASES = {
     "two prompts": {"max_tokens_per_microbatch": 1},  # fewer than ranks
     "one rank masked": {"max_tokens_per_microbatch": 1},
     "all masked": {},
+    "high entropy": {"entropy_share": 0.4},
+    "high entropy, cut": {"entropy_share": 0.4, "max_tokens_per_microbatch": 1},
+    "high entropy, several updates": {"entropy_share": 0.4, "minibatch_size": 4, "max_tokens_per_microbatch": 14},
     "gaps": {"max_tokens_per_microbatch": 14},
     "gaps, several updates": {"minibatch_size": 4, "num_epochs": 2, "max_tokens_per_microbatch": 14},
 }
@@ -143,6 +146,12 @@ def test_c01_c03_c04_any_world_size_gives_the_same_loss_and_gradient(alone, toge
         assert len(ranks) == len(COMBINATIONS) + len(CASES) - 1
         for case in ranks:
             assert_same(alone[case], ranks[case])
+
+
+def test_c01_the_threshold_of_entropies_is_that_of_the_step_however_it_is_cut(alone):
+    whole = alone["high entropy", *FIRST[0]]
+    assert_same(whole, alone["high entropy, cut", *FIRST[0]])
+    assert whole["metrics"]["policy/entropy_share"] == 12 / 27  # 0.4 of 27 tokens are 10.8; two siblings are equal
 
 
 @pytest.mark.parametrize("case", ["some cuts", "several updates"])

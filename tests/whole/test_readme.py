@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from data.problem import Problem
+from grpo.tables import constants
 from rewards import gsm8k
 
 ROOT = Path(__file__).parents[2]
@@ -101,10 +102,10 @@ def test_the_option_of_the_loss_bounds_it_and_is_checked(copy):
     losses, config = load(copy / "grpo" / "losses.py"), load(copy / "grpo" / "config.py")
     loss, old, ratio = losses.LOSSES["topr"], torch.full((1, 3), -2.0), torch.tensor([[0.5, 1, 4]])
     for topr_cap in (1.0, 5.0):
-        constants = config.constants(loss, config.Config(topr_cap=topr_cap))
+        bounds = constants(loss, config.Config(topr_cap=topr_cap))
         for advantage, weight in ((-1.0, ratio.clamp(max=topr_cap)), (1.0, torch.ones(1, 3))):
             logprobs = (old + ratio.log()).requires_grad_()
-            result = loss(logprobs, old, torch.tensor([advantage]), torch.ones(1, 3, dtype=torch.bool), **constants)
+            result = loss(logprobs, old, torch.tensor([advantage]), torch.ones(1, 3, dtype=torch.bool), **bounds)
             result.per_token_loss.sum().backward()
             torch.testing.assert_close(logprobs.grad, -advantage * weight)
             assert result.clipped.tolist() == [[False, False, advantage < 0 and topr_cap < 4]]

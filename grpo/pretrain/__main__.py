@@ -1,85 +1,28 @@
-"""Make the base model of the demo from nothing, in minutes: corpus, tokenizer and a Qwen2 of a million parameters.
+"""Make the base models of the demos from nothing, in minutes: corpus, tokenizer and a Qwen2 of a million parameters.
 
-The corpus is uneven, like the web:
-
-- most solutions jump to an answer and are often wrong;
-- some work step by step and are right;
-- some of both kinds lack the answer line;
-- every solution is followed by another question.
-
-So the model can solve problems but seldom does so, follows the examples in its prompt, and does not stop. This is what
-reinforcement learning then changes. The corpus uses the train split only. Left out: the GRPO engine; this is a plain
+What a model reads is in `corpus_arithmetic.py` and `corpus_programs.py`. Left out: the GRPO engine; this is a plain
 language-model training loop.
 
-    python -m grpo.pretrain --out DIR       (the shipped model is in grpo/base_model)
+    python -m grpo.pretrain --out DIR                      (the shipped models are in grpo/base_model
+    python -m grpo.pretrain --out DIR --task programs       and grpo/base_model_programs)
 """
 
 import random
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import torch
 import tyro
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from data import arithmetic, prompts
-from data.prompts import answer_line
 from grpo.files import give_usual_mode
+from grpo.pretrain import corpus_arithmetic, corpus_programs
 
-# The share of careful (worked) solutions is drawn for each document from Beta(CAREFUL, HASTY); its mean is 0.32. So a
-# model that has seen careful solutions in its context expects another one.
-CAREFUL, HASTY = 1.3, 2.8
-GUESSED_RIGHT = 0.5
-OFF_FORMAT = 0.1
-MOST_PROBLEMS = 10
-SHEETS = 0.3  # share of documents that are bare equations, without words
-GUESSES = ("I think it is {}.", "I guess it is {}.", "I would say {}.")
-OFF_FORMAT_ENDINGS = ("#### {}", "The answer is {}.", "Answer: {}")
-
-EQUATION = re.compile(r"\d+ [-+*/] \d+ = \d+")
 VOCAB_SIZE = 640
-
-
-def document(rng: random.Random, examples: Iterator[dict]) -> str:
-    """A document of the corpus: some problems and solutions in a row, in the prompt format."""
-    carefulness = rng.betavariate(CAREFUL, HASTY)
-    texts = []
-    for _ in range(min(MOST_PROBLEMS, 1 + int(rng.expovariate(1 / 3)))):
-        example = next(examples)
-        completion = worked(example, rng) if rng.random() < carefulness else guessed(example, rng)
-        texts.append(f"{prompts.ask(example['question'])} {completion}")
-    return "\n\n".join(texts)
-
-
-def sheet(examples: Iterator[dict]) -> str:
-    """A document with only the equations of some worked solutions."""
-    return "\n".join(equation for _ in range(12) for equation in EQUATION.findall(next(examples)["solution"]))
-
-
-def worked(example: dict, rng: random.Random) -> str:
-    """A right solution, step by step."""
-    return f"{example['solution']}\n{_ending(example['answer'], rng)}"
-
-
-def guessed(example: dict, rng: random.Random) -> str:
-    """A guess, right with probability `GUESSED_RIGHT`; else a number from the problem or a near miss."""
-    right = int(example["answer"])
-    seen = {int(number) for number in re.findall(r"\d+", example["question"] + example["solution"])}
-    slips = {right + slip for slip in (-10, -2, -1, 1, 2, 10) if right + slip > 0}
-    wrong = rng.choice([sorted(seen - {right}), sorted(slips)])
-    guess = str(right if rng.random() < GUESSED_RIGHT else rng.choice(wrong))
-    return f"{rng.choice(GUESSES).format(guess)}\n{_ending(guess, rng)}"
-
-
-def corpus(seed: int) -> Iterator[str]:
-    """An endless stream of documents, made from problems of the train split only."""
-    rng = random.Random(f"corpus {seed}")
-    examples = arithmetic.stream("train", rng)
-    while True:
-        yield sheet(examples) if rng.random() < SHEETS else document(rng, examples)
+CORPORA = {"arithmetic": corpus_arithmetic.corpus, "programs": corpus_programs.corpus}
+"""{task: an endless stream of documents for a seed}."""
 
 
 def train_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
@@ -154,14 +97,21 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / (0.02 * steps + 1), (steps - step) / steps)
 
 
-def main(out: Path, steps: int = 2600, tokens_per_batch: int = 2048, seed: int = 0) -> None:
-    """Make the base model of the demo. The same arguments, versions, threads and processor give the same bits.
+def main(
+    out: Path,
+    task: Literal["arithmetic", "programs"] = "arithmetic",
+    steps: int = 2600,
+    tokens_per_batch: int = 2048,
+    seed: int = 0,
+) -> None:
+    """Make the base model of a demo. The same arguments, versions, threads and processor give the same bits.
 
-    Muon multiplies in bfloat16. Where the processor cannot, a step takes three times as long. The shipped model was
-    made with 2,000 steps.
+    Muon multiplies in bfloat16. Where the processor cannot, a step takes three times as long. The shipped models were
+    made with 2,000 steps (arithmetic) and STEPS2 (programs).
 
     Args:
       out: directory to create, for safetensors, config, generation config and tokenizer.
+      task: what it reads: word problems or programs.
       steps: optimiser steps, >= 1.
       tokens_per_batch: tokens of a step, including padding. >= 1.
       seed: of the corpus and the initial weights.
@@ -173,7 +123,7 @@ def main(out: Path, steps: int = 2600, tokens_per_batch: int = 2048, seed: int =
     except OSError as error:
         _refuse(f"out: {out} can not be made ({error.strerror})")
     torch.manual_seed(seed)
-    texts = corpus(seed)
+    texts = CORPORA[task](seed)
     tokenizer = train_tokenizer([next(texts) for _ in range(2000)])
     model = new_model(tokenizer).train()
     optims = optimizers(model)
@@ -199,12 +149,6 @@ def main(out: Path, steps: int = 2600, tokens_per_batch: int = 2048, seed: int =
 def _refuse(reason: str) -> NoReturn:
     print(f"grpo.pretrain: error: {reason}", file=sys.stderr)
     sys.exit(2)
-
-
-def _ending(answer: str, rng: random.Random) -> str:
-    if rng.random() < OFF_FORMAT:
-        return rng.choice(OFF_FORMAT_ENDINGS).format(answer)
-    return answer_line(answer)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo import sweep
+from grpo.advantages import ADVANTAGES
 from grpo.config import Config, from_yaml
+from grpo.corrections import CORRECTIONS
+from grpo.kl import KL
+from grpo.losses import LOSSES
+from grpo.report import heat_map
+from grpo.sweep import __main__ as command
+from grpo.sweep.cells import Cell, Sweep, make_cells, split_flags
+from grpo.sweep.table import differences, interval, tabulate
+from grpo.weighting import WEIGHTINGS
 from tests.fakes import runs
 
 FAKE = """
@@ -45,12 +53,12 @@ write_yaml(options_of(config, directory / "eval"), directory / "eval" / "options
 class InThisProcess(nullcontext):
     """A command that is run at once instead of in a process: `python fake.py train.py ARGUMENTS`."""
 
-    def __init__(self, command):
+    def __init__(self, command, **_):
         assert list(command[:2]) == ["python", "fake.py"]
         super().__init__(self)
         self.argv = command[1:]
 
-    def wait(self) -> int:
+    def poll(self) -> int:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", self.argv)
             try:
@@ -63,12 +71,13 @@ class InThisProcess(nullcontext):
 @pytest.fixture
 def launch(tmp_path, monkeypatch, capsys):
     """Sweeps with a train.py that only pretends; returns exit code, calls made and what was said."""
-    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(Popen=InThisProcess))
+    monkeypatch.setattr(command, "subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=None))
+    monkeypatch.setattr(command, "PAUSE", 0)
 
     def call(*argv: str):
         (tmp_path / "calls").write_text("")
         out = ["--out", str(tmp_path / "out"), "--launcher", "python fake.py"]
-        code = sweep.main([*argv, *out])
+        code = command.main([*argv, *out])
         said = capsys.readouterr()
         return code, (tmp_path / "calls").read_text().split(), said.out, said.err
 
@@ -133,15 +142,15 @@ def test_a_failing_cell_stops_no_other_and_is_reported(launch, tmp_path):
 
 
 def test_eval_shots_are_those_of_the_grid_if_nothing_else_is_said(tmp_path):
-    cells = sweep.make_cells(sweep.Sweep(("num_shots=8", "0"), out=str(tmp_path)), [])
+    cells = make_cells(Sweep(("num_shots=8", "0"), out=str(tmp_path)), [])
     assert [cell.config.eval_shots for cell in cells] == [(0, 8), (0, 8)]
-    (cell,) = sweep.make_cells(sweep.Sweep(("seed=0",), out=str(tmp_path)), ["--num_shots", "3"])
+    (cell,) = make_cells(Sweep(("seed=0",), out=str(tmp_path)), ["--num_shots", "3"])
     assert cell.config.eval_shots is None
 
 
 def test_the_command_starts_the_same_run_by_hand(tmp_path):
     grid = ("model=a/b", "learning_rate=1e-5")
-    (cell,) = sweep.make_cells(sweep.Sweep(grid, out=str(tmp_path), launcher="torchrun --nproc_per_node 8"), ["--chat"])
+    (cell,) = make_cells(Sweep(grid, out=str(tmp_path), launcher="torchrun --nproc_per_node 8"), ["--chat"])
     assert cell.command[:3] == ("torchrun", "--nproc_per_node", "8")
     assert cell.command[3] == str(runs.ROOT / "train.py")
     assert cell.config.run_name == "model=a-b,learning_rate=1e-5"
@@ -164,27 +173,27 @@ def test_the_command_starts_the_same_run_by_hand(tmp_path):
 )
 def test_mistakes_are_found_before_anything_runs(tmp_path, grid, flags, said):
     with pytest.raises(ValueError) as error:
-        sweep.make_cells(sweep.Sweep(grid, out=str(tmp_path / "out")), flags)
+        make_cells(Sweep(grid, out=str(tmp_path / "out")), flags)
     assert said in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_flags_go_to_whom_they_belong():
     argv = ["--rewards", "a", "b", "--grid", "seed=0", "1", "--num_steps=3", "--eval-shots", "0", "8", "--chat"]
-    ours, theirs = sweep.split_flags(argv)
+    ours, theirs = split_flags(argv)
     assert ours == ["--grid", "seed=0", "1", "--eval-shots", "0", "8"]
     assert theirs == ["--rewards", "a", "b", "--num_steps=3", "--chat"]
 
 
 def test_intervals_over_seeds():
-    assert sweep.interval([0.5], [0.4, 0.6]) == (0.5, 0.4, 0.6, "95 % over problems")
-    assert sweep.interval([0.5, 0.3], [0.4, 0.6]) == (0.4, 0.3, 0.5, "min..max of 2 seeds")
-    mean, low, high, kind = sweep.interval([0.4, 0.5, 0.6], [0.0, 1.0])
+    assert interval([0.5], [0.4, 0.6]) == (0.5, 0.4, 0.6, "95 % over problems")
+    assert interval([0.5, 0.3], [0.4, 0.6]) == (0.4, 0.3, 0.5, "min..max of 2 seeds")
+    mean, low, high, kind = interval([0.4, 0.5, 0.6], [0.0, 1.0])
     half = 4.302653 * 0.1 / 3**0.5  # t of 2 degrees of freedom at 97.5 %
     assert (mean, low, high) == (pytest.approx(0.5), pytest.approx(0.5 - half), pytest.approx(0.5 + half))
     assert kind == "95 % t over 3 seeds"
-    assert sweep.interval([0.0, 0.0, 0.3], [0.0, 1.0])[1] == 0.0
-    assert sweep.interval([0.5] * 3, [0.4, 0.6]) == (0.5, 0.4, 0.6, "95 % over problems")
+    assert interval([0.0, 0.0, 0.3], [0.0, 1.0])[1] == 0.0
+    assert interval([0.5] * 3, [0.4, 0.6]) == (0.5, 0.4, 0.6, "95 % over problems")
 
 
 def test_the_untuned_model_is_one_row_if_it_does_not_depend_on_the_setting(monkeypatch, tmp_path):
@@ -193,11 +202,11 @@ def test_the_untuned_model_is_one_row_if_it_does_not_depend_on_the_setting(monke
 
     def cell(setting: dict, base: float):
         rows = [{"model": "base", "accuracy": base}, {"model": "tuned", "accuracy": 0.5}]
-        return sweep.Cell(setting, Config(), ()), [{"shots": 0, "ci95": [0, 1], "n": 5, **row} for row in rows]
+        return Cell(setting, Config(), ()), [{"shots": 0, "ci95": [0, 1], "n": 5, **row} for row in rows]
 
     for second in (0.1, 0.2):
-        table = sweep.tabulate([cell({"num_shots": "0"}, 0.1), cell({"num_shots": "2"}, second)])
-        sweep.heat_map(table, tmp_path / "map.png")
+        table = tabulate([cell({"num_shots": "0"}, 0.1), cell({"num_shots": "2"}, second)])
+        heat_map(table, tmp_path / "map.png")
     tuned = ["num_shots=0", "num_shots=2"]
     assert labels == [[*tuned, "untuned"], [*tuned, "untuned, num_shots=0", "untuned, num_shots=2"]]
 
@@ -209,10 +218,10 @@ def test_a_real_run(tmp_path, capfd):
     options |= {"prompts_per_step": 2, "group_size": 2, "max_new_tokens": 4, "precision": "fp32"}
     argv = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     argv += ["--grid", "seed=1", "--out", str(tmp_path / "out")]
-    assert sweep.main(argv) == 0
+    assert command.main(argv) == 0
     assert "step 1/1" in capfd.readouterr().out
     assert (tmp_path / "out" / "seed=1" / "final").is_dir()
-    assert sweep.main(argv) == 0
+    assert command.main(argv) == 0
     assert "seed=1: done before" in capfd.readouterr().out
     table = json.loads((tmp_path / "out" / "sweep.json").read_text())["table"]
     assert [(row["model"], row["n"], row["interval"]) for row in table] == [
@@ -220,3 +229,95 @@ def test_a_real_run(tmp_path, capfd):
         ("tuned", 7, "95 % over problems"),
     ]
     assert Path(tmp_path / "out" / "sweep.png").exists()
+
+
+def test_settings_of_a_file_are_trained_at_every_point_of_the_grid(launch, tmp_path):
+    (tmp_path / "settings.yaml").write_text(
+        "plain: {}\nno clip, one reward: {clip_low: 1, rewards: [gsm8k.correctness], reward_weights: [1]}\n"
+    )
+    code, calls, out, _ = launch("--settings", str(tmp_path / "settings.yaml"), "--grid", "seed=0,1")
+    assert code == 0 and calls == [f"{name},seed={s}" for name in ("plain", "no-clip,-one-reward") for s in (0, 1)]
+    assert out.count("--rewards gsm8k.correctness --reward_weights 1 --seed") == 2
+    assert from_yaml(tmp_path / "out" / "no-clip,-one-reward,seed=1" / "config.yaml").clip_low == 1
+    rows = {
+        row["train"]: row for row in csv.DictReader((tmp_path / "out" / "sweep.csv").open()) if row["model"] == "tuned"
+    }
+    assert list(rows) == ["plain", "no clip, one reward"] and rows["plain"]["seeds"] == "2"
+    assert "| no clip, one reward | 0 |" in (tmp_path / "out" / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "said"),
+    [
+        ("a: {los: gspo}", [], "a: 'los' must be an option of train.py; did you mean loss?"),
+        ("a: {run_name: x}", [], "'run_name' must be an option"),
+        ("[1, 2]", [], "must hold names"),
+        ("a: 3", [], "must hold names"),
+        ("a: {", [], "cannot be read"),
+        ("a: {loss: gspo}", ["--loss", "grpo"], "--loss is set by the sweep itself"),
+        ("a: {seed: 3}", [], "--seed is set by the sweep itself"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(launch, tmp_path, text, flags, said):
+    (tmp_path / "settings.yaml").write_text(text)
+    code, calls, _, err = launch("--settings", str(tmp_path / "settings.yaml"), "--grid", "seed=0", *flags)
+    assert (code, calls) == (2, []) and said in err and err.count("\n") == 1
+    assert launch("--settings", str(tmp_path / "gone.yaml"), "--grid", "seed=0")[0] == 2
+
+
+def test_several_jobs_run_side_by_side_with_a_file_and_some_cores_each(tmp_path, monkeypatch):
+    started = []
+
+    class Waiting:
+        def __init__(self, command, stdout=None, env=None, **_):
+            started.append((command[command.index("--run_name") + 1], stdout.name, env["OMP_NUM_THREADS"]))
+            self.looks = 0
+
+        def poll(self):
+            self.looks += 1
+            return 3 if self.looks > len(started) else None
+
+        def terminate(self):
+            started.append("terminated")
+
+        wait = terminate
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(command, "subprocess", SimpleNamespace(Popen=Waiting, STDOUT=None))
+    monkeypatch.setattr(command.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(command, "PAUSE", 0)
+    cells = make_cells(Sweep(("seed=0", "1", "2"), out=str(tmp_path / "out"), jobs=2), [])
+    ended = command.run_cells(cells, 2)
+    assert next(ended) == (cells[0], "failed with exit code 3")
+    assert started == [(f"seed={s}", f"{tmp_path / 'out' / f'seed={s}'}.txt", "4") for s in (0, 1)]
+    ended.close()
+    assert started[2:] == ["terminated"] * 2, "the run that goes on is told to stop, and waited for"
+
+
+def test_differences_are_to_the_first_setting_seed_by_seed():
+    def cell(seed: int, clip: float, accuracy: float):
+        setting = {"clip_low": str(clip), "seed": str(seed)}
+        return Cell(setting, Config(), ()), [{"model": "tuned", "shots": 0, "accuracy": accuracy}]
+
+    done = [cell(0, 0.1, 0.2), cell(1, 0.1, 0.4), cell(0, 0.2, 0.3), cell(1, 0.2, 0.7), cell(1, 0.3, 0.9)]
+    (row,) = differences(done)
+    assert row == {"train": "clip_low=0.2", "eval_shots": 0, "seeds": 2} | {
+        name: pytest.approx(value) for name, value in (("difference", 0.2), ("low", 0.1), ("high", 0.3))
+    }
+    (row,) = differences([*done[:4], cell(2, 0.1, 0.5), cell(2, 0.2, 0.7)])
+    half = 4.302653 * 0.1 / 3**0.5  # Student's t with 2 degrees of freedom; the gains 0.1, 0.3, 0.2 scatter by 0.1
+    assert [row[name] for name in ("difference", "low", "high")] == pytest.approx([0.2, 0.2 - half, 0.2 + half])
+
+
+def test_the_gallery_shows_every_entry_of_every_table():
+    file = str(Path(__file__).parents[2] / "recipes" / "sweeps" / "gallery.yaml")
+    shown = [cell.config for cell in make_cells(Sweep(("seed=0",), settings=file), ["--minibatch_size", "32"])]
+    tables = {
+        "loss": LOSSES,
+        "advantage": ADVANTAGES,
+        "weighting": WEIGHTINGS,
+        "kl": KL,
+        "sampler_correction": CORRECTIONS,
+    }
+    for option, table in tables.items():
+        assert {getattr(config, option) for config in shown} == {*table}, option

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rewards
 from data import arithmetic, load, prompts
-from grpo import pretrain
 from grpo.policy import EMBEDDED
+from grpo.pretrain import __main__ as pretrain
+from grpo.pretrain import corpus_arithmetic
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 OPENING = "\nSolution: Let's think step by step. "
@@ -28,7 +29,7 @@ EXAMPLE = {
 
 @pytest.fixture(scope="module")
 def texts():
-    return list(islice(pretrain.corpus(0), 3000))
+    return list(islice(corpus_arithmetic.corpus(0), 3000))
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +68,14 @@ def test_careful_documents_are_careful_throughout(texts):
 
 
 def test_worked_solutions_are_right():
-    *steps, last = pretrain.worked(EXAMPLE, random.Random(0)).split("\n")
+    *steps, last = corpus_arithmetic.worked(EXAMPLE, random.Random(0)).split("\n")
     assert "\n".join(steps) == EXAMPLE["solution"] and re.findall(r"\d+", last) == ["15"]
 
 
 def test_guesses_name_one_number_that_is_often_wrong():
     rng, right = random.Random(0), 0
     for _ in range(2000):
-        guess, last = pretrain.guessed(EXAMPLE, rng).split("\n")
+        guess, last = corpus_arithmetic.guessed(EXAMPLE, rng).split("\n")
         (number,) = re.findall(r"\d+", guess)
         assert re.findall(r"\d+", last) == [number]
         assert "=" not in guess
@@ -101,7 +102,7 @@ def test_no_held_out_problem_is_in_the_corpus(monkeypatch):
             yield example
 
     monkeypatch.setattr(arithmetic, "stream", recorded)
-    texts = list(islice(pretrain.corpus(0), 3000))
+    texts = list(islice(corpus_arithmetic.corpus(0), 3000))
     asked = {question for text in texts for question in re.findall(r"Question: (.*)", text)}
     assert asked <= {example["question"] for example in drawn}
     assert not asked & {info["question"] for info in held_out}
@@ -118,7 +119,7 @@ def test_sheets_hold_equations_only_and_the_corpus_follows_its_seed(texts):
     sheets = [text for text in texts if "Question:" not in text]
     assert len(sheets) / len(texts) == pytest.approx(0.3, abs=0.03)
     assert all(EQUATION.fullmatch(line) for sheet in sheets for line in sheet.split("\n"))
-    assert list(islice(pretrain.corpus(0), 20)) == texts[:20] != list(islice(pretrain.corpus(1), 20))
+    assert list(islice(corpus_arithmetic.corpus(0), 20)) == texts[:20] != list(islice(corpus_arithmetic.corpus(1), 20))
 
 
 # The tokenizer.

@@ -1,0 +1,1 @@
+"""Make the base models that the demos begin with."""
