@@ -29,7 +29,7 @@ abc argparse array ast asyncio atexit base64 bdb binascii bisect bz2 calendar cm
 collections.abc colorsys concurrent.futures concurrent.futures.thread configparser contextlib contextvars copy copyreg
 csv ctypes dataclasses datetime decimal difflib dis doctest email.message enum errno faulthandler fnmatch fractions
 functools gc getopt glob gzip hashlib heapq hmac html html.parser http importlib.abc importlib.util inspect io
-ipaddress itertools json keyword linecache locale logging lzma math mimetypes multiprocessing numbers opcode operator
+ipaddress itertools json keyword linecache locale logging lzma math mimetypes mmap multiprocessing numbers opcode operator
 optparse os os.path pathlib pdb pickle pickletools pkgutil platform pprint profile queue quopri random re reprlib
 resource sched secrets select selectors shelve shlex shutil signal socket sqlite3 stat statistics string stringprep
 struct subprocess symtable sys sysconfig tempfile textwrap threading time timeit token tokenize trace traceback
