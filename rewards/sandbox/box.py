@@ -62,6 +62,7 @@ def main(number: int) -> None:
     asked, _ = receive(control)
     load(asked["preload"], asked["path"])
     nothing = os.open(os.devnull, os.O_RDWR)
+    base = layers.own_bytes()  # while there is a /proc
     unsealed = "" if asked["unsafe"] else layers.why_not()
     names = [] if asked["unsafe"] or unsealed else layers.close_in(asked["without"])
     gc.collect()
@@ -72,12 +73,8 @@ def main(number: int) -> None:
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    settings = {
-        "seals": not asked["unsafe"],
-        "base": layers.own_bytes(),
-        "own_user": "own user" in names,
-        "pid": os.getpid(),
-    }
+    own = "own user" in names
+    settings = {"seals": not asked["unsafe"], "base": base, "own_user": own, "pid": os.getpid()}
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             request, fds = receive(control)
