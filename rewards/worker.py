@@ -35,7 +35,7 @@ def main() -> None:
     # would be inherited by programs that a reward starts.
     for stop in STOPS:
         signal.signal(stop, lambda *_: None)
-    die_with_parent()  # even in the middle of a call
+    die_with_parent()  # with the thread that started it, even in the middle of a call
     connection = _take_standard_input()
     try:
         names, timeout, search_path = connection.recv()

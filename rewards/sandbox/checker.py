@@ -19,6 +19,8 @@ from rewards.sandbox.program import LINK, OUT, read_task
 
 SCORE = "__score__"
 """The name under which the tests' code finds what counts a passed test."""
+NOT_RAISED = (StopIteration, StopAsyncIteration, UnicodeError)
+"""Exceptions of the program that become a RuntimeError. Those of Unicode want five arguments."""
 
 
 class Lost(BaseException):
@@ -152,9 +154,12 @@ def _is_test(statement: ast.stmt, names: set[str]) -> bool:
 
 
 def _built_in(name: object) -> type[Exception]:
-    """The exception of that name, if it is an ordinary one of Python's own; else RuntimeError."""
+    """The exception of that name, if it is an ordinary one of Python's own; else RuntimeError.
+
+    StopIteration is none: it would end `map` in `all(map(f, xs))` before anything was looked at.
+    """
     kind = getattr(builtins, name, None) if isinstance(name, str) else None
-    good = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError)
+    good = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, NOT_RAISED)
     return kind if good else RuntimeError
 
 

@@ -118,6 +118,11 @@ def test_a_test_that_swallows_everything_does_not_hide_a_lost_program(box):
     assert (verdict.passed, verdict.correct) == (0.0, False)
 
 
+def test_a_program_can_not_end_the_loop_of_a_test(box):
+    tests = {"kind": "asserts", "names": ["f"], "setup": "", "code": "assert all(map(f, [1, 2]))"}
+    assert not judge(box, "def f(x): raise StopIteration", tests, 1.0).correct
+
+
 def test_no_test_is_no_pass_and_an_unknown_kind_is_named(box):
     assert not judge(box, "", {"kind": "stdin", "cases": []}, 1.0).correct
     assert not judge(box, "def f(): pass", {"kind": "call", "entry_point": "f", "cases": []}, 1.0).correct
