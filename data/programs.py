@@ -14,9 +14,18 @@ import random
 from collections.abc import Iterator
 
 from data import prompts
-from data.problem import Problem
+from data.problem import Problem, Task
 from data.splits import SPLITS
 
+TASK = Task(
+    rewards=("code.correctness", "code.compiles"),
+    reward_weights=(1.0, 1.0),
+    timeout=20.0,
+    correct="code.correctness",
+    format=None,
+    graders=("code.correctness",),
+    lenient=None,
+)
 SIZES = {"train": 2000, "validation": 300, "test": 500}
 STOP = ["\n"]
 """The expression is one line."""
