@@ -132,12 +132,12 @@ def stream(split: str, rng: random.Random) -> Iterator[dict]:
 
 
 def draw(rng: random.Random) -> Calculation:
-    """A calculation of one to three operations. The first one is on a variable."""
+    """A calculation of one to three operations, the first one on a variable. Half of them need parentheses."""
     left, right = rng.choice(NAMES), rng.choice(OPERANDS)
     while right == left:
         right = rng.choice(OPERANDS)
-    first = left, rng.choice("+-*"), right
-    rest = [(rng.choice("+-*"), rng.choice(OPERANDS)) for _ in range(rng.choices((0, 1, 2), (1, 4, 4))[0])]
+    first = left, rng.choice("++--*"), right
+    rest = [(rng.choice("+-**"), rng.choice(OPERANDS)) for _ in range(rng.choices((0, 1, 2), (1, 4, 4))[0])]
     return first, tuple(rest)
 
 
