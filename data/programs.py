@@ -14,9 +14,18 @@ import random
 from collections.abc import Iterator
 
 from data import prompts
-from data.problem import Problem
+from data.problem import Problem, Task
 from data.splits import SPLITS
 
+TASK = Task(
+    rewards=("code.correctness", "code.compiles"),
+    reward_weights=(1.0, 1.0),
+    timeout=20.0,
+    correct="code.correctness",
+    format=None,
+    graders=("code.correctness",),
+    lenient=None,
+)
 SIZES = {"train": 2000, "validation": 300, "test": 500}
 STOP = ["\n"]
 """The expression is one line."""
@@ -123,12 +132,12 @@ def stream(split: str, rng: random.Random) -> Iterator[dict]:
 
 
 def draw(rng: random.Random) -> Calculation:
-    """A calculation of one to three operations. The first one is on a variable."""
+    """A calculation of one to three operations, the first one on a variable. Half of them need parentheses."""
     left, right = rng.choice(NAMES), rng.choice(OPERANDS)
     while right == left:
         right = rng.choice(OPERANDS)
-    first = left, rng.choice("+-*"), right
-    rest = [(rng.choice("+-*"), rng.choice(OPERANDS)) for _ in range(rng.choices((0, 1, 2), (1, 4, 4))[0])]
+    first = left, rng.choice("++--*"), right
+    rest = [(rng.choice("+-**"), rng.choice(OPERANDS)) for _ in range(rng.choices((0, 1, 2), (1, 4, 4))[0])]
     return first, tuple(rest)
 
 

@@ -86,6 +86,8 @@ class Config(Source):
     """One weight for each reward function; auto: those of the data, and 1 for other rewards."""
     reward_timeout: Literal["auto"] | float = option("auto", "> 0 and finite", evaluation="timeout", task="timeout")
     """Seconds that one call of a reward may take; a slower one makes the sample invalid. auto: those of the data."""
+    reward_workers: int = option(1, ">= 1 and <= 256", may_change=True)
+    """Processes that call the reward functions side by side; for rewards that run programs, one for each free core."""
 
     # Algorithm.
     combine: Literal["rewards", "advantages"] = "rewards"

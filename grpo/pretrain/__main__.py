@@ -107,7 +107,7 @@ def main(
     """Make the base model of a demo. The same arguments, versions, threads and processor give the same bits.
 
     Muon multiplies in bfloat16. Where the processor cannot, a step takes three times as long. The shipped models were
-    made with 2,000 steps (arithmetic) and STEPS2 (programs).
+    made with 2,000 steps (arithmetic) and 800 (programs).
 
     Args:
       out: directory to create, for safetensors, config, generation config and tokenizer.
