@@ -14,7 +14,6 @@ import importlib
 import inspect
 import math
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
