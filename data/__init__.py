@@ -12,7 +12,7 @@ import traceback
 from data.problem import Problem
 from data.splits import SPLITS
 
-NOT_DATA_SETS = {"problem", "prompts", "rows", "splits"}
+NOT_DATA_SETS = {"options", "problem", "prompts", "rows", "splits", "symbolic_algebra", "symbolic_calculus"}
 
 
 def load(
