@@ -1,0 +1,180 @@
+"""The child that holds the expected values. It asks the program's process for answers, and it alone says a verdict.
+
+What comes from the program is plain data. After an answer that makes no sense, or none at all, the remaining tests
+fail. The code of the tests is the data's own and is trusted; it runs under the same seal. Left out: the program.
+"""
+
+import ast
+import builtins
+import importlib
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rewards.sandbox import wire
+from rewards.sandbox.equal import equal_values
+from rewards.sandbox.program import LINK, OUT, read_task
+
+SCORE = "__score__"
+"""The name under which the tests' code finds what counts a passed test."""
+
+
+class Lost(BaseException):
+    """The program's process is gone, or answers nonsense."""
+
+
+class Solution:
+    """The program in the other process."""
+
+    def __init__(self) -> None:
+        """Wait until it is defined."""
+        self.lost = False
+        try:
+            self.ready = wire.receive(LINK) == {"ready": True}
+        except Exception:
+            self.ready = False
+        self.lost = not self.ready
+
+    def call(self, name: str, args: Sequence, kwargs: dict) -> Any:
+        """The value of one of its functions. Raises what that raised if it is built in, and `Lost` from its end on."""
+        if self.lost:
+            raise Lost
+        call = {"name": name, "args": [wire.encode(arg) for arg in args]}
+        call["kwargs"] = {key: wire.encode(value) for key, value in kwargs.items()}
+        try:
+            wire.send(LINK, call)
+            answer = wire.receive(LINK)
+            if "raised" not in answer:
+                value = wire.decode(answer["value"])
+                changed = [wire.decode(arg) for arg in answer.get("args", [])]
+        except Exception as nonsense:
+            self.lost = True
+            raise Lost from nonsense
+        if "raised" in answer:
+            raise _built_in(answer["raised"])(str(answer.get("message", "")))
+        if value is None:
+            for mine, theirs in zip(args, changed, strict=False):
+                _replace(mine, theirs)
+        return value
+
+    def function(self, name: str) -> Callable:
+        """What the tests call in its place."""
+
+        def proxy(*args, **kwargs):
+            return self.call(name, args, kwargs)
+
+        proxy.__name__ = proxy.__qualname__ = name
+        return proxy
+
+
+def main() -> None:
+    """Read the tests, and say what became of each: {"passed": one bool for each test, "whole", "ready"}."""
+    task = json.loads(read_task())
+    random.seed(task["seed"])
+    solution, tests = Solution(), task["tests"]
+    try:
+        if tests["kind"] == "call":
+            passed = [_returns(solution, tests["entry_point"], case) for case in tests["cases"]]
+            whole = all(passed)
+        else:
+            passed, whole = run_asserts(tests, solution.function, lambda: solution.lost)
+    except Lost:
+        passed, whole = [], False
+    wire.send(OUT, {"passed": passed, "whole": whole and not solution.lost, "ready": solution.ready})
+
+
+def _returns(solution: Solution, name: str, case: dict) -> bool:
+    """Whether a call gives the expected result."""
+    try:
+        return equal_values(solution.call(name, case["args"], case.get("kwargs", {})), case["result"])
+    except (Lost, Exception):
+        return False
+
+
+def run_asserts(tests: dict, function: Callable[[str], Callable], lost: Callable[[], bool]) -> tuple[list[bool], bool]:
+    """Execute asserts.
+
+    Each statement that asserts something about the program is one test, at the top of the code or of a function
+    `check`. The others run as they are.
+
+    Returns:
+        Whether each test passed, and whether all did and nothing else raised.
+    """
+    names = set(tests["names"])
+    space: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
+    score: dict[int, bool] = {}
+    count = 0
+    try:
+        exec(compile(tests["setup"], "<setup>", "exec", dont_inherit=True), space)
+        tree = ast.parse(tests["code"])
+        count = _count_apart(tree, names)
+        space |= {name: function(name) for name in names}
+        space[SCORE] = lambda test, good: score.__setitem__(test, score.get(test, True) and good and not lost())
+        exec(compile(tree, "<tests>", "exec", dont_inherit=True), space)
+        done = True
+    except (Lost, Exception, SystemExit):
+        done = False
+    done = done and not lost()
+    passed = [score.get(test, False) for test in range(count)] or [done]
+    return passed, done and all(passed)
+
+
+def _count_apart(tree: ast.Module, names: set[str]) -> int:
+    """Put a `try` around each statement that is one test. Returns how many there are."""
+    count = 0
+
+    def apart(body: list[ast.stmt], known: set[str]) -> list[ast.stmt]:
+        nonlocal count
+        changed = []
+        for statement in body:
+            if isinstance(statement, ast.FunctionDef) and statement.name == "check":
+                statement.body = apart(statement.body, known | {arg.arg for arg in statement.args.args})
+            elif not isinstance(statement, ast.FunctionDef | ast.ClassDef) and _is_test(statement, known):
+                frame = ast.parse(
+                    f"try: pass\nexcept Exception: {SCORE}({count}, False)\nelse: {SCORE}({count}, True)"
+                ).body[0]
+                frame.body, statement, count = [statement], frame, count + 1
+            changed.append(statement)
+        return changed
+
+    tree.body = apart(tree.body, names)
+    ast.fix_missing_locations(tree)
+    return count
+
+
+def _is_test(statement: ast.stmt, names: set[str]) -> bool:
+    nodes = list(ast.walk(statement))
+    return any(isinstance(node, ast.Assert) for node in nodes) and any(
+        isinstance(node, ast.Name) and node.id in names for node in nodes
+    )
+
+
+def _built_in(name: object) -> type[Exception]:
+    """The exception of that name, if it is an ordinary one of Python's own; else RuntimeError."""
+    kind = getattr(builtins, name, None) if isinstance(name, str) else None
+    good = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError)
+    return kind if good else RuntimeError
+
+
+def _replace(mine: Any, theirs: Any) -> None:
+    """Make an argument what the program has made of its copy."""
+    if type(mine) is type(theirs) and isinstance(mine, list | bytearray):
+        mine[:] = theirs
+    elif type(mine) is type(theirs) and isinstance(mine, dict | set):
+        mine.clear()
+        mine.update(theirs)
+
+
+def function() -> None:
+    """Call a trusted function on texts that are not: {"value": what it returns} or {"raised": its error, in words}."""
+    task = json.loads(read_task())
+    module, _, name = task["function"].partition(":")
+    try:
+        if module not in sys.modules:
+            importlib.import_module(module)
+        answer = {"value": getattr(sys.modules[module], name)(*task["args"])}
+        wire.send(OUT, answer)
+    except Exception as error:
+        wire.send(OUT, {"raised": f"{type(error).__name__}: {error}"[:500]})

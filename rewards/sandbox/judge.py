@@ -1,0 +1,126 @@
+"""From a program and its tests to a verdict.
+
+The expected values are never in a process that runs the program. CPU time decides; the wall time only stops a program
+that sleeps, so verdicts do not change with the load of the machine. Left out: which numbers a reward makes of a
+verdict (`rewards/code.py`).
+"""
+
+import hashlib
+import json
+import signal
+import time
+from dataclasses import dataclass
+
+from rewards.sandbox.box import FAILED
+from rewards.sandbox.client import Box, Child, Ended
+from rewards.sandbox.equal import equal_texts
+
+NOTHING = {"passed": [], "whole": False, "ready": False}
+"""What a checker that was ended before its verdict has said."""
+KINDS = ("stdin", "call", "asserts")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a program is worth.
+
+    Attributes:
+      compiled: it is Python.
+      ran: each time it ran, it ended with exit code 0; or it could be called.
+      passed: the share of the tests that it passed, 0..1.
+      correct: it passed all tests, and nothing else went wrong.
+      reason: why it is not correct, in a word; empty if it is.
+    """
+
+    compiled: bool = False
+    ran: bool = False
+    passed: float = 0.0
+    correct: bool = False
+    reason: str = ""
+
+
+def judge(box: Box, program: str, tests: dict, seconds: float) -> Verdict:
+    """Run a program on its tests.
+
+    Args:
+      box: where.
+      program: Python source.
+      tests: `{"kind": "stdin", "cases": [{"input", "output"}]}`, `{"kind": "call", "entry_point", "cases": [{"args",
+        "kwargs"?, "result"}]}` or `{"kind": "asserts", "code", "names", "setup"}`.
+      seconds: CPU seconds for all tests together.
+
+    Raises:
+      ValueError: the tests are of none of these shapes.
+      client.Dead: no box can be started.
+    """
+    if tests.get("kind") not in KINDS:
+        raise ValueError(f"tests: the kind is {tests.get('kind')!r}: must be one of {', '.join(KINDS)}")
+    source = program.encode("utf-8", "surrogatepass")
+    if tests["kind"] == "stdin":
+        return _on_inputs(box, source, tests["cases"], seconds)
+    return _on_calls(box, source, tests, seconds)
+
+
+def _on_inputs(box: Box, source: bytes, cases: list[dict], seconds: float) -> Verdict:
+    """One process for each input. After the first that takes too long, the rest counts as failed."""
+    compiled, ran, passed, reason = False, True, 0, ""
+    left, end = seconds, time.monotonic() + wall_of(seconds)
+    for case in cases:
+        wall = max(1.0, end - time.monotonic())
+        (ended,) = box.run([Child("script", source, left, wall, case["input"].encode("utf-8", "surrogatepass"))])
+        left -= ended.seconds
+        compiled = compiled or ended.told == b"compiled"
+        trouble = trouble_of(ended, left)
+        ran = ran and not trouble
+        if not trouble and equal_texts(ended.printed, case["output"]):
+            passed += 1
+        else:
+            reason = reason or trouble or "wrong"
+        if trouble == "too slow" or not compiled:
+            break
+    correct = passed == len(cases) > 0
+    return Verdict(compiled, ran and compiled, passed / max(1, len(cases)), correct, "" if correct else reason)
+
+
+def _on_calls(box: Box, source: bytes, tests: dict, seconds: float) -> Verdict:
+    """One process for the program, and one for the tests that calls it."""
+    text = json.dumps(tests)
+    seed = int.from_bytes(hashlib.sha256(text.encode() + source).digest()[:8], "big")  # the program lacks the tests
+    task = json.dumps({"tests": tests, "seed": seed}).encode()
+    wall = wall_of(seconds)
+    children = [Child("solution", source, seconds, wall), Child("checker", task, seconds, wall + 2)]
+    solution, checker = box.run(children)
+    verdict = verdict_of(checker.told) or NOTHING
+    trouble = trouble_of(solution, seconds - solution.seconds)
+    if solution.status == -9 and not solution.late and solution.seconds < seconds:
+        trouble = ""  # it was ended because the checker had
+    passed = sum(verdict["passed"]) / max(1, len(verdict["passed"]))
+    correct = verdict["whole"] and bool(verdict["passed"]) and trouble != "too slow"
+    reason = "" if correct else trouble or "wrong"
+    return Verdict(solution.told == b"compiled", verdict["ready"], passed, correct, reason)
+
+
+def wall_of(seconds: float) -> float:
+    """The wall seconds of a program that may use so many CPU seconds."""
+    return 2 * seconds + 1
+
+
+def verdict_of(told: bytes) -> dict | None:
+    """What a checker said, if it came to say anything."""
+    try:
+        return json.loads(told[4:])
+    except ValueError:
+        return None
+
+
+def trouble_of(ended: Ended, left: float) -> str:
+    """What went wrong with a process, in a word; empty: nothing. `left`: CPU seconds that it had to spare."""
+    if ended.status == FAILED and not ended.told:
+        return "not started"
+    if ended.late or left <= 0 or ended.status == -signal.SIGXCPU:
+        return "too slow"
+    if ended.flooded:
+        return "printed too much"
+    if ended.told != b"compiled":
+        return "does not compile"
+    return "raised" if ended.status > 0 else "killed" if ended.status else ""

@@ -1,0 +1,148 @@
+"""Verdicts on programs, in a real box: right and wrong ones, and those that hang, crash, flood or leave early."""
+
+import pytest
+
+from rewards import sandbox
+from rewards.sandbox.client import Box, Child
+from rewards.sandbox.judge import judge
+
+pytestmark = pytest.mark.skipif("linux" not in __import__("sys").platform, reason="the sandbox is for Linux")
+SUM = {"kind": "stdin", "cases": [{"input": "1 2", "output": "3"}, {"input": "5 -5", "output": "0\n"}]}
+SQUARE = {"kind": "call", "entry_point": "f", "cases": [{"args": [2], "result": 4}, {"args": [3], "result": 9}]}
+
+
+@pytest.fixture(scope="module")
+def box():
+    with Box() as started:
+        yield started
+
+
+def facts(verdict) -> tuple:
+    return verdict.compiled, verdict.ran, verdict.passed, verdict.correct, verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("a, b = map(int, input().split())\nprint(a + b)", (True, True, 1.0, True, "")),
+        ("print(3)", (True, True, 0.5, False, "wrong")),
+        ("import sys\nprint(3)\nsys.exit(0)", (True, True, 0.5, False, "wrong")),
+        ("print(3)\n1 / 0", (True, False, 0.0, False, "raised")),
+        ("print(3)\nexit(1)", (True, False, 0.0, False, "raised")),
+        ("def", (False, False, 0.0, False, "does not compile")),
+        ("\ud800", (False, False, 0.0, False, "does not compile")),
+        ("import os\nos.abort()", (True, False, 0.0, False, "killed")),
+        ("while True: print('3' * 10000)", (True, False, 0.0, False, "printed too much")),
+        ("if input() == '1 2': print(3)\nelse:\n    while True: pass", (True, False, 0.5, False, "too slow")),
+        ("import time\ntime.sleep(60)", (True, False, 0.0, False, "too slow")),
+        ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+         (True, False, 0.0, False, "too slow")),
+    ],
+)  # fmt: skip
+def test_a_script_on_its_inputs(box, program, expected):
+    assert facts(judge(box, program, SUM, 0.5)) == expected
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("def f(x): return x * x", (True, True, 1.0, True, "")),
+        ("class Solution:\n    def f(self, x): return x * x", (True, True, 1.0, True, "")),
+        ("def f(x): return 4", (True, True, 0.5, False, "wrong")),
+        ("def f(x): return 4 if x == 2 else 1 / 0", (True, True, 0.5, False, "wrong")),
+        ("def f(x):\n    while x > 2: pass\n    return 4", (True, True, 0.5, False, "too slow")),
+        ("import time\ndef f(x): time.sleep(60 * (x - 2)); return 4", (True, True, 0.5, False, "too slow")),
+        ("def f(x):\n    if x > 2: exit()\n    return 4", (True, True, 0.5, False, "wrong")),
+        ("import os\ndef f(x):\n    if x > 2: os._exit(0)\n    return 4", (True, True, 0.5, False, "wrong")),
+        ("def g(x): return x * x", (True, True, 0.0, False, "wrong")),
+        ("1 / 0", (True, False, 0.0, False, "raised")),
+        ("def f(x:", (False, False, 0.0, False, "does not compile")),
+        ("while True: pass", (True, False, 0.0, False, "too slow")),
+    ],
+)
+def test_a_function_and_its_calls(box, program, expected):
+    assert facts(judge(box, program, SQUARE, 0.5)) == expected
+
+
+CHECK = """
+def check(candidate):
+    assert True, "says nothing about the program"
+    assert candidate([3, 1, 2]) == [1, 2, 3]
+    xs = [2, 1]
+    for n in range(3):
+        assert candidate(list(range(n))) == list(range(n))
+    try:
+        candidate(None)
+        assert False
+    except TypeError:
+        pass
+check(order)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "passed"),
+    [
+        ("def order(xs): return sorted(xs)", 3),
+        ("def order(xs): return xs if xs != [3, 1, 2] else None", 1),  # None is not sorted, and None raises nothing
+        ("def order(xs): return [1, 2, 3]", 1),
+        ("def order(xs): raise TypeError", 1),
+        ("def order(xs): raise SystemExit", 0),
+        ("class E(TypeError): pass\ndef order(xs): raise E", 1),
+    ],
+)
+def test_each_statement_that_asserts_something_of_the_program_is_one_test(box, program, passed):
+    verdict = judge(box, program, {"kind": "asserts", "code": CHECK, "names": ["order"], "setup": ""}, 1.0)
+    assert (verdict.passed, verdict.correct) == (passed / 3, passed == 3)
+
+
+def test_asserts_without_a_function_check_and_with_setup(box):
+    tests = {"kind": "asserts", "names": ["f", "g"], "setup": "import math\ndef helper(x): return x"}
+    tests["code"] = "assert f(1) == math.floor(1.5)\nassert helper(g(2)) == 4\ny = g(3)\nassert y == 6"
+    assert judge(box, "def f(x): return x\ndef g(x): return 2 * x", tests, 1.0).correct
+    verdict = judge(box, "def f(x): return x\ndef g(x): return 4", tests, 1.0)
+    assert (verdict.passed, verdict.correct) == (1.0, False)  # the last statement is part of no test, and raised
+
+
+def test_arguments_come_back_only_from_a_call_that_returns_none(box):
+    tests = {"kind": "asserts", "names": ["f"], "setup": "", "code": "xs = [2, 1]\nf(xs)\nassert f and xs == [1, 2]"}
+    assert judge(box, "def f(xs): xs.sort()", tests, 1.0).correct
+    tests["code"] = "xs = [2, 1]\nassert f(xs) == sorted(xs)"
+    assert not judge(box, "def f(xs):\n    xs.clear()\n    return []", tests, 1.0).correct
+
+
+def test_a_test_that_swallows_everything_does_not_hide_a_lost_program(box):
+    code = "try:\n    f(1)\nexcept:\n    pass\nassert 1 or f\nassert 2 or f"
+    tests = {"kind": "asserts", "names": ["f"], "setup": "", "code": code}
+    verdict = judge(box, "import os\ndef f(x): os._exit(0)", tests, 1.0)
+    assert (verdict.passed, verdict.correct) == (0.0, False)
+
+
+def test_no_test_is_no_pass_and_an_unknown_kind_is_named(box):
+    assert not judge(box, "", {"kind": "stdin", "cases": []}, 1.0).correct
+    assert not judge(box, "def f(): pass", {"kind": "call", "entry_point": "f", "cases": []}, 1.0).correct
+    with pytest.raises(ValueError, match="the kind is 'pytest': must be one of stdin, call, asserts"):
+        judge(box, "", {"kind": "pytest"}, 1.0)
+
+
+def test_a_box_that_is_killed_is_started_again(box):
+    before = box.process.pid
+    box.process.kill()
+    box.process.wait()
+    assert judge(box, "print(sum(map(int, input().split())))", SUM, 1.0).correct and box.process.pid != before
+
+
+def test_what_ends_the_box_twice_counts_as_killed(box, monkeypatch):
+    monkeypatch.setattr(Box, "_watch", lambda self, *_: self.process.kill() or self._answer())
+    (ended,) = box.run([Child("script", b"print(3)", 1.0, 3.0, b"")])
+    assert (ended.status, ended.printed) == (-9, b"")
+
+
+def test_trusted_functions_on_texts():
+    assert sandbox.run_trusted("math:sqrt", [4], 1.0).value == 2.0
+    assert sandbox.run_trusted("math:sqrt", ["x"], 1.0).failure.startswith("TypeError: must be real number")
+    assert sandbox.run_trusted("math:factorial", [10**8], 0.5).failure == "too slow"
+    assert "not permitted" in sandbox.run_trusted("builtins:eval", ["open('/etc/passwd')"], 1.0).failure
+    assert sandbox.run_trusted("builtins:eval", ["__import__('os')._exit(3)"], 1.0).failure == "ended with status 3"
+    assert sandbox.run_trusted("nowhere:f", [], 1.0).failure.startswith("ModuleNotFoundError")
+    assert sandbox.run_trusted("rewards.gsm8k:one_number", ["1,080"], 1.0, ["rewards.gsm8k"]).value == 1080.0
