@@ -12,7 +12,8 @@ import traceback
 from data.problem import Problem
 from data.splits import SPLITS
 
-NOT_DATA_SETS = {"options", "problem", "prompts", "rows", "splits", "symbolic_algebra", "symbolic_calculus"}
+NOT_DATA_SETS = {"check", "code_formats", "code_tests", "options", "problem", "prompts", "rows", "splits"}
+NOT_DATA_SETS |= {"symbolic_algebra", "symbolic_calculus"}
 
 
 def load(

@@ -13,13 +13,11 @@ A line may have more fields:
 - Every other field is passed on in `Problem.info`.
 """
 
-import json
 import math
 from pathlib import Path
 
 from data.problem import Problem
-from data.rows import fields_of, file_of, read_rows
-from data.splits import hold_out
+from data.rows import fields_of, read_rows, split_of_files
 
 
 def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Problem]:
@@ -38,17 +36,7 @@ def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Pro
         raise ValueError("data_path: data 'jsonl' needs a .jsonl file or a directory with train.jsonl and test.jsonl")
     if num_shots != 0:
         raise ValueError(f"num_shots: {num_shots} is not 0, but the prompts of data 'jsonl' are used as written")
-    place = Path(path).expanduser()
-    if place.is_dir():
-        if split == "test":
-            return _problems(file_of(place, "test"))
-        train = _problems(file_of(place, "train"))
-    else:
-        train, test = hold_out(_problems(place), seed, at_most=500, key=_prompt)
-        if split == "test":
-            return test
-    train, validation = hold_out(train, seed, at_most=500, key=_prompt)
-    return train if split == "train" else validation
+    return split_of_files(split, Path(path).expanduser(), seed, _problems)
 
 
 def _problems(file: Path) -> list[Problem]:
@@ -72,14 +60,4 @@ def _problem(row: dict, where: str) -> Problem:
         raise ValueError(f"{where}: 'stop' must be a list of strings, none empty, not {info['stop']!r}")
     if info["shots"] != []:
         raise ValueError(f"{where}: 'shots' is reserved for exemplars; give the field another name")
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{where}: {error.object[error.start]!r} is half of a character (a lone surrogate), which no file can hold"
-        ) from None
     return Problem(prompt, str(answer), info)
-
-
-def _prompt(problem: Problem) -> str:
-    return problem.prompt

@@ -1,7 +1,7 @@
 """The rows of a file, whatever kind it is: JSON lines, a JSON array or parquet, also compressed or in UTF-16.
 
 The kind is found from the content, not from the name. A file of another kind is one sentence that says what it is.
-Left out: what the fields of a row mean (`jsonl.py`, `gsm8k.py`).
+Left out: what the fields of a row mean (`jsonl.py`, `gsm8k.py`, `code_formats.py`).
 """
 
 import bz2
@@ -9,8 +9,11 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from data.problem import Problem
+from data.splits import hold_out
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 """Of the files of a split, in the order in which they are looked for."""
@@ -72,7 +75,40 @@ def read_rows(file: Path) -> Iterator[tuple[str, dict]]:
     for number, row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{file}, {unit} {number}: not a JSON object but {row!r}")
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"{error.object[error.start]!r} is half of a character (a lone surrogate)"
+            raise ValueError(f"{file}, {unit} {number}: {half}, which no file can hold") from None
         yield f"{file}, {unit} {number}", row
+
+
+def split_of_files(split: str, place: Path, seed: int, read: Callable[[Path], list[Problem]]) -> list[Problem]:
+    """The problems of a split of one's own files.
+
+    A tenth of the training problems, at most 500, is the validation split, and of a single file such a tenth is the
+    test split before. Equal prompts stay in one split.
+
+    Args:
+      split: `train`, `validation` or `test`.
+      place: a directory with files of train and test, or one file.
+      seed: draws the splits.
+      read: gives the problems of a file.
+    """
+    if place.is_dir():
+        if split == "test":
+            return read(file_of(place, "test"))
+        train = read(file_of(place, "train"))
+    else:
+        train, test = hold_out(read(place), seed, at_most=500, key=_prompt)
+        if split == "test":
+            return test
+    train, validation = hold_out(train, seed, at_most=500, key=_prompt)
+    return train if split == "train" else validation
+
+
+def _prompt(problem: Problem) -> str:
+    return problem.prompt
 
 
 def fields_of(row: dict) -> str:
