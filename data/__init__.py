@@ -12,7 +12,7 @@ import traceback
 from data.problem import Problem
 from data.splits import SPLITS
 
-NOT_DATA_SETS = {"check", "code_formats", "code_tests", "options", "problem", "prompts", "rows", "splits"}
+NOT_DATA_SETS = {"boxes", "check", "code_formats", "code_tests", "options", "problem", "prompts", "rows", "splits"}
 NOT_DATA_SETS |= {"symbolic_algebra", "symbolic_calculus"}
 
 
