@@ -55,12 +55,17 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
     policy, tokenizer, reference, base = load(config, device)
     learner = Learner(config, policy, reference)
     sampler = Sampler(policy, tokenizer, kernels=config.compile)
-    with RewardRunner(config.rewards, config.reward_timeout) as rewards:
+    with RewardRunner(config.rewards, config.reward_timeout, config.reward_workers) as rewards:
+        facts = rewards.prepare()
+        if distributed.is_main():
+            for name, text in facts.items():
+                say(f"{name}: {text}")
         collector = Collector(config, problems, sampler, rewards, prompt_ids)
         final_dtype = look_ahead(config, sets, policy, tokenizer, device, signals)
         state = restore_state(directory, learner)
         stop_before(state, signals)
-        claim(directory, config, device, state.step, inputs.look(config, base, problems, collector.prompt_ids))
+        made_of = inputs.look(config, base, problems, collector.prompt_ids)
+        claim(directory, config, device, state.step, made_of, facts)
         watch = Watch(config)
         with Log(directory, config, state.step) as log:
             while state.step < config.num_steps:

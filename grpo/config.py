@@ -92,7 +92,10 @@ class Config:
     reward_weights: tuple[float, ...] = option((1.0, 1.0), "finite")
     """One weight for each reward function."""
     reward_timeout: float = option(5.0, "> 0 and finite", evaluation="timeout")
-    """Seconds that one call of a reward function may take; a slower call makes the sample invalid."""
+    """Seconds that one call of a reward function may take; a slower call makes the sample invalid. Rewards with limits
+    of their own, such as those of programs, get as long as these need."""
+    reward_workers: int = option(1, ">= 1 and <= 256", may_change=True)
+    """Processes that call the reward functions side by side; for rewards that run programs, one for each free core."""
 
     # Algorithm.
     combine: Literal["rewards", "advantages"] = "rewards"

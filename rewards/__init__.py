@@ -13,8 +13,10 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 TOLD = ("tokens", "length", "cap", "finished")
 """What a reward may ask for by the name of an argument:
@@ -66,6 +68,16 @@ def asks_for(reward: Callable) -> tuple[str, ...]:
         return ()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return tuple(p.name for p in parameters if p.name in TOLD and p.kind in named)
+
+
+def files_of(names: Sequence[str]) -> list[ModuleType]:
+    """The files of reward functions that were loaded, each once. A file may state two things beside its rewards.
+
+    - `LEAST_SECONDS`: a call may take so long, even if `reward_timeout` is less. For rewards with limits of their own.
+    - `prepare()`: is called once in each worker before its first call. It may refuse the machine with a ValueError, and
+      it returns what the run notes in its environment.json: {name: text}.
+    """
+    return [sys.modules[f"rewards.{file}"] for file in dict.fromkeys(name.partition(".")[0] for name in names)]
 
 
 def full_value(name: str) -> float:

@@ -2,7 +2,7 @@
 
 Its standard input is a socket to the runner. The protocol:
 
-- It receives (names, timeout, search path) and answers True.
+- It receives (names, timeout, search path), and answers with what was prepared and why it refuses (empty: it does not).
 - For each batch (completions, problems, told, start) it sends one reply after each call.
 
 What a reward prints goes to standard error. The process ends when the socket closes, that is, when the runner's process
@@ -14,12 +14,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from data.problem import Problem
-from rewards import asks_for, load
+from rewards import asks_for, files_of, load
+from rewards.sandbox.layers import die_with_parent
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to stop, the same as in `grpo/run/signals.py`; schedulers send them to every process."""
@@ -34,12 +35,13 @@ def main() -> None:
     # would be inherited by programs that a reward starts.
     for stop in STOPS:
         signal.signal(stop, lambda *_: None)
+    die_with_parent()  # even in the middle of a call
     connection = _take_standard_input()
     try:
         names, timeout, search_path = connection.recv()
         sys.path += [place for place in search_path if place not in sys.path]
         rewards = [load(name) for name in names]
-        connection.send(True)
+        connection.send(_prepare(names))
         while True:
             completions, problems, told, start = connection.recv()
             for call in range(start, len(rewards) * len(completions)):
@@ -79,6 +81,17 @@ def _call_within(seconds: float, *call) -> Reply:
     reply = grade(*call)
     signal.setitimer(signal.ITIMER_REAL, 0)
     return reply
+
+
+def _prepare(names: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Let each file of rewards prepare what it needs. Returns what they say of the machine, and a refusal."""
+    facts: dict[str, str] = {}
+    try:
+        for file in files_of(names):
+            facts |= file.prepare() if hasattr(file, "prepare") else {}
+    except ValueError as error:
+        return {}, str(error)
+    return facts, ""
 
 
 def _take_standard_input() -> Connection:

@@ -18,7 +18,6 @@ from grpo.doctor.finding import Finding
 from grpo.evaluation.graders import reaches
 from rewards import full_value
 from rewards.runner import RewardRunner
-from rewards.worker import Reply
 
 LOOK_S = 15.0
 """Seconds for all calls of rewards. A reward may be slow, and a run is waiting."""
@@ -44,7 +43,7 @@ class _Bounded(RewardRunner):
 
     late: Callable[[], bool] = staticmethod(lambda: False)
 
-    def _reply(self) -> Reply:
+    def _reply(self) -> tuple:
         if self.late():
             raise TimeoutError
         return super()._reply()

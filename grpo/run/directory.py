@@ -8,7 +8,7 @@ checkpoint holds (`state.py`).
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +88,14 @@ def _steps_saved(directory: Path) -> int:
     return int(newest.stem.removeprefix("step_")) if newest else 0
 
 
-def claim(directory: Path, config: Config, device: torch.device, step: int, made_of: dict) -> None:
+def claim(
+    directory: Path,
+    config: Config,
+    device: torch.device,
+    step: int,
+    made_of: dict,
+    facts: Mapping[str, str] | None = None,
+) -> None:
     """Write config.yaml, environment.json and inputs.json, and drop `final/` and its evaluation, of an earlier step.
 
     Call it when everything that a run needs has been built, just before its first step or before it goes on. Then a
@@ -100,6 +107,7 @@ def claim(directory: Path, config: Config, device: torch.device, step: int, made
         device: where it computes.
         step: steps done.
         made_of: what `inputs.look` says. What has changed since the run began is said, and a changed base is refused.
+        facts: what the rewards say of the machine, for environment.json.
 
     Raises:
         ValueError: as `inputs.check`. Nothing is dropped then.
@@ -112,7 +120,7 @@ def claim(directory: Path, config: Config, device: torch.device, step: int, made
         with suppress(OSError, ValueError, TypeError, AttributeError):  # of an earlier start; losing it does no harm
             before = json.loads(file.read_text())
             earlier = [*before.pop("earlier", []), before]
-        write_whole(file, json.dumps({**environment(device), "earlier": earlier}, indent=1) + "\n")
+        write_whole(file, json.dumps({**environment(device), **(facts or {}), "earlier": earlier}, indent=1) + "\n")
         to_yaml(config, directory / "config.yaml")
         for old in ("final", "eval", "eval.new"):
             shutil.rmtree(directory / old, ignore_errors=True)

@@ -29,13 +29,13 @@ abc argparse array ast asyncio atexit base64 bdb binascii bisect bz2 calendar cm
 collections.abc colorsys concurrent.futures concurrent.futures.thread configparser contextlib contextvars copy copyreg
 csv ctypes dataclasses datetime decimal difflib dis doctest email.message enum errno faulthandler fnmatch fractions
 functools gc getopt glob gzip hashlib heapq hmac html html.parser http importlib.abc importlib.util inspect io
-ipaddress itertools json keyword linecache locale logging lzma math mimetypes mmap multiprocessing numbers opcode operator
-optparse os os.path pathlib pdb pickle pickletools pkgutil platform pprint profile queue quopri random re reprlib
-resource sched secrets select selectors shelve shlex shutil signal socket sqlite3 stat statistics string stringprep
-struct subprocess symtable sys sysconfig tempfile textwrap threading time timeit token tokenize trace traceback
-tracemalloc types typing unicodedata unittest unittest.mock urllib.parse urllib.request uuid warnings weakref
+ipaddress itertools json keyword linecache locale logging lzma math mimetypes mmap multiprocessing numbers opcode
+operator optparse os os.path pathlib pdb pickle pickletools pkgutil platform pprint profile queue quopri random re
+reprlib resource sched secrets select selectors shelve shlex shutil signal socket sqlite3 stat statistics string
+stringprep struct subprocess symtable sys sysconfig tempfile textwrap threading time timeit token tokenize trace
+traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.parse urllib.request uuid warnings weakref
 xml.etree.ElementTree zipfile zlib zoneinfo _strptime _pydecimal _pydatetime __future__ graphlib
-""".split()
+"""
 """What programs may import: after the seal nothing else can be found."""
 CODECS = "ascii latin-1 utf-8 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 cp1252 cp437 idna punycode hex base64 rot13"
 CODECS += " unicode-escape raw-unicode-escape zlib bz2 shift_jis gbk big5 euc_jp"
@@ -82,7 +82,7 @@ def load(preload: list[str], path: list[str]) -> None:
     """Import everything that programs may need. A preload `module:function` is also called, without arguments."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in LIBRARY:
+        for name in LIBRARY.split():
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         sys.path += [place for place in path if place not in sys.path]
@@ -100,7 +100,9 @@ def load(preload: list[str], path: list[str]) -> None:
     sys.path_importer_cache.clear()
 
 
-def serve(control: socket.socket, children: list[dict], fds: list[int], nothing: int, wake: int, settings: dict) -> list:
+def serve(
+    control: socket.socket, children: list[dict], fds: list[int], nothing: int, wake: int, settings: dict
+) -> list:
     """Run the children of a request to their end.
 
     Args:

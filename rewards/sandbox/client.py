@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.sandbox.box import MOST_WALLS, receive, tell
+from rewards.sandbox.program import LINK, OUT, TASK
 
 MOST_OUTPUT = 4 * 2**20
 """Bytes that a program may print. One that prints more is killed."""
@@ -31,7 +32,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 """All variables that the box and its programs have."""
 ADD_SEALS, ALL_SEALS = 1033, 15
 """fcntl: nobody may shrink, grow or write a memory file, nor take that back."""
-STDIN, STDOUT, TASK, OUT, LINK = 0, 1, 3, 4, 5
+STDIN, STDOUT = 0, 1
 
 
 class Dead(RuntimeError):

@@ -60,9 +60,8 @@ def read_task() -> bytes:
 
 def prepare(seals: bool) -> None:
     """Make the standard streams, which are not those of the box. Files can no longer be opened after the seal."""
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", closefd=False)
+    streams = [open(fd, mode, encoding="utf-8", closefd=False) for fd, mode in enumerate("rww")]  # noqa: SIM115
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams
     if seals:
         os.fstat = _fstat
     sys.argv = [""]
@@ -70,7 +69,7 @@ def prepare(seals: bool) -> None:
 
 
 def _compiled() -> types.CodeType:
-    """The program's code; without any, the end of this process. The worker is told, and then nobody can tell it more."""
+    """The program's code, or the end of this process. The worker is told, and then nothing can tell it more."""
     try:
         code = compile(read_task(), "<program>", "exec", dont_inherit=True)
         os.write(OUT, b"compiled")

@@ -3,6 +3,7 @@
 Left out: the attacks of the tests, which are many more.
 """
 
+import sys
 from collections.abc import Sequence
 
 from rewards.sandbox.client import UNSAFE, Box, Dead
@@ -41,6 +42,8 @@ def proven(preload: Sequence[str] = (), without: Sequence[str] = ()) -> Box:
         box = Box(preload, without)
     except (Dead, OSError) as error:
         raise ValueError(REFUSAL.format(error)) from error
+    if box.unsafe:
+        print(f"warning: sandbox: {described(box)}", file=sys.stderr, flush=True)
     if reason := box.unsealed or why_not(box):
         box.close()
         raise ValueError(REFUSAL.format(reason))
@@ -58,7 +61,7 @@ def why_not(box: Box) -> str:
     if box.unsafe:
         return ""
     for deed, program in HOSTILE.items():
-        attempt = f"try:\n    " + program.replace("\n", "\n    ") + "\n    print(5)\nexcept OSError:\n    print(6)"
+        attempt = "try:\n    " + program.replace("\n", "\n    ") + "\n    print(5)\nexcept OSError:\n    print(6)"
         if not judge(box, attempt, {"kind": "stdin", "cases": [{"input": "", "output": "6"}]}, 2.0).correct:
             return f"a program in it could {deed}"
     return ""

@@ -161,7 +161,7 @@ def grade_by(monkeypatch, **rewards) -> list[str]:
     monkeypatch.setattr(check_graders, "full_value", lambda name: 1.0)
     monkeypatch.setattr(RewardRunner, "score", score)
     monkeypatch.setattr(RewardRunner, "__init__", lambda runner, names, timeout: vars(runner).update(
-        names=names, timeout=timeout, first_errors={}, _process=None))  # fmt: skip
+        names=names, timeout=timeout, first_errors={}, _workers=[]))  # fmt: skip
     return called
 
 
@@ -219,7 +219,7 @@ def test_c65_a_real_worker_is_left_before_its_next_call():
     runner.late = lambda: next(replies)
     with pytest.raises(TimeoutError):
         runner.score(["18"] * 9, [problem("18")] * 9)
-    assert runner._process is None
+    assert runner._workers[0].process is None
 
 
 def as_json(text: str, problem: Problem) -> float:

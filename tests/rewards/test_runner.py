@@ -229,7 +229,7 @@ def test_a_with_block_closes(project):
 def test_a_worker_killed_between_two_batches_is_replaced(start):
     runner = start()
     os.kill(int(score(runner, "process")[0][0]), 9)
-    runner._process.wait()
+    runner._workers[0].process.wait()
     assert score(runner, "1", "2") == [[1.0, 2.0]]
     assert not runner.failures
 
@@ -319,3 +319,47 @@ def test_nothing_outlives_the_run(project, killed):
 def test_what_a_hanging_reward_started_is_killed_with_it(project):
     out, err = run_apart(project, "start_and_hang", timeout=1.5).communicate(timeout=PATIENCE)
     assert (out, err) == (b"[[None]]\n", b"hanging\n")
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_share_a_batch_and_keep_its_order(project, workers):
+    module = importlib.import_module("rewards.runner")
+    with module.RewardRunner(["probe.obey", "probe.gold", "probe.long"], PATIENCE, workers) as runner:
+        told = {"length": list(range(7)), "cap": [1] * 7}
+        completions = ["1", "die", "3", "4", "none", "6", "7"]
+        golds = problems(*"abcdefg")[:1] + problems(*"234567")
+        values = runner.score(completions, golds, told)
+        assert values[0] == [1.0, None, 3.0, 4.0, None, 6.0, 7.0]
+        assert values[1:] == [[None, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
+        assert runner.failures == {"died": 1, "returned_none": 1, "raised": 1}
+        assert runner.score(["1"], problems("1"), {"length": [1], "cap": [2]}) == [[1.0], [1.0], [0.5]]
+
+
+def test_a_hang_in_one_worker_does_not_hold_up_the_other(project):
+    module = importlib.import_module("rewards.runner")
+    with module.RewardRunner(["probe.obey"], 1.5, workers=2) as runner:
+        values = score(runner, "hang", "process", "3", "process", "hang", "process")
+        assert values[0][0] is None and values[0][4] is None and values[0][2] == 3.0
+        assert len({values[0][1], values[0][3], values[0][5]}) == 1  # one process, which nobody ended
+        assert runner.failures == {"timed_out": 2}
+
+
+def test_a_file_that_prepares_says_so_or_refuses_the_machine(project):
+    """`LEAST_SECONDS` and `prepare` of a file of rewards."""
+    module = importlib.import_module("rewards.runner")
+    (project / "rewards" / "ready.py").write_text(
+        "import os\nLEAST_SECONDS = 70.0\ndef fine(completion, problem):\n    return 1.0\n"
+        "def prepare():\n    if 'NOT_HERE' in os.environ: raise ValueError('not here')\n    return {'a': 'b'}\n"
+    )
+    with module.RewardRunner(["ready.fine", "probe.obey"], 1.0, 2) as runner:
+        assert runner.prepare() == {"a": "b"} and runner.timeout == 70.0
+        started = [worker.process for worker in runner._workers]
+        assert None not in started and score(runner, "1", "2") == [[1.0, 1.0], [1.0, 2.0]]
+        assert [worker.process for worker in runner._workers] == started
+    with module.RewardRunner(["probe.obey"], 1.0) as runner:
+        assert runner.prepare() == {} and runner._workers[0].process is None and runner.timeout == 1.0
+    with pytest.MonkeyPatch.context() as patch, module.RewardRunner(["ready.fine"], 1.0) as runner:
+        patch.setenv("NOT_HERE", "1")
+        for attempt in (runner.prepare, lambda: score(runner, "1")):
+            with pytest.raises(ValueError, match="^not here$"):
+                attempt()

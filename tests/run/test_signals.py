@@ -74,10 +74,10 @@ def test_c59_the_worker_of_the_rewards_outlives_the_same_signals():
     with RewardRunner(["gsm8k.last_number"], 60.0) as runner:
         problem = Problem("", "18", {})
         assert runner.score(["18"], [problem]) == [[1.0]]
-        process = runner._process
+        process = runner._workers[0].process
         for number in signals.STOPS:
             os.kill(process.pid, number)
-        assert runner.score(["18"], [problem]) == [[1.0]] and runner._process is process
+        assert runner.score(["18"], [problem]) == [[1.0]] and runner._workers[0].process is process
 
 
 def test_handlers_are_put_back_after_an_error():

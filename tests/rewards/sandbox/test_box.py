@@ -53,9 +53,9 @@ def test_a_program_finds_no_secret(monkeypatch):
 
 
 def test_a_program_has_its_three_descriptors_and_none_of_the_worker(box):
-    program = "import os\nfor fd in range(300):\n    try:\n        os.fstat(fd)\n        print(fd)\n    except OSError: pass"
+    program = "import os\nfor fd in range(300):\n    try: print(fd, os.fstat(fd).st_size * 0)\n    except OSError: pass"
     inherited = [os.open(os.devnull, os.O_RDONLY) for _ in range(100)]
-    assert printed(box, program).split() == ["0", "1", "2"]
+    assert printed(box, program) == "0 0\n1 0\n2 0\n"
     for fd in inherited:
         os.close(fd)
 
@@ -82,8 +82,8 @@ def test_a_wall_time_ends_what_sleeps_and_not_what_computes(box):
     assert (ended.late, ended.printed) == (False, b"1\n")
     (ended,) = box.run([Child("script", b"import time\ntime.sleep(60)", 4.0, 0.2, b"")])
     assert (ended.late, ended.status) == (True, -9)
-    forever = b"import time\nwhile True:\n    end = time.process_time() + 0.01\n    time.sleep(0.001)\n    while time.process_time() < end: pass"
-    (ended,) = box.run([Child("script", forever, 60.0, 0.3, b"")])
+    both = "import time\nwhile True:\n    time.sleep(0.001)\n    for _ in range(10**5): pass"
+    (ended,) = box.run([Child("script", both.encode(), 60.0, 0.3, b"")])
     assert ended.late
 
 
@@ -93,8 +93,8 @@ def test_a_machine_that_can_not_seal_is_refused_in_one_sentence(monkeypatch):
         with pytest.raises(ValueError) as refused:
             proven()
     assert str(refused.value) == (
-        "code rewards: this machine can not seal a program (seccomp: Function not implemented). Use Linux on x86_64, or "
-        "set GRPO_UNSAFE_CODE=1 to run what the model writes with your own rights"
+        "code rewards: this machine can not seal a program (seccomp: Function not implemented). Use Linux on x86_64, "
+        "or set GRPO_UNSAFE_CODE=1 to run what the model writes with your own rights"
     )
 
 

@@ -1,4 +1,4 @@
-"""The filter, run by a small interpreter of BPF: what each system call gets. That it holds is shown in `test_box.py`."""
+"""The filter, run by a small interpreter of BPF: what each system call gets. `test_box.py` shows that it holds."""
 
 import errno
 
