@@ -36,7 +36,9 @@ def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Pro
         exemplars are asked for without a file of train.
     """
     if path is None:
-        raise ValueError("data_path: data 'hendrycks_math' needs a file, or a directory with train.jsonl and test.jsonl")
+        raise ValueError(
+            "data_path: data 'hendrycks_math' needs a file, or a directory with train.jsonl and test.jsonl"
+        )
     name, options = split_path(path, ("level", "subject"))
     place = Path(name).expanduser()
     read = partial(_problems, options=options)
@@ -85,7 +87,9 @@ def _problem(row: dict, where: str) -> Problem:
     told = {"level": int(level) if level in ("1", "2", "3", "4", "5") else None}
     told["subject"] = str(row.get("subject", row.get("type", "")))
     question, solution = row["problem"].strip(), row["solution"].strip()
-    return Problem(ask(question), answer, {"question": question, "solution": solution, "shots": [], "stop": STOP, **told})
+    return Problem(
+        ask(question), answer, {"question": question, "solution": solution, "shots": [], "stop": STOP, **told}
+    )
 
 
 def _with_shots(problem: Problem, shots: list[dict]) -> Problem:

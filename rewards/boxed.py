@@ -3,7 +3,7 @@ r"""The rewards of answers in `\boxed{}`: is there exactly one at the end, and d
 Math-Verify runs sealed and with a limit of CPU time (`sandbox/`, `verify_math.py`): a text on which it hangs earns 0.
 It would also take the question for its answer, since `17 \cdot 23` is equal to 391. So two things must hold besides:
 
-- Where the gold is one number, the answer is one too: digits, a reduced fraction, a mixed number or `6.7 \times 10^{5}`.
+- Where the gold is one number, the answer is one too: digits, a reduced fraction, a mixed number, `6.7 \times 10^{5}`.
   A sign, a unit, `x =`, `\$`, `\%` and degrees may be around it.
 - A formula that stands in the question word for word earns nothing, if the gold is not written so.
 
@@ -16,7 +16,7 @@ from math import gcd
 
 from data.boxes import boxes, last_box
 from data.problem import Problem
-from rewards.sandbox import run_trusted
+from rewards import sandbox
 
 LONGEST = 300
 """Characters of an answer."""
@@ -25,7 +25,9 @@ PRELOAD = ("rewards.verify_math:warm",)
 CLOSING = re.compile(r"(?:[\s$.]|\\[\])]|\\end\{[a-z]+\*?\})*")
 """What may follow the box at the end."""
 
-AROUND = re.compile(r"\\left|\\right|\\[!,;: ]|\\?[$%]|\^\{?\\circ\}?|\\(?:text|mbox|textrm|mathrm)\{[^{}]*\}(?:\^\{?[23]\}?)?")
+AROUND = re.compile(
+    r"\\left|\\right|\\[!,;: ]|\\?[$%]|\^\{?\\circ\}?|\\(?:text|mbox|textrm|mathrm)\{[^{}]*\}(?:\^\{?[23]\}?)?"
+)
 """What does not make a number another formula: spaces, brackets, units, per cent and degrees."""
 DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 NUMBER = re.compile(
@@ -42,13 +44,13 @@ def math_verify(completion: str, problem: Problem) -> float:
     r"""1.0 if the last `\boxed{}` holds a value that Math-Verify takes for the gold answer, else 0.
 
     Raises:
-      ValueError: Math-Verify is not installed, or the machine can not seal a process.
+      ValueError: the machine can not seal a process.
     """
-    prepare()
     answer = last_box(completion)
     if answer is None or not is_an_answer(answer, problem):
         return 0.0
-    return float(run_trusted("rewards.verify_math:equal", [answer, problem.answer], CPU_SECONDS, PRELOAD).value is True)
+    asked = "rewards.verify_math:equal", [answer, problem.answer]
+    return float(sandbox.run_trusted(*asked, CPU_SECONDS, PRELOAD).value is True)
 
 
 def format(completion: str, problem: Problem) -> float:
@@ -65,10 +67,11 @@ def format(completion: str, problem: Problem) -> float:
 format.full_value = 0.5
 
 
-def prepare() -> None:
-    """Raise ValueError if Math-Verify is not installed."""
+def prepare() -> dict[str, str]:
+    """Start the sandbox with Math-Verify in it. ValueError if that is missing, or nothing can be sealed."""
     if importlib.util.find_spec("math_verify") is None:
-        raise ValueError("rewards: 'boxed.math_verify' needs the package math-verify: pip install 'grpo[math]'")
+        raise ValueError("rewards: 'boxed' needs the package math-verify: pip install 'grpo[math]'")
+    return {"sandbox": sandbox.described(sandbox.box(PRELOAD))}
 
 
 def is_an_answer(answer: str, problem: Problem) -> bool:
@@ -98,4 +101,6 @@ def is_number(text: str) -> bool:
 
 def _bare(text: str) -> str:
     """Without white space and what does not matter."""
-    return re.sub(r"\s+", "", AROUND.sub("", text)).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").rstrip(".")
+    return (
+        re.sub(r"\s+", "", AROUND.sub("", text)).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").rstrip(".")
+    )
