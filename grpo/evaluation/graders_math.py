@@ -22,8 +22,10 @@ MINERVA = (
     *(("an ", ""), ("a ", ""), (".$", "$"), ("\\$", ""), ("\\ ", ""), (" ", ""), ("mbox", "text")),
     *((",\\text{and}", ","), ("\\text{and}", ","), ("\\text{m}", "\\text{}")),
 )
-MINERVA_WORDS = """square ways integers dollars mph inches ft hours km units \\ldots sue points feet minutes digits cents
-degrees cm gm pounds meters meals edges students childrentickets multiples"""
+MINERVA_WORDS = """
+square ways integers dollars mph inches ft hours km units \\ldots sue points feet minutes digits cents
+degrees cm gm pounds meters meals edges students childrentickets multiples
+"""
 MINERVA_REMOVED = (
     *MINERVA_WORDS.split(),
     *("\\text{s}", "\\text{.}", "\\text{\ns}", "\\text{}^2", "\\text{}^3", "\\text{\n}", "\\text{}", "\\mathrm{th}"),
