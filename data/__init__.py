@@ -1,7 +1,7 @@
 """Data sets. `data.load(name, split)` calls the function `load` of `data/<name>.py`; a new data set is a new such file.
 
-That function is `load(split, *, path, num_shots, seed) -> list[Problem]`. Left out: shuffling and tokenizing. Nothing
-here imports torch or grpo.
+That function is `load(split, *, path, num_shots, seed) -> list[Problem]`. The file may also state a `TASK`: by what its
+answers are rewarded and graded. Left out: shuffling and tokenizing. Nothing here imports torch or grpo.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import os
 import pkgutil
 import traceback
 
-from data.problem import Problem
+from data.problem import Problem, Task
 from data.splits import SPLITS
 
 NOT_DATA_SETS = {"boxes", "check", "code_formats", "code_tests", "options", "problem", "prompts", "rows", "splits"}
@@ -31,7 +31,7 @@ def load(
     Raises:
       ValueError: the name or split is unknown, the data cannot be read, an exemplar leaks, or the split is empty.
     """
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_DATA_SETS)
+    known = _known()
     if name not in known:
         raise ValueError(f"data: {name!r} is not one of {', '.join(known)}")
     if split not in SPLITS:
@@ -54,6 +54,21 @@ def load(
     if not problems:
         raise ValueError(f"data: {name!r} (data_path: {path}) has no {split} problems")
     return problems
+
+
+def task(name: str) -> Task:
+    """By what the answers to a data set are rewarded and graded: the `TASK` of its file, or that of GSM8K.
+
+    An unknown file, or one that cannot be imported, has the second one. `load` says what is wrong with it.
+    """
+    try:
+        return getattr(importlib.import_module(f"data.{name}"), "TASK", Task()) if name in _known() else Task()
+    except Exception:  # importing a user's file may raise anything
+        return Task()
+
+
+def _known() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_DATA_SETS)
 
 
 def _is_problem(item: object) -> bool:

@@ -17,6 +17,12 @@ SECONDS = 120
 """That the tests of one solution may take together."""
 
 
+def has_tests(problem: Problem) -> bool:
+    """Whether answers are programs, which the problem's own tests judge."""
+    tests = problem.info.get("tests")
+    return isinstance(tests, dict) and "kind" in tests
+
+
 def perfect(problem: Problem) -> str:
     """The completion that holds a problem's solution."""
     if problem.info["form"] == "continue" or "```" in problem.answer:

@@ -25,8 +25,18 @@ from pathlib import Path
 
 from data.code_formats import Parts, read_row
 from data.code_tests import MOST, Unfit
-from data.problem import Problem
+from data.problem import Problem, Task
 from data.rows import fields_of, read_rows, split_of_files
+
+TASK = Task(
+    rewards=("code.correctness", "code.compiles"),
+    reward_weights=(1.0, 1.0),
+    timeout=20.0,  # a program that hangs ends by its own limit long before
+    correct="code.correctness",
+    format=None,
+    graders=("code.correctness",),
+    lenient=None,
+)
 
 
 def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Problem]:

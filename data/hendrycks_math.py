@@ -15,9 +15,16 @@ from pathlib import Path
 from data import prompts
 from data.boxes import last_box
 from data.options import span, split_path
-from data.problem import Problem
+from data.problem import Problem, Task
 from data.rows import fields_of, read_rows, split_of_files
 
+TASK = Task(
+    rewards=("boxed.format", "boxed.math_verify"),
+    correct="boxed.math_verify",
+    format="boxed.format",
+    graders=("boxed.math_verify", "hendrycks", "minerva"),
+    lenient=None,
+)
 STOP = ["\n\nProblem:"]
 LEVELS = (1, 5)
 

@@ -13,11 +13,18 @@ from collections.abc import Sequence
 
 from data import prompts
 from data.options import span, split_path, whole
-from data.problem import Problem
+from data.problem import Problem, Task
 from data.splits import SPLITS
 from data.symbolic_algebra import ALGEBRA
 from data.symbolic_calculus import DERIVATIVES
 
+TASK = Task(
+    rewards=("symbolic.format", "symbolic.correctness"),
+    correct="symbolic.correctness",
+    format="symbolic.format",
+    graders=("symbolic.correctness", "symbolic.last_line"),
+    lenient="symbolic.last_line",
+)
 FORMS = {"derivative": DERIVATIVES, **ALGEBRA}
 """{task: {level: forms}}; each form is drawn equally often."""
 SIZES = {"train": 2000, "validation": 200, "test": 500}

@@ -6,10 +6,11 @@ A new option is a new field: nothing else has to know of it. What is known of an
 - `may_change`: it may differ when a run is resumed. These are places, the length of the run, evaluation, checkpoints,
   and how the work is divided. A change of any other option would make it another experiment;
 - `settled`: its `auto` gets a value when the machine is known (`run/machine.py`);
-- `evaluation`: the option of the final evaluation that takes its value (`evaluation/protocol.py`).
+- `evaluation`: the option of the final evaluation that takes its value (`evaluation/protocol.py`);
+- `task`: its `auto` is what the data's `TASK` says (`data/problem.py`).
 
-Left out: reading text (`options.py`), what `auto` means, and checking names of functions or files
-such as `loss` or `data`. Those are looked up with `lookup` where their tables are.
+Left out: reading text (`options.py`), what other `auto` mean, and checking names of functions or files such as `loss`
+or `data`. Those are looked up with `lookup` where their tables are.
 """
 
 import math
@@ -21,6 +22,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import data
 from grpo import options
 from grpo.options import option
 
@@ -87,13 +89,13 @@ class Config:
     """flat_groups refill: the most times that prompts_per_step further prompts are drawn in a step."""
 
     # Rewards.
-    rewards: tuple[str, ...] = option(("gsm8k.format", "gsm8k.correctness"), distinct=True)
-    """Reward functions in rewards/, as file.function."""
-    reward_weights: tuple[float, ...] = option((1.0, 1.0), "finite")
-    """One weight for each reward function."""
-    reward_timeout: float = option(5.0, "> 0 and finite", evaluation="timeout")
-    """Seconds that one call of a reward function may take; a slower call makes the sample invalid. Rewards with limits
-    of their own, such as those of programs, get as long as these need."""
+    rewards: Literal["auto"] | tuple[str, ...] = option("auto", distinct=True, task="rewards")
+    """Reward functions in rewards/, as file.function; auto: those of the data."""
+    reward_weights: Literal["auto"] | tuple[float, ...] = option("auto", "finite", task="reward_weights")
+    """One weight for each reward function; auto: those of the data, and 1 for other rewards."""
+    reward_timeout: Literal["auto"] | float = option("auto", "> 0 and finite", evaluation="timeout", task="timeout")
+    """Seconds that one call of a reward may take; a slower one makes the sample invalid. auto: those of the data.
+    Rewards with limits of their own, such as those of programs, get as long as these need."""
     reward_workers: int = option(1, ">= 1 and <= 256", may_change=True)
     """Processes that call the reward functions side by side; for rewards that run programs, one for each free core."""
 
@@ -189,8 +191,7 @@ class Config:
     keep_checkpoints: int = option(2, ">= 1", may_change=True)
     """Number of newest checkpoints to keep; the best on validation is kept too."""
     final_dtype: Literal["base", "float32"] = option("base", may_change=True)
-    """Dtype of the weights in final/. base: that of the base model's files (bfloat16 halves the size, and rounds
-    what was learned); float32: as it was learned."""
+    """Dtype of the weights in final/. base: that of the base model's files, which may round; float32: as learned."""
     eval_every: int = option(0, ">= 0", may_change=True)
     """Steps between evaluations on validation; 0: never."""
     eval_limit: int = option(200, ">= 0", may_change=True)
@@ -203,18 +204,19 @@ class Config:
     """Evaluate base and tuned model on the test split at the end."""
     final_eval_limit: int = option(500, ">= 0", may_change=True, evaluation="limit")
     """Number of problems in the final evaluation; 0: all."""
-    eval_correct: str = option("gsm8k.correctness", may_change=True)
-    """Reward function that decides in evaluations whether an answer is right."""
+    eval_correct: str = option("auto", may_change=True, task="correct")
+    """Reward function that decides in evaluations whether an answer is right; auto: that of the data."""
     eval_threshold: float | None = option(None, "finite", may_change=True, evaluation="threshold")
     """Value of eval_correct from which an answer is right; None: its full value, 1 unless it states another."""
-    eval_format: str = option("gsm8k.format", may_change=True, evaluation="format")
-    """Reward function that decides in evaluations whether an answer has the format: by its full value."""
+    eval_format: str | None = option("auto", may_change=True, evaluation="format", task="format")
+    """Reward function whose full value says that an answer has the format; None: no format; auto: that of the data."""
     tensorboard: bool = option(False, may_change=True)
     """Also write TensorBoard files (needs the extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for the first option that is not allowed: by its own line, or beside the others."""
         options.check(self)
+        vars(self).update(options.followed(self, "task", data.task(self.data).with_rewards(self.rewards)))
         plain, group_size = r"\w[\w.+=,-]*", self.group_size
         rules = (
             ("run_name", "a plain name (letters, digits, _.+=,-)", re.fullmatch(plain, self.run_name)),

@@ -46,6 +46,12 @@ def facts_of(kind: type, fact: str) -> dict[str, Any]:
     return {field.name: field.metadata[fact] for field in dataclasses.fields(kind) if field.metadata.get(fact)}
 
 
+def followed(options: Any, fact: str, source: Any) -> dict[str, Any]:
+    """{option: value} for the options that are `auto` and have the fact: the attribute of `source` that it names."""
+    facts = facts_of(type(options), fact)
+    return {name: getattr(source, theirs) for name, theirs in facts.items() if getattr(options, name) == "auto"}
+
+
 def check(options: Any) -> None:
     """Raise ValueError for the first option whose value does not fit its type, its range or `distinct`."""
     hints = get_type_hints(type(options))
@@ -53,7 +59,7 @@ def check(options: Any) -> None:
         value, hint = getattr(options, field.name), hints[field.name]
         if any(_fits(value, kind, field.metadata) for kind in _members(hint)):
             continue
-        letters = isinstance(value, str) and get_origin(hint) is tuple
+        letters = isinstance(value, str) and any(get_origin(kind) is tuple for kind in _members(hint))
         allowed = "a tuple of names, not one text" if letters else _describe(hint, field.metadata)
         raise ValueError(f"{field.name} is {value!r}: must be {allowed}")
 

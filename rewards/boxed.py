@@ -21,6 +21,8 @@ from rewards import sandbox
 LONGEST = 300
 """Characters of an answer."""
 CPU_SECONDS = 2.0
+LEAST_SECONDS = 30.0
+"""Of a call: a text on which Math-Verify hangs ends before, also where the machine is busy, and earns 0."""
 PRELOAD = ("rewards.verify_math:warm",)
 CLOSING = re.compile(r"(?:[\s$.]|\\[\])]|\\end\{[a-z]+\*?\})*")
 """What may follow the box at the end."""

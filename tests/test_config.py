@@ -95,6 +95,28 @@ def test_the_published_recipe():
     assert (config.kl, config.kl_coef, config.weighting) == ("k3", 0.04, "token_mean")
 
 
+def test_what_is_auto_follows_the_task_of_the_data_and_what_is_given_stays():
+    code = Config(data="code")
+    assert (code.rewards, code.reward_weights) == (("code.correctness", "code.compiles"), (1.0, 1.0))
+    assert (code.eval_correct, code.eval_format, code.reward_timeout) == ("code.correctness", None, 20.0)
+    plain = Config(data="gsm8k")
+    assert (plain.rewards, plain.reward_weights) == (("gsm8k.format", "gsm8k.correctness"), (1.0, 1.0))
+    assert (plain.eval_correct, plain.eval_format, plain.reward_timeout) == ("gsm8k.correctness", "gsm8k.format", 5.0)
+    given = {"rewards": ("gsm8k.format",), "reward_timeout": 3.0, "eval_correct": "a.b", "eval_format": None}
+    config = Config(data="code", **given)
+    assert {name: getattr(config, name) for name in given} == given
+    assert config.reward_weights == (1.0,)
+    assert Config(rewards=("a.b", "c.d"), reward_weights=(2.0, 3.0)).reward_weights == (2.0, 3.0)
+
+
+def test_the_task_is_written_into_the_config_of_a_run(tmp_path):
+    """So a run means the same when a data file states another task later."""
+    config = parse_args(["--data", "code", "--rewards", "auto", "--eval_format", "none"])
+    to_yaml(config, tmp_path / "config.yaml")
+    assert "auto" not in (tmp_path / "config.yaml").read_text().partition("rewards:")[2].partition("combine")[0]
+    assert from_yaml(tmp_path / "config.yaml") == config == Config(data="code")
+
+
 def test_flags_go_on_top_of_the_recipe():
     config = parse_args(["--recipe", str(RECIPES / "demo.yaml"), "--seed", "3", "--final_eval", "False"])
     assert config == replace(Config(), seed=3, final_eval=False)
@@ -115,7 +137,7 @@ def test_flags_go_on_top_of_the_recipe():
         ({"learning_rate": "1e-4"}, "learning_rate is '1e-4': must be >= 0 and finite"),
         ({"temperature": 0.0}, "temperature is 0.0: must be > 0 and finite"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"reward_timeout": float("inf")}, "reward_timeout is inf: must be > 0 and finite"),
+        ({"reward_timeout": float("inf")}, "reward_timeout is inf: must be auto or > 0 and finite"),
         ({"ddp_timeout": 1e20}, "ddp_timeout is 1e+20: must be > 0 and <= 1e9"),
         ({"learning_rate": -1e-3}, "learning_rate is -0.001: must be >= 0"),
         ({"kl_coef": float("nan")}, "kl_coef is nan"),
@@ -131,7 +153,10 @@ def test_flags_go_on_top_of_the_recipe():
         ({"rewards": ()}, "rewards is ()"),
         ({"rewards": ("a.b", "a.b")}, "none twice"),
         ({"reward_weights": (1.0,)}, "reward_weights is (1.0,): must be one number for each of"),
-        ({"reward_weights": (1.0, float("nan"))}, "reward_weights is (1.0, nan): must be a list, each item finite"),
+        (
+            {"reward_weights": (1.0, float("nan"))},
+            "weights is (1.0, nan): must be auto or a list, each item finite",
+        ),
         ({"eval_shots": ()}, "eval_shots is ()"),
         ({"eval_shots": (0, -1)}, "eval_shots is (0, -1)"),
         ({"eval_shots": (0, 0)}, "one or more, none twice"),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
+from data.check import has_tests, perfect
 from data.problem import Problem
 from data.prompts import answer_line, worked_answer
 from grpo.config import Config
@@ -67,6 +68,7 @@ def examine(
         should_stop: asked before every call; True ends the look too.
     """
     names = list(dict.fromkeys([*config.rewards, *judges]))
+    problems = [problem for problem in problems if problem.answer or not has_tests(problem)]  # whose answer is known
     graded: list[Graded] = []
     end = time.monotonic() + seconds
     with _Bounded(names, min(config.reward_timeout, seconds)) as runner, suppress(TimeoutError):
@@ -112,7 +114,7 @@ def _right_answers(c: Config, name: str, graded: list[Graded], needed: float, er
         best = max(value or 0.0 for value in values)
         enough = reaches(best, needed) if needed else best > 0
         if not enough:
-            never.append(problem.answer)
+            never.append(problem.info["name"] if has_tests(problem) else problem.answer)
         highest = max(highest, best)
         failed = failed and all(value is None for value in values)
     share = len(never) / len(graded)
@@ -189,6 +191,8 @@ def _disagreements(reward: str, judge: str, graded: list[Graded], needed: float)
 
 def writings(problem: Problem) -> dict[str, str]:
     """{what is special: text} for several ways to write a right or a wrong answer."""
+    if has_tests(problem):  # the only right answer that is known
+        return {LINE: perfect(problem), WRONG_LINE: "", BARE: perfect(problem), WRONG_BARE: ""}
     gold, wrong = problem.answer, wrong_answer(problem.answer)
     line = whole = answer_line(gold)
     texts = {LINE: line, WRONG_LINE: answer_line(wrong), BARE: gold, WRONG_BARE: wrong}

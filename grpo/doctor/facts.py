@@ -231,7 +231,7 @@ def _readers(config: Config, evaluates: bool) -> tuple[Config | None, list[str]]
 
     Also such graders of evaluations, of which the first decides what is right.
     """
-    judges = [config.eval_correct, config.eval_format] if evaluates and "." in config.eval_correct else []
+    judges = _judges(config) if evaluates and "." in config.eval_correct else []
     asking = [name for name in (*config.rewards, *judges) if "." in name and rewards.asks_for(rewards.load(name))]
     pairs = zip(config.rewards, config.reward_weights, strict=True)
     kept = {name: weight for name, weight in pairs if name not in asking}
@@ -243,8 +243,13 @@ def _readers(config: Config, evaluates: bool) -> tuple[Config | None, list[str]]
 
 def _unknown_rewards(config: Config) -> list[str]:
     """The sentences for rewards that are in no file."""
-    judges = [name for name in (config.eval_correct, config.eval_format) if "." in name]
+    judges = [name for name in _judges(config) if "." in name]
     return _sentences([partial(rewards.load, name) for name in dict.fromkeys([*config.rewards, *judges])])
+
+
+def _judges(config: Config) -> list[str]:
+    """What decides in evaluations: of the answer, then of the format if there is one."""
+    return [name for name in (config.eval_correct, config.eval_format) if name is not None]
 
 
 def _sentences(lookups: Sequence[Callable]) -> list[str]:

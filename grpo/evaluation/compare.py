@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from data import load, task
 from data.problem import Problem
 from grpo import distributed
 from grpo.config import Config
@@ -20,7 +21,7 @@ from grpo.dataloader import ProblemSets, refuse_lengths
 from grpo.evaluation import grading, headline, transcripts
 from grpo.evaluation.protocol import EvalOptions, planned
 from grpo.evaluation.transcribe import say_progress, transcribe
-from grpo.options import read_yaml, write_yaml
+from grpo.options import followed, read_yaml, write_yaml
 from grpo.policy import load_policy, model_directory, positions_of, refuse_beyond_positions
 from grpo.run.hosts import at_hand
 from grpo.sampler import Sampler
@@ -53,7 +54,7 @@ def prepare(options: EvalOptions, sets: ProblemSets, option: str = "budget") -> 
     Raises:
         ValueError: a grader is unknown, a split or its exemplars are missing, or a prompt is too long.
     """
-    grading.check_graders((*options.graders, options.format))
+    grading.check_graders(grading.graders_of(options))
     for shots in options.shots:
         prompt_ids = sets.prompt_ids(options.split, shots, options.limit)
         refuse_lengths(prompt_ids, options.max_prompt_tokens)
@@ -149,15 +150,35 @@ def regrade(options: EvalOptions) -> dict:
     texts = transcripts.read_all(directory)
     if out.resolve() != directory.resolve():
         transcripts.refuse_taken(out)
-    result = _summarize(texts, options)
+    made = read_yaml(EvalOptions, file) if (file := directory / "options.yaml").exists() else None
+    options = replace(options, **followed(options, "task", task(made.data if made else EvalOptions.data)))
+    result = _summarize([_with_tests(rows, made, directory) for rows in texts], options)
     out.mkdir(parents=True, exist_ok=True)
-    file = out / "options.yaml"
-    if file.exists():  # of the transcripts; the cells are now by these graders
-        made = read_yaml(EvalOptions, file)
-        graded = replace(made, graders=options.graders, format=options.format, threshold=options.threshold)
-        write_yaml(graded, file)
+    if made and (out / "options.yaml").exists():  # of the transcripts; the cells are now by these graders
+        how = {name: getattr(options, name) for name in ("graders", "lenient", "format", "threshold")}
+        write_yaml(replace(made, **how), out / "options.yaml")
     transcripts.finish(out, result)
     return result
+
+
+def _with_tests(rows: list[dict], made: EvalOptions | None, directory: Path) -> list[dict]:
+    """Rows whose `info` has the tests of their problem, which transcripts leave out and the data has.
+
+    Raises:
+        ValueError: the data cannot be read, or has other problems by now.
+    """
+    if not any(row["info"].get("tests", 0) is None for row in rows):
+        return rows
+    if made is None:
+        raise ValueError(f"regrade: {directory} has no options.yaml, which says where the tests of the problems are")
+    problems = load(made.data, made.split, path=made.data_path, num_shots=rows[0]["shots"], seed=made.seed)
+    found = []
+    for row in rows:
+        problem = problems[row["index"]] if row["index"] < len(problems) else None
+        if problem is None or (problem.answer, problem.info["question"]) != (row["answer"], row["question"]):
+            raise ValueError(f"regrade: problem {row['index']} of {made.data_path} is not the one that was asked")
+        found.append(row | {"info": problem.info})
+    return found
 
 
 def _summarize(texts: list[list[dict]], options: EvalOptions) -> dict:

@@ -32,8 +32,8 @@ class Grades:
     """The rates, as they stand in `eval.json`."""
     right: np.ndarray
     """[n, k] bool."""
-    lenient: np.ndarray
-    """[n, k] bool: right as `last_number` reads the same text."""
+    lenient: tuple[str, np.ndarray] | None
+    """The lenient grader, and [n, k] bool: right as it reads the same text; None if it says nothing here."""
 
 
 def check_graders(names: Sequence[str]) -> None:
@@ -58,8 +58,9 @@ def grade(rows: Sequence[dict], options: EvalOptions) -> list[Grades]:
     Raises:
         ValueError: a grader is unknown.
     """
-    check_graders((*options.graders, options.format))
-    reward_names = [name for name in dict.fromkeys((options.format, *options.graders)) if name not in GRADERS]
+    names = graders_of(options)
+    check_graders(names)
+    reward_names = [name for name in names if name not in GRADERS]
     stops = STOPS[:1] if rows[0]["stop_early"] else STOPS
     graded = []
     with RewardRunner(reward_names, options.timeout) as runner:
@@ -68,17 +69,25 @@ def grade(rows: Sequence[dict], options: EvalOptions) -> list[Grades]:
     return graded
 
 
+def graders_of(options: EvalOptions) -> list[str]:
+    """Every grader that an evaluation uses, each once."""
+    used = dict.fromkeys((options.format, *options.graders, options.lenient))
+    return [name for name in used if name is not None]
+
+
 def _grade(rows: Sequence[dict], stop: str, options: EvalOptions, runner: RewardRunner) -> list[Grades]:
     """As `grade`, under one stop policy.
 
     In a cell, `correct` counts samples. `failures` and `partial` are there if a reward function failed, or paid for a
-    part. The lenient accuracy is null where no gold is a number.
+    part. The lenient accuracy is null without a lenient grader, or if that reads numbers and no gold is one. The rate
+    of the format is null without a format.
     """
     read, troubles = _read(rows, stop, options, runner)
     k = 1 + max(row["sample"] for row in rows)
     right = {name: np.array([is_right for _, is_right in pairs]).reshape(-1, k) for name, pairs in read.items()}
     numbers = any(one_number(answer) is not None for answer in {row["answer"] for row in rows})
-    lenient, lenient_ci95 = _rate(right["last_number"]) if numbers else (None, None)
+    reads = options.lenient is not None and (numbers or options.lenient not in GRADERS)
+    lenient, lenient_ci95 = _rate(right[options.lenient]) if reads else (None, None)
     ends = _ends(rows, stop)
     graded = []
     for grader in options.graders:
@@ -94,7 +103,7 @@ def _grade(rows: Sequence[dict], stop: str, options: EvalOptions, runner: Reward
             "ci95": ci95,
             "lenient_accuracy": lenient,
             "lenient_ci95": lenient_ci95,
-            "format_rate": float(right[options.format].mean()),
+            "format_rate": None if options.format is None else float(right[options.format].mean()),
             **ends,
         }
         if k > 1:
@@ -102,7 +111,7 @@ def _grade(rows: Sequence[dict], stop: str, options: EvalOptions, runner: Reward
         for kind, found in troubles.items():
             if here := {name: found[name] for name in (grader, options.format) if name in found}:
                 cell[kind] = here
-        graded.append(Grades(cell, right[grader], right["last_number"]))
+        graded.append(Grades(cell, right[grader], (options.lenient, right[options.lenient]) if reads else None))
     return graded
 
 
@@ -115,7 +124,7 @@ def _read(
     """
     problems = [Problem(row["prompt"], row["answer"], row["info"]) for row in rows]
     texts = [cut(row) if stop == "stop_string" else row["completion"] for row in rows]
-    read = {name: list(map(grader, texts, problems)) for name, grader in GRADERS.items()}
+    read = {name: list(map(GRADERS[name], texts, problems)) for name in graders_of(options) if name in GRADERS}
     failures, partial = {}, {}
     told = _told(rows, stop)
     if options.regrade is None:  # else the transcripts do not say
@@ -187,16 +196,19 @@ def _with_interval(values: Sequence[float]) -> dict:
 def summarize(graded: Sequence[Grades]) -> dict:
     """The content of `eval.json`: cells and, if both models are there, paired differences and the splits of the gain.
 
-    Base comes before tuned and few shots before many, whatever the order of `graded`. Where golds are numbers,
-    `last_number` is compared whether it was asked for or not, since every text was read by it.
+    Base comes before tuned and few shots before many, whatever the order of `graded`. The lenient grader is compared
+    whether it was asked for or not, since every text was read by it.
     """
     graded = sorted(graded, key=lambda grades: (grades.cell["model"], grades.cell["shots"]))
     right = {key_of(grades.cell): grades.right for grades in graded}
+    lenient = None
     for grades in graded:
-        if grades.cell["lenient_accuracy"] is not None:
-            right.setdefault((*key_of(grades.cell)[:3], "last_number"), grades.lenient)
+        if grades.lenient is not None:
+            lenient, as_it_reads = grades.lenient
+            right.setdefault((*key_of(grades.cell)[:3], lenient), as_it_reads)
     keys = [key for model, *key in right if model == "base" and ("tuned", *key) in right]
-    result: dict = {"cells": [grades.cell for grades in graded], "paired": [], "split": [], "format": []}
+    cells = [grades.cell for grades in graded]
+    result: dict = {"lenient": lenient, "cells": cells, "paired": [], "split": [], "format": []}
     gains: dict[int, Gains] = {}
     for shots, stop, grader in sorted(keys, key=lambda key: key[0]):
         base, tuned = (right[model, shots, stop, grader] for model in ("base", "tuned"))

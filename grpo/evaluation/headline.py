@@ -49,14 +49,20 @@ def main_grader(found: dict, own: str | None = None) -> str:
     """The grader whose verdict counts in an `eval.json`.
 
     It is `own`, what decides in the run that the file belongs to (`eval_correct`), where the file has it. Else it is
-    the first grader that was asked for. If that one is no reward function and `last_number` was asked for too, it is
-    `last_number`, which neither format nor running on changes.
+    the first grader that was asked for. If that one is no reward function and the lenient grader was asked for too, it
+    is that one, which neither format nor running on changes.
     """
     asked = [entry["grader"] for entry in found.get("cells") or found["paired"]]
     for name in (own, ALSO_CALLED.get(own)):
         if name in asked:
             return name
-    return "last_number" if "last_number" in asked and asked[0] in GRADERS else asked[0]
+    lenient = lenient_grader(found)
+    return lenient if lenient in asked and asked[0] in GRADERS else asked[0]
+
+
+def lenient_grader(found: dict) -> str | None:
+    """The grader behind the lenient accuracies of an `eval.json`; older files do not name it."""
+    return found.get("lenient", "last_number")
 
 
 def main_pairs(found: dict, own: str | None = None) -> list[dict]:
@@ -88,18 +94,16 @@ def accuracies(found: dict, pair: dict) -> tuple[float, float]:
 
 
 def readings(found: dict) -> list[dict]:
-    """The cells; where `last_number` is not a grader among them, with a cell for each lenient accuracy, which it is.
-
-    Where golds are no numbers there is no lenient accuracy.
-    """
-    asked = any(cell["grader"] == "last_number" for cell in found["cells"])
+    """The cells; where the lenient grader is none of theirs, with a cell for each lenient accuracy, which it gave."""
+    name = lenient_grader(found)
+    asked = any(cell["grader"] == name for cell in found["cells"])
     of_the_grader = ("correct", "failures", "partial", "pass_at", "majority")
     shown = {}
     for cell in found["cells"]:
         shown[key_of(cell)] = cell
         if not asked and cell["lenient_accuracy"] is not None:
             lenient = {name: value for name, value in cell.items() if name not in of_the_grader}
-            lenient |= {"accuracy": cell["lenient_accuracy"], "ci95": cell["lenient_ci95"], "grader": "last_number"}
+            lenient |= {"accuracy": cell["lenient_accuracy"], "ci95": cell["lenient_ci95"], "grader": name}
             shown.setdefault(key_of(lenient), lenient)
     return list(shown.values())
 
@@ -150,10 +154,12 @@ def table(found: dict) -> str:
     names = ("model  shots", "stop       ", "grader              n", "accuracy  95 %           ")
     lines = ["  ".join((*names, "lenient  format  finished  tokens"))]
     for cell in found["cells"]:
-        lenient = "-" if cell["lenient_accuracy"] is None else f"{cell['lenient_accuracy']:.3f}"
+        lenient, form = (
+            "-" if cell[name] is None else f"{cell[name]:.3f}" for name in ("lenient_accuracy", "format_rate")
+        )
         lines.append(
             f"{_key(cell)} {cell['n']:>4}  {cell['accuracy']:>8.3f}  {_interval(cell['ci95']):<15}  "
-            f"{lenient:>7}  {cell['format_rate']:>6.3f}  {cell['finished']:>8.3f}  "
+            f"{lenient:>7}  {form:>6}  {cell['finished']:>8.3f}  "
             f"{cell['mean_tokens']:>6.1f}"
         )
     for cell in found["cells"]:

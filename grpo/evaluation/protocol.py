@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import data
 from grpo import options
 from grpo.config import Config
-from grpo.evaluation.graders import GRADERS
 from grpo.options import option, read_yaml
 
 
@@ -45,12 +45,16 @@ class EvalOptions:
     """Longest completion in tokens."""
     stop_early: bool = False
     """End completions at the stop string, which is faster; run-on text can then not be graded."""
-    graders: tuple[str, ...] = option(tuple(GRADERS), distinct=True, regrades=True)
-    """Entries of grpo/graders.py, or reward functions file.function, right from `threshold` on."""
+    graders: Literal["auto"] | tuple[str, ...] = option("auto", distinct=True, regrades=True, task="graders")
+    """Entries of grpo/evaluation/graders.py, or reward functions file.function, right from `threshold` on; auto: those
+    of the data."""
+    lenient: str | None = option("auto", regrades=True, task="lenient")
+    """Grader that reads the answer wherever it stands, used beside the others; None: none. auto: that of the data."""
     threshold: float | None = option(None, "finite", regrades=True)
     """Value of a reward function among the graders from which an answer is right; None: its full value."""
-    format: str = option("gsm8k.format", regrades=True)
-    """Reward function that decides whether a text has the format: by its full value."""
+    format: str | None = option("auto", regrades=True, task="format")
+    """Reward function that decides whether a text has the format: by its full value. None: there is no format; auto:
+    that of the data."""
     samples: int = option(1, ">= 1")
     """Completions per problem; with more than 1, pass@k and majority@k are computed."""
     temperature: float = option(0.0, ">= 0 and finite")
@@ -59,8 +63,8 @@ class EvalOptions:
     """Longest prompt in tokens; a longer one is an error."""
     batch: int = option(64, ">= 1", no_result=True)
     """Completions sampled at once, per process."""
-    timeout: float = option(5.0, "> 0 and finite", no_result=True, regrades=True)
-    """Seconds one call of a reward function may take; longer counts as wrong."""
+    timeout: Literal["auto"] | float = option("auto", "> 0 and finite", no_result=True, regrades=True, task="timeout")
+    """Seconds one call of a reward function may take; longer counts as wrong. auto: those of the data."""
     device: Literal["auto", "cpu", "cuda"] = option("auto", no_result=True)
     """Where to compute; auto: cuda if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = option("auto", no_result=True)
@@ -81,6 +85,8 @@ class EvalOptions:
                 if field.name not in ("regrade", *allowed) and getattr(self, field.name) != field.default:
                     only = ", ".join(allowed)
                     raise ValueError(f"{field.name}: must be left out with --regrade, which allows only {only}")
+        else:  # the data of transcripts is known when they are read
+            vars(self).update(options.followed(self, "task", data.task(self.data)))
 
 
 def options_of(config: Config, out: Path) -> EvalOptions:

@@ -57,7 +57,8 @@ def transcribe(
     Returns:
         On every rank, one row per problem and sample, in that order. A row holds:
 
-        - model, shots, index, sample, question, prompt, answer, info, stop, stop_early;
+        - model, shots, index, sample, question, prompt, answer, info, stop, stop_early; in a file `info` has None in
+          place of `tests`, which may be megabytes, and which are read again from the data;
         - completion: the whole text, or the text up to the stop string under `stop_early`;
         - ended: `eos`, `stop` or `limit`;
         - tokens: number of sampled tokens;
@@ -99,7 +100,7 @@ def transcribe(
     rows.sort(key=lambda row: (row["index"], row["sample"]))
     if file:
         distributed.on_main(lambda: write_lines(file, rows))
-    return rows
+    return [row | {"info": problems[row["index"]].info} for row in rows]
 
 
 def _asks(problem: Problem, tokenizer, chat: bool) -> dict:
@@ -108,7 +109,7 @@ def _asks(problem: Problem, tokenizer, chat: bool) -> dict:
         "question": problem.info.get("question", problem.prompt),
         "prompt": render(problem, tokenizer, chat),
         "answer": problem.answer,
-        "info": problem.info,
+        "info": problem.info | ({"tests": None} if "tests" in problem.info else {}),
     }
 
 

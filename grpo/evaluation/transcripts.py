@@ -34,7 +34,7 @@ def made_of(options: EvalOptions, precision: str, models: dict[str, str]) -> dic
     Returns:
         Plain values that are equal after a round trip through JSON.
     """
-    others = NO_RESULT | {"shots", "graders", "format", "threshold"}
+    others = NO_RESULT | {"shots", "graders", "lenient", "format", "threshold"}
     content = {name: value for name, value in vars(options).items() if name not in others}
     content |= {"precision": precision, "models": {}}
     for name, source in models.items():

@@ -1,12 +1,15 @@
 """`data.load`: a name is a file; an unknown name or split, or an empty split, is an error that says what there is."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import data
-from data.problem import Problem
+import rewards
+from data.problem import Problem, Task
+from grpo.evaluation.graders import GRADERS
 
 
 @pytest.mark.parametrize("name", ["", "nothing", "problem", "prompts", "splits", "__init__", "jsonl.load", "../jsonl"])
@@ -78,3 +81,27 @@ def test_a_data_set_of_ones_own_that_is_wrong_is_a_sentence(monkeypatch, made, s
     monkeypatch.setattr("data.jsonl.load", made)
     with pytest.raises(ValueError, match=said):
         data.load("jsonl", "train")
+
+
+def test_a_data_file_states_its_task_and_others_have_that_of_gsm8k(monkeypatch):
+    from data.code import TASK
+
+    assert data.task("code") == TASK and TASK.format is None is TASK.lenient
+    for name in ("arithmetic", "gsm8k", "jsonl", "no such file", "problem"):
+        assert data.task(name) == Task(), name
+
+    def broken(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(data.importlib, "import_module", broken)
+    assert data.task("code") == Task()  # `load` says what is wrong
+
+
+@pytest.mark.parametrize("task", [data.task("arithmetic"), data.task("code")])
+def test_what_a_task_names_is_there(task):
+    names = {*task.rewards, task.correct, task.format, *task.graders, task.lenient} - {None}
+    if any(name.startswith("code.") for name in names) and find_spec("rewards.code") is None:
+        pytest.skip("rewards/code.py is not there")
+    for name in names:
+        assert name in GRADERS or rewards.load(name)
+    assert len(task.rewards) == len(task.reward_weights) and task.timeout > 0

@@ -263,3 +263,19 @@ def test_every_gold_of_gsm8k_is_within_reach_of_our_reward():
     path = str(Path(os.environ["GRPO_TEST_DATA"]) / "gsm8k")
     (finding,) = look((OURS, FORMAT, PUBLISHED), (), data.load("gsm8k", "test", path=path))
     assert finding.what.startswith(f"{PUBLISHED} grants nothing to ") and " of 1319: " in finding.what
+
+
+def test_of_programming_problems_the_solutions_are_tried(monkeypatch):
+    tests = {"kind": "stdin", "cases": [{"input": "", "output": "1"}]}
+    code = {"tests": tests, "form": "block", "solution": None}
+    solved = [problem(f"print({i})", name=f"p{i}", **code) for i in range(5)]
+    tried = []
+
+    def score(runner, texts, problems):
+        tried.extend(texts)
+        return [[float("print" in text and "(4)" not in text) for text in texts]]
+
+    monkeypatch.setattr(check_graders._Bounded, "score", score)
+    (finding,) = look((OURS,), (), [*solved, problem("", name="without", **code)])
+    assert set(tried) == {"", *(f"```python\nprint({i})\n```\n" for i in range(5))}
+    assert finding.what.startswith(f"{OURS} grants nothing to 20.00% of the gold answers (1 of 5: 'p4')")

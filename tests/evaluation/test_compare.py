@@ -11,7 +11,8 @@ import data
 from data.problem import Problem
 from grpo.config import Config
 from grpo.dataloader import ProblemSets
-from grpo.evaluation.compare import check_planned, compare_models
+from grpo.evaluation import grading
+from grpo.evaluation.compare import check_planned, compare_models, regrade
 from grpo.evaluation.protocol import EvalOptions, is_evaluated, options_of, validation_options
 from grpo.evaluation.transcribe import Interrupted, transcribe
 from grpo.options import write_yaml
@@ -152,6 +153,38 @@ def test_compare_writes_cells_of_base_and_tuned_and_every_transcript(place):
     for name, seed in (("base", 0), ("tuned", 1)):
         rows = [json.loads(line) for line in (out / f"{name}_0shots.jsonl").read_text().splitlines()]
         assert rows == transcribe(sampler(seed), problems_of(wanted), wanted, model=name)
+
+
+def test_tests_of_problems_are_in_no_transcript_and_a_regrading_reads_them_again(place, tmp_path, monkeypatch):
+    lines = [{"prompt": f"{i}+1=", "tests": [{"input": "", "output": str(i)}], "solution": "2"} for i in range(30)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    graded = []
+
+    def score(runner, completions, problems, told):
+        graded.append([(problem.prompt, problem.info["tests"]["cases"][0]["output"]) for problem in problems])
+        return [[1.0] * len(problems) for _ in runner.names]
+
+    monkeypatch.setattr(grading.RewardRunner, "score", score)
+    here = {"data": "code", "data_path": str(tmp_path / "data.jsonl"), "out": str(tmp_path / "eval"), "limit": 2}
+    wanted = options(place, graders=("gsm8k.correctness",), **here)
+    compare_models(wanted, torch.device("cpu"), "fp32")
+    file = tmp_path / "eval" / "base_0shots.jsonl"
+    problems = problems_of(wanted)
+    assert [json.loads(line)["info"] for line in file.read_text().splitlines()] == [
+        problem.info | {"tests": None} for problem in problems
+    ]
+    assert transcribe(sampler(), problems, wanted, file=file, model="base")[0]["info"] == problems[0].info
+    again = EvalOptions(regrade=str(tmp_path / "eval"), graders=("gsm8k.format",), out=str(tmp_path / "again"))
+    assert (again.lenient, regrade(again)["lenient"]) == ("auto", None)  # the data of the transcripts has none
+    expected = [(problem.prompt, problem.prompt[:-3]) for problem in problems]
+    assert graded == [expected] * 4 and len(expected) == 2
+    lines = [line | {"solution": "3"} for line in lines]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r"regrade: problem 0 of .*data.jsonl is not the one that was asked"):
+        regrade(replace(again, out=str(tmp_path / "third")))
+    (tmp_path / "eval" / "options.yaml").unlink()
+    with pytest.raises(ValueError, match="regrade: .* has no options.yaml, which says where the tests"):
+        regrade(replace(again, out=str(tmp_path / "third")))
 
 
 def test_the_evaluation_of_a_run_is_of_its_own_prompts_and_graders():

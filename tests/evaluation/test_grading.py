@@ -350,6 +350,40 @@ def test_c70_on_answers_that_are_no_numbers_nothing_is_said_of_numbers(scored):
     assert [cell["grader"] for cell in headline.readings(result)] == ["gsm8k.correctness"] * 2
 
 
+@pytest.mark.parametrize("lenient", [None, "gsm8k.last_number"])
+def test_format_and_lenient_grader_are_those_of_the_task(scored, lenient):
+    """The kind: the headline is by `last_number` on every task, so it says nothing under a gain of 100 points.
+
+    The answers to these problems are numbers, but programs are graded.
+    """
+    right, wrong = "print(5)\n7", "print(4)\n7"
+    scored({"gsm8k.correctness": {right: 1.0, wrong: 0.0}, "gsm8k.last_number": {right: 1.0, wrong: 1.0}})
+    graded = []
+    for model, text in (("base", wrong), ("tuned", right)):
+        rows = rows_of([text] * 20, answer="7", model=model, early=True)
+        graded += grade(rows, ("gsm8k.correctness",), None, lenient=lenient)
+    result = json.loads(json.dumps(grading.summarize(graded)))
+    read = [(None, None)] * 2 if lenient is None else [(1.0, wilson(20, 20))] * 2
+    assert [(cell["lenient_accuracy"], cell["lenient_ci95"]) for cell in result["cells"]] == read
+    assert (result["lenient"], [cell["format_rate"] for cell in result["cells"]]) == (lenient, [None, None])
+    graders = ["gsm8k.correctness", *([lenient] if lenient else [])]
+    assert [pair["grader"] for pair in result["paired"]] == graders
+    assert list(dict.fromkeys(cell["grader"] for cell in headline.readings(result))) == graders
+    said = headline.table(result)
+    assert "The tuned model is better (grader gsm8k.correctness, stop stop_string, 0 shots, n = 20): +100.0" in said
+    assert f"{'-' if lenient is None else '1.000':>7}       -     1.000" in said
+
+
+def test_an_evaluation_follows_the_task_of_its_data():
+    of = {data: EvalOptions(model="m", data=data) for data in ("arithmetic", "code")}
+    assert of["arithmetic"].graders == tuple(GRADERS)[:6]
+    assert [(o.lenient, o.format, o.timeout) for o in of.values()] == [
+        *(("last_number", "gsm8k.format", 5.0), (None, None, 20.0)),
+    ]
+    assert of["code"].graders == ("code.correctness",)
+    assert EvalOptions(model="m", data="code", lenient="last_number").lenient == "last_number"
+
+
 def test_base_alone_has_cells_and_nothing_else():
     result = grading.summarize(grade(rows_of([RIGHT, " 20"])))
     assert len(result["cells"]) == len(GRADERS) * 2

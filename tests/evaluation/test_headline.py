@@ -119,6 +119,14 @@ def test_c70_the_sentence_goes_by_the_grader_of_the_run(asked, own, main):
     assert (headline.main_grader(found, own), pair["grader"], pair["stop"]) == (main, main, "stop_string")
 
 
+def test_the_lenient_grader_is_the_one_that_the_file_names():
+    asked = ["marker", "marker_first", "last_number"]
+    found = {"cells": [cell("base", 20, grader=grader) for grader in asked], "paired": []}
+    assert headline.main_grader(found) == headline.main_grader(found | {"lenient": "last_number"}) == "last_number"
+    assert headline.main_grader(found | {"lenient": "marker_first"}) == "marker_first"
+    assert headline.main_grader(found | {"lenient": None}) == "marker"
+
+
 def test_own_is_at_the_runs_shots_else_the_first():
     entries = [{"shots": 0}, {"shots": 2}]
     assert headline.entry_of_run(entries, {"num_shots": 2}) == {"shots": 2}
