@@ -11,7 +11,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from rewards.sandbox.box import FAILED
+from rewards.sandbox.box import FAILED, LONGER
 from rewards.sandbox.client import Box, Child, Ended
 from rewards.sandbox.equal import equal_texts
 
@@ -88,7 +88,7 @@ def _on_calls(box: Box, source: bytes, tests: dict, seconds: float) -> Verdict:
     seed = int.from_bytes(hashlib.sha256(text.encode() + source).digest()[:8], "big")  # the program lacks the tests
     task = json.dumps({"tests": tests, "seed": seed}).encode()
     wall = wall_of(seconds)
-    children = [Child("solution", source, seconds, wall), Child("checker", task, seconds, wall + 2)]
+    children = [Child("solution", source, seconds, wall), Child("checker", task, seconds, wall + LONGER)]
     solution, checker = box.run(children)
     verdict = verdict_of(checker.told) or NOTHING
     trouble = trouble_of(solution, seconds - solution.seconds)

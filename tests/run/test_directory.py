@@ -110,9 +110,9 @@ def test_every_start_stays_in_the_environment(tmp_path, monkeypatch):
     wanted, directory = opened(config(tmp_path))
     for threads in (2, 3):
         monkeypatch.setattr(directory_module, "environment", lambda device, threads=threads: {"threads": threads})
-        claim(directory, wanted, CPU, 0, MADE_OF)
+        claim(directory, wanted, CPU, 0, MADE_OF, {"sandbox": "seccomp"} if threads == 3 else None)
     recorded = json.loads((directory / "environment.json").read_text())
-    assert recorded["threads"] == 3
+    assert recorded["threads"] == 3 and recorded["sandbox"] == "seccomp"
     assert [start["threads"] for start in recorded["earlier"]] == [torch.get_num_threads(), 2]
     assert all("earlier" not in start for start in recorded["earlier"])
 

@@ -33,7 +33,7 @@ FACES = ("policy", "sampler", "report")
 """Folders of which other layers, from the phases on, import what `__init__.py` hands on and nothing else."""
 MATH = [*LAYERS["algorithm"].split(), "sampler/draw"]
 
-PLACES = (".", "grpo", "grpo/*", "rewards", "data")
+PLACES = (".", "grpo", "grpo/*", "rewards", "rewards/*", "data")
 PATHS = sorted(path for place in PLACES for path in ROOT.glob(f"{place}/*.py"))
 SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in PATHS}
 MODULES = [file.removeprefix("grpo/").removesuffix(".py") for file in SOURCES if file.startswith("grpo/")]

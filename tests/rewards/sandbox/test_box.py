@@ -1,5 +1,6 @@
 """The box: its layers on machines of several kinds, what programs find in it, and that nothing outlives who asked."""
 
+import json
 import os
 import subprocess
 import sys
@@ -85,6 +86,14 @@ def test_a_wall_time_ends_what_sleeps_and_not_what_computes(box):
     both = "import time\nwhile True:\n    time.sleep(0.001)\n    for _ in range(10**5): pass"
     (ended,) = box.run([Child("script", both.encode(), 60.0, 0.3, b"")])
     assert ended.late
+
+
+def test_a_checker_waits_for_a_program_that_computes(box):
+    busy = "import time\ndef f():\n    end = time.monotonic() + 1\n    while time.monotonic() < end: pass\n    return 1"
+    tests = {"kind": "call", "entry_point": "f", "cases": [{"args": [], "result": 1}]}
+    task = json.dumps({"tests": tests, "seed": 0}).encode()
+    _, checker = box.run([Child("solution", busy.encode(), 4.0, 0.3), Child("checker", task, 4.0, 0.5)])
+    assert json.loads(checker.told[4:]) == {"passed": [True], "whole": True, "ready": True}
 
 
 def test_a_machine_that_can_not_seal_is_refused_in_one_sentence(monkeypatch):
