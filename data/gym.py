@@ -50,20 +50,21 @@ def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Pro
     settings = _settings(name, options)
     held_out = {part: _entries(name, settings, SIZES[part], place) for place, part in enumerate(("test", "validation"))}
     asked = {question for entries in held_out.values() for question in entries}
-    train = _entries(name, settings, size, 2 + seed)
-    examples = [
-        {"question": question, "solution": "", "answer": entry["answer"] or ""}
-        for question, entry in train.items()
-        if question not in asked
-    ]
+    drawn = _entries(name, settings, size, 2 + seed) if split == "train" or num_shots else {}
+    train = {question: entry for question, entry in drawn.items() if question not in asked}
+    examples = [{"question": q, "solution": "", "answer": entry["answer"] or ""} for q, entry in train.items()]
     shots = prompts.choose_shots(examples, num_shots, seed)
     if any(not shot["answer"] for shot in shots):
         raise ValueError(f"num_shots: {num_shots}, but task {name!r} of data 'gym' has no gold answers to show")
     shown = {shot["question"] for shot in shots}
-    entries = held_out.get(split, {q: entry for q, entry in train.items() if q not in asked | shown})
+    entries = held_out.get(split, {question: entry for question, entry in train.items() if question not in shown})
     told = {"task": name, "options": settings, "shots": shots, "stop": prompts.STOP}
     return [
-        Problem(_prompt(question, shots), entry["answer"] or "", {"question": question, "entry": repr(_plain(entry)), **told})
+        Problem(
+            _prompt(question, shots),
+            entry["answer"] or "",
+            {"question": question, "entry": repr(_plain(entry)), **told},
+        )
         for question, entry in entries.items()
     ]
 

@@ -27,7 +27,7 @@ TAGS = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 PLAIN = re.compile(r"[^(){}.@\\]*")
 """A text in which nothing can be called: lists of words and numbers."""
 WORDS = r"(?:sin|cos|tan|cot|sec|csc|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt|pi|Abs|[A-Za-z])(?![A-Za-z])"
-FORMULA = re.compile(rf"(?:(?<![A-Za-z0-9.]){WORDS}|(?<=[0-9]){WORDS}|[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[-+*/^(),\s])*")
+FORMULA = re.compile(rf"(?:(?<![A-Za-z0-9.]){WORDS}|(?<=[0-9]){WORDS}|[0-9]++(?:\.[0-9]*+)?|\.[0-9]++|[-+*/^(),\s])*+")
 """Numbers, letters and functions with operators between them."""
 ALLOWED = dict.fromkeys(("string_insertion", "spiral_matrix", "binary_matrix", "n_queens"), PLAIN)
 ALLOWED |= dict.fromkeys(("simple_integration", "intermediate_integration", "polynomial_multiplication"), FORMULA)
