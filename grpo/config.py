@@ -94,8 +94,7 @@ class Config:
     reward_weights: Literal["auto"] | tuple[float, ...] = option("auto", "finite", task="reward_weights")
     """One weight for each reward function; auto: those of the data, and 1 for other rewards."""
     reward_timeout: Literal["auto"] | float = option("auto", "> 0 and finite", evaluation="timeout", task="timeout")
-    """Seconds that one call of a reward may take; a slower one makes the sample invalid. auto: those of the data.
-    Rewards with limits of their own, such as those of programs, get as long as these need."""
+    """Seconds that a call of a reward may take, else the sample is invalid. Its file may ask for more. auto: data's."""
     reward_workers: int = option(1, ">= 1 and <= 256", may_change=True)
     """Processes that call the reward functions side by side; for rewards that run programs, one for each free core."""
 
@@ -141,8 +140,7 @@ class Config:
     entropy_coef: float = option(0.0, ">= 0 and finite")
     """Weight of the entropy (nats per token), which is subtracted from the loss."""
     sampler_correction: str = "none"
-    """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask,
-    truncate_row, mask_row, veto, opsm."""
+    """Function of corrections.py for sampler mismatch: none, truncate, mask, truncate_row, mask_row, veto, opsm."""
     correction_floor: float = option(0.5, ">= 0 and <= 1")
     """Smallest ratio of learner to sampler that mask, mask_row, veto and opsm trust."""
     correction_cap: float = option(2.0, ">= 1")
