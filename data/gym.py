@@ -50,7 +50,8 @@ def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Pro
     settings = _settings(name, options)
     held_out = {part: _entries(name, settings, SIZES[part], place) for place, part in enumerate(("test", "validation"))}
     asked = {question for entries in held_out.values() for question in entries}
-    drawn = _entries(name, settings, size, 2 + seed) if split == "train" or num_shots else {}
+    place = 2 + seed % 2000  # numpy takes seeds below 2**32
+    drawn = _entries(name, settings, size, place) if split == "train" or num_shots else {}
     train = {question: entry for question, entry in drawn.items() if question not in asked}
     examples = [{"question": q, "solution": "", "answer": entry["answer"] or ""} for q, entry in train.items()]
     shots = prompts.choose_shots(examples, num_shots, seed)
