@@ -12,7 +12,8 @@ import traceback
 from data.problem import Problem, Task
 from data.splits import SPLITS
 
-NOT_DATA_SETS = {"check", "code_formats", "code_tests", "problem", "prompts", "rows", "splits"}
+NOT_DATA_SETS = {"boxes", "check", "code_formats", "code_tests", "options", "problem", "prompts", "rows", "splits"}
+NOT_DATA_SETS |= {"symbolic_algebra", "symbolic_calculus"}
 
 
 def load(

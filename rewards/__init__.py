@@ -26,7 +26,7 @@ TOLD = ("tokens", "length", "cap", "finished")
 - cap: int, the most tokens that there may be (`max_new_tokens`);
 - finished: bool, whether the completion ended by itself, with EOS or a stop string.
 """
-NOT_REWARDS = {"__init__", "runner", "worker"}
+NOT_REWARDS = {"__init__", "equality", "formula", "runner", "score_gym", "verify_math", "worker"}
 NUMBERS = {"float", "int", "bool", "None", "Optional", "Union", "Any", "SupportsFloat", "Real", "Number", "np", "numpy"}
 NUMBERS |= {"typing", "numbers", "float32", "float64", "Decimal", "decimal", "Fraction", "fractions", "Literal"}
 """Words of an annotation that may be a number's."""
