@@ -19,7 +19,8 @@ from data.outside import import_file
 from data.problem import Problem, Task
 from data.splits import SPLITS
 
-NOT_DATA_SETS = {"check", "code_formats", "code_tests", "outside", "problem", "prompts", "rows", "splits"}
+NOT_DATA_SETS = {"boxes", "check", "code_formats", "code_tests", "options", "outside", "problem", "prompts", "rows"}
+NOT_DATA_SETS |= {"splits", "symbolic_algebra", "symbolic_calculus"}
 
 
 def load(

@@ -18,6 +18,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from data.boxes import last_box
 from data.jsonl import as_problem
 from data.problem import Problem
 from data.rows import ENDINGS, fields_of, plain, read_rows
@@ -80,7 +81,7 @@ def reader(rule: str | None) -> Callable[[str], str | None]:
 
     - `as_is`: all of it.
     - `after_hashes`: what stands behind the last `####`.
-    - `boxed`: what stands inside the last `\\boxed{}`, whose braces are balanced.
+    - `boxed`: what stands inside the last `\\boxed{}`, whose braces are balanced (`boxes.py`).
     - `regex:PATTERN`: the first group of the last match, or all of it if the pattern has no group.
     """
     if rule in (None, "as_is"):
@@ -88,7 +89,7 @@ def reader(rule: str | None) -> Callable[[str], str | None]:
     if rule == "after_hashes":
         return lambda text: text.rpartition("####")[2].strip() if "####" in text else None
     if rule == "boxed":
-        return boxed
+        return last_box
     kind, _, pattern = rule.partition(":")
     if kind != "regex" or not pattern:
         raise ValueError(f"answer_rule: {rule!r} must be as_is, after_hashes, boxed or regex:PATTERN")
@@ -102,18 +103,6 @@ def reader(rule: str | None) -> Callable[[str], str | None]:
         return found[-1][1 if expression.groups else 0] if found else None
 
     return last_match
-
-
-def boxed(text: str) -> str | None:
-    r"""What stands inside the last `\boxed{}`, or None if there is none or its braces are not balanced."""
-    start = text.rfind("\\boxed{") + len("\\boxed{")
-    depth = 1 if "\\boxed{" in text else 0
-    for at in range(start, len(text)) if depth else ():
-        escaped = text[at - 1] == "\\"
-        depth += 0 if escaped else {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            return text[start:at].strip()
-    return None
 
 
 def _parts(path: str) -> Mapping[str, Rows]:

@@ -85,7 +85,8 @@ class Config(Source):
     reward_weights: Literal["auto"] | tuple[float, ...] = option("auto", "finite", task="reward_weights")
     """One weight for each reward function; auto: those of the data, and 1 for other rewards."""
     reward_timeout: Literal["auto"] | float = option("auto", "> 0 and finite", evaluation="timeout", task="timeout")
-    """Seconds that one call of a reward may take; a slower one makes the sample invalid. auto: those of the data."""
+    """Seconds that one call of a reward may take; a slower one makes the sample invalid. Its file may ask for more.
+    auto: those of the data."""
     reward_workers: int = option(1, ">= 1 and <= 256", may_change=True)
     """Processes that call the reward functions side by side; for rewards that run programs, one for each free core."""
 
@@ -144,8 +145,7 @@ class Config(Source):
     entropy_share: float = option(1.0, "> 0 and <= 1")
     """Share of a step's tokens that have a policy gradient: those of the highest entropy; 1: all."""
     sampler_correction: str = "none"
-    """Function of grpo/corrections.py, used if the sampler differs from the learner: none, truncate, mask,
-    truncate_row, mask_row, veto, opsm."""
+    """Function of corrections.py for sampler mismatch: none, truncate, mask, truncate_row, mask_row, veto, opsm."""
     correction_floor: float = option(0.5, ">= 0 and <= 1")
     """Smallest ratio of learner to sampler that mask, mask_row, veto and opsm trust."""
     correction_cap: float = option(2.0, ">= 1")

@@ -33,7 +33,7 @@ TOLD = ("tokens", "length", "cap", "finished", "whole", "chat")
 """
 OF_TEXT = ("whole", "chat")
 """Those that are known of any text, however it was made."""
-NOT_REWARDS = {"__init__", "runner", "trl", "worker"}
+NOT_REWARDS = {"__init__", "equality", "formula", "runner", "score_gym", "trl", "verify_math", "worker"}
 NUMBERS = {"float", "int", "bool", "None", "Optional", "Union", "Any", "SupportsFloat", "Real", "Number", "np", "numpy"}
 NUMBERS |= {"typing", "numbers", "float32", "float64", "Decimal", "decimal", "Fraction", "fractions", "Literal"}
 """Words of an annotation that may be a number's."""

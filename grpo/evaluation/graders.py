@@ -9,6 +9,7 @@ answers (`statistics.py`).
 import re
 
 from data.problem import Problem
+from grpo.evaluation import graders_math
 from rewards import gsm8k, gsm8k_published
 
 LM_EVAL_STRICT = re.compile(r"#### (-?[0-9.,]+)")
@@ -75,6 +76,7 @@ GRADERS = {
     "published": published,
     "lm_eval_strict": lm_eval_strict,
     "lm_eval_flexible": lm_eval_flexible,
+    **graders_math.GRADERS,
 }
 ALSO_CALLED = {"gsm8k.correctness": "marker", "gsm8k_published.correctness": "marker_first"}
 """Reward functions that are graders by another name."""

@@ -73,7 +73,7 @@ def test_hard_cases(case):
 
 
 def test_the_table_is_of_all_graders_and_each_is_right_and_wrong_in_it():
-    assert tuple(GRADERS) == NAMES
+    assert tuple(GRADERS) == (*NAMES, "hendrycks", "minerva")  # those of `test_graders_math.py`
     for name in NAMES:
         verdicts = {
             GRADERS[name](completion, Problem(prompt, gold, {}))[1] for _, prompt, completion, gold, *_ in TABLE

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.problem import Task
 from grpo.config import Config
 from grpo.evaluation import compare, grading, headline, protocol, statistics
 from grpo.evaluation.graders import GRADERS
@@ -42,7 +43,7 @@ def rows_of(completions, samples=1, **fields):
     return [row(text, index=i // samples, sample=i % samples, **fields) for i, text in enumerate(completions)]
 
 
-def grade(rows, graders=tuple(GRADERS), format="marker", **options):
+def grade(rows, graders=Task.graders, format="marker", **options):
     """Graded without a process for rewards where the format is a grader."""
     return grading.grade(rows, EvalOptions(model="m", graders=graders, format=format, **options))
 
@@ -198,7 +199,7 @@ def test_pairs_and_splits_add_up(few_resamples, pairs):
     base, tuned = zip(*pairs, strict=True)
     result = summary(base, tuned)
     cells, n = by_key(result["cells"]), len(pairs)
-    assert len(result["paired"]) == len(GRADERS) * 2
+    assert len(result["paired"]) == len(Task.graders) * 2
     for pair in result["paired"]:
         of = {model: cells[model, 0, pair["stop"], pair["grader"]] for model in ("base", "tuned")}
         assert sum(pair[name] for name in COUNTS) == pair["n"] == n
@@ -376,7 +377,7 @@ def test_format_and_lenient_grader_are_those_of_the_task(scored, lenient):
 
 def test_an_evaluation_follows_the_task_of_its_data():
     of = {data: EvalOptions(model="m", data=data) for data in ("arithmetic", "code")}
-    assert of["arithmetic"].graders == tuple(GRADERS)
+    assert of["arithmetic"].graders == Task.graders
     assert [(o.lenient, o.format, o.timeout) for o in of.values()] == [
         *(("last_number", "gsm8k.format", 5.0), (None, None, 20.0)),
     ]
@@ -386,7 +387,7 @@ def test_an_evaluation_follows_the_task_of_its_data():
 
 def test_base_alone_has_cells_and_nothing_else():
     result = grading.summarize(grade(rows_of([RIGHT, " 20"])))
-    assert len(result["cells"]) == len(GRADERS) * 2
+    assert len(result["cells"]) == len(Task.graders) * 2
     assert (result["paired"], result["split"], result["format"]) == ([], [], [])
 
 

@@ -87,7 +87,8 @@ def test_all_updates_of_a_step_are_made_again(several, step):
 
 def test_coefficients_that_follow_a_target_are_those_of_the_step(place):
     options = {"kl_coef": 0.5, "kl_target": 1e-6, "kl_horizon": 16, "entropy_target": 9.0, "entropy_step": 0.1}
-    assert train.main(argv(place, "adaptive", learning_rate=0.01, checkpoint_every=1, keep_checkpoints=9, **options)) == 0
+    options |= {"learning_rate": 0.01, "checkpoint_every": 1, "keep_checkpoints": 9}
+    assert train.main(argv(place, "adaptive", **options)) == 0
     run = place / "adaptive"
     assert runs.metrics(run)[2]["policy/kl_coef"] != 0.5 != runs.metrics(run)[2]["policy/entropy_coef"] != 0
     rows = replay(run, 3, loss="cispo")
