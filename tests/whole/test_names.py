@@ -30,7 +30,6 @@ TABLES = {
     "sampler_correction": CORRECTIONS,
     "whiten": (False, True),
     "mask_truncated": (True, False),
-    "reference_sync_every": (0, 1),
 }
 OF_THE_MACHINE = {"device", "precision", "resume"}
 TABLES |= {name: get_args(kind) for name, kind in get_type_hints(Config).items()
@@ -38,7 +37,6 @@ TABLES |= {name: get_args(kind) for name, kind in get_type_hints(Config).items()
 REWARDS = [name for name in rewards._known() if name != "gsm8k.last_number"]
 """Beside that one, which the tiny model can earn."""
 COUNT = max(map(len, [*TABLES.values(), REWARDS]))
-EXIT = 0, 128 + signal.SIGTERM
 
 
 def names(i: int) -> dict:
@@ -51,8 +49,9 @@ def names(i: int) -> dict:
 
 
 def argv(place: Path, name: str, i: int, **changes) -> list[str]:
-    options = {"num_steps": 2, "minibatch_size": 4, "num_epochs": 2, "checkpoint_every": 1, "entropy_coef": 0.01}
+    options = {"num_steps": 3, "group_size": 6, "minibatch_size": 6, "num_epochs": 2, "checkpoint_every": 1, "seed": 1}
     options |= {"pass_k": 2, "max_refills": 1, "max_tokens_per_microbatch": 40, "sgd_momentum": 0.5}
+    options |= {"entropy_coef": 0.01, "learning_rate": 0.003}
     return runs.flags(str(place / "model"), str(place / "data"), place, name, **options | names(i) | changes)
 
 
@@ -66,12 +65,6 @@ def no_report(monkeypatch):
     monkeypatch.setattr(train, "report", runs.no_report)
 
 
-@pytest.fixture(scope="module")
-def alone(place) -> dict[int, Path]:
-    """Runs that were made."""
-    return {}
-
-
 def test_the_runs_see_every_name():
     for option, table in TABLES.items():
         assert {names(i)[option] for i in range(COUNT)} == set(table) and len(table) > 1, option
@@ -82,13 +75,13 @@ def test_the_runs_see_every_name():
 def test_c29_c30_c32_every_name_runs_alone_on_two_processes_and_resumed(place, i, monkeypatch):
     assert train.main(argv(place, f"alone_{i}", i)) == 0
     alone = place / f"alone_{i}"
-    line = runs.metrics(alone)[0]
-    assert line["optim/grad_norm"] > 0 and line["optim/skipped"] == 0
+    learned = [line for line in runs.metrics(alone) if line["optim/grad_norm"] is not None]
+    assert learned and any(line["policy/kl"] for line in learned) and not any(line["optim/skipped"] for line in learned)
 
     learn = Learner.learn
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "learn", lambda *given: (os.kill(os.getpid(), signal.SIGTERM), learn(*given))[1])
-        assert train.main(argv(place, f"halves_{i}", i)) in EXIT
+        assert train.main(argv(place, f"halves_{i}", i)) == 0
     assert len(runs.metrics(place / f"halves_{i}")) == 1
     assert train.main(argv(place, f"halves_{i}", i, resume="auto")) == 0
     runs.assert_same_run(alone, place / f"halves_{i}")
