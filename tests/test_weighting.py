@@ -92,6 +92,7 @@ def test_c02_an_update_of_one_token_has_a_weight_of_one(weighting):
     one = torch.tensor([[False, True]])
     num_tokens, num_sequences = count(one)
     num_groups, group_tokens = count_groups(one, 1)
+    assert (num_tokens, num_sequences, num_groups) == (1, 1, 1)
     facts = {"num_tokens": num_tokens, "num_sequences": num_sequences, "num_groups": num_groups}
     assert weighting(one, **facts, group_tokens=group_tokens, max_new_tokens=1).tolist() == [[0, 1]]
 
