@@ -124,8 +124,8 @@ def test_c35_an_invalid_sample_is_left_out_of_the_baseline(advantage, garbage):
 
 @every_advantage
 def test_c35_equal_valid_rewards_are_flat_whatever_the_invalid_ones_are(advantage):
-    valid = torch.tensor([True, True, True, False])
-    assert advantage(torch.tensor([0.1, 0.1, 0.1, 7.0]), valid).eq(0).all()
+    valid = torch.tensor([True] * 8 + [False])
+    assert advantage(torch.tensor([0.1] * 8 + [7.0]), valid).eq(0).all()
 
 
 @of_the_group
@@ -267,6 +267,7 @@ def test_c09_max_rl_divides_by_the_mean_and_a_failed_group_gets_minus_one():
     valid = torch.tensor([[True, True, False, True]] * 4)
     torch.testing.assert_close(max_rl(rewards, valid)[0], double([2, -1, 0, -1]))
     assert max_rl(rewards * torch.nan, ~(valid | True)).eq(0).all()
+    assert max_rl(double([1, 1]), torch.tensor([True, False])).tolist() == [0, 0]
 
 
 def test_max_rl_refuses_other_rewards_than_0_and_1_on_every_rank():
@@ -313,6 +314,21 @@ def test_c09_batch_std_and_reinforce_pp_baseline_divide_by_the_spread_of_the_ste
     torch.testing.assert_close(reinforce_pp_baseline(STEP, VALID), whitened)
     for result in (batch_std(STEP, VALID), whiten(deviation, VALID)):
         assert result[1].eq(0).all() and result[2, 3] == 0
+
+
+def test_c09_the_spread_of_a_step_of_two_samples_and_of_one():
+    """The std of 1 and 0 is the root of 1/2, that of one sample is 0."""
+    a = 0.5 / (math.sqrt(0.5) + 1e-4)
+    torch.testing.assert_close(batch_std(double([[1, 0]])), double([[a, -a]]))
+    torch.testing.assert_close(whiten(double([[2, 0]]), torch.tensor([[True, False]])), double([[2e4, 0]]))
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_combination_hands_on_what_an_advantage_asks_for(how):
+    lengths = torch.tensor([[3, 1], [1, 2]])
+    expected = opo(weighted_sum(TERMS, [1.0, 2.0]), lengths=lengths)
+    torch.testing.assert_close(combine(TERMS, [1.0, 2.0], opo, how, ALL, lengths=lengths), expected)
+    assert not expected.allclose(dr_grpo(weighted_sum(TERMS, [1.0, 2.0])))
 
 
 @pytest.mark.parametrize("function", [batch_std, reinforce_pp_baseline])

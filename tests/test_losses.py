@@ -5,6 +5,7 @@ that family alone. A loss gets its constants from the options, as in a run.
 """
 
 import math
+from inspect import signature
 
 import pytest
 import torch
@@ -264,7 +265,7 @@ def test_a_zero_advantage_gives_exactly_zero_loss_and_gradient(loss):
     assert result.per_token_loss.eq(0).all() and logprobs.grad.eq(0).all()
 
 
-@pessimistic_losses
+@losses(PESSIMISTIC | TRUST_REGION)
 def test_at_a_zero_advantage_nothing_is_clipped(loss):
     """There was no gradient to remove."""
     new, old, _ = random_inputs(spread=2.0)
@@ -345,6 +346,25 @@ def test_c09_the_binary_kl_is_that_of_the_token_against_all_others(ratio, distan
     for bound, clipped in ((distance - 1e-6, True), (distance + 1e-6, False)):
         assert dppo_kl(new, old, away, torch.tensor([[True]]), binary_kl_max=bound).clipped.item() is clipped
         assert not dppo_kl(new, old, -away, torch.tensor([[True]]), binary_kl_max=bound).clipped.item()
+
+
+def test_the_trust_region_contains_its_border():
+    yes, certain = torch.tensor([[True]]), torch.zeros(1, 1, dtype=torch.float64)
+    old, new = certain + math.log(0.25), certain + math.log(0.5)
+    assert not dppo_tv(new, old, torch.ones(1), yes, tv_max=(new.exp() - old.exp()).item()).clipped.item()
+    assert not dppo_kl(certain - 0.5, certain, -torch.ones(1), yes, binary_kl_max=0.5).clipped.item()  # log 1 + 0.5
+
+
+def test_the_binary_kl_knows_probabilities_that_rounding_lifts_above_1():
+    yes, above, half = torch.tensor([[True]]), torch.tensor([[1e-7]]), torch.tensor([[math.log(0.5)]])
+    assert dppo_kl(above, half, torch.ones(1), yes).clipped.item()
+    assert dppo_kl(half, above, -torch.ones(1), yes).clipped.item()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_defaults_of_constants_are_those_of_the_options(name):
+    for parameter in signature(LOSSES[name]).parameters.values():
+        assert parameter.default in (parameter.empty, getattr(Config(), parameter.name, None))
 
 
 def test_the_trust_region_lets_a_rare_token_grow_a_hundredfold():

@@ -8,7 +8,7 @@ import torch
 from grpo.config import Config
 from grpo.corrections import mask as masked
 from grpo.corrections import none, truncate
-from grpo.kl import k1, k2, k3
+from grpo.kl import k1, k2, k3, k3_ratio
 from grpo.losses import grpo, reinforce
 from grpo.objective import highest_entropy, next_entropy_coef, next_kl_coef, objective
 from grpo.tables import constants
@@ -46,10 +46,11 @@ def test_a_token_that_the_correction_masks_still_pays_its_kl():
 
 
 @pytest.mark.parametrize("there", [math.nan, math.inf, -math.inf, -1e30])
-def test_whatever_stands_where_nothing_is_learned_reaches_neither_loss_nor_gradient(there):
-    logprobs = LOGPROBS.masked_fill(~MASK, there).requires_grad_()
-    parts = parts_of(grpo, truncate, 3.0, k3)
-    found = objective(logprobs, OLD, SAMPLING, REFERENCE.masked_fill(~MASK, -there), ADVANTAGE, MASK, **parts)
+@pytest.mark.parametrize("kl", [k3, k3_ratio])
+def test_whatever_stands_where_nothing_is_learned_reaches_neither_loss_nor_gradient(there, kl):
+    logprobs, old = LOGPROBS.masked_fill(~MASK, there).requires_grad_(), OLD.masked_fill(~MASK, there)
+    parts = parts_of(grpo, truncate, 3.0, kl)
+    found = objective(logprobs, old, SAMPLING, REFERENCE.masked_fill(~MASK, -there), ADVANTAGE, MASK, **parts)
     assert (found.per_token_loss[0, 2], found.kl[0, 2]) == (0, 0) and found.per_token_loss.isfinite().all()
     (found.per_token_loss * MASK).sum().backward()
     assert logprobs.grad[0, 2] == 0 and logprobs.grad.isfinite().all()
@@ -74,8 +75,9 @@ def test_the_gradient_is_that_of_both_terms_and_stops_at_the_correction():
 def test_in_the_reward_the_kl_of_the_old_policy_is_taken_from_each_tokens_advantage():
     """d of the old policy is 0.5 - log 2 and -2 + log 2. A = 3 - 0.1 d; the losses are -1.2 A and -A / 2."""
     parts = parts_of(grpo, none, 3.0, k1) | {"kl_in": "reward"}
-    logprobs = LOGPROBS.clone().requires_grad_()
-    found = objective(logprobs, OLD, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts)
+    logprobs, old = LOGPROBS.clone().requires_grad_(), OLD.clone().requires_grad_()
+    found = objective(logprobs, old, SAMPLING, REFERENCE, ADVANTAGE, MASK, **parts)
+    assert not found.kl.requires_grad
     d = torch.tensor([0.5 - math.log(2), math.log(2) - 2])
     torch.testing.assert_close(found.kl[0, :2], d)
     torch.testing.assert_close(found.per_token_loss[0, :2], -torch.tensor([1.2, 0.5]) * (3 - 0.1 * d))

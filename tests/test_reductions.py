@@ -2,9 +2,15 @@
 
 An edge names the entries that it ties, and gives two tensors that must be equal. An entry without an edge fails. The
 formulas of other trainers that are written out here are those of the commits in `docs/algorithm.md`.
+
+That page shows the graph. To draw it again, after an edge is added:
+
+    python -m tests.test_reductions
 """
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +22,7 @@ from grpo.losses import LOSSES
 from grpo.objective import objective
 from grpo.weighting import WEIGHTINGS
 
+PAGE = Path(__file__).parents[1] / "docs" / "algorithm.md"
 TABLES = {"loss": LOSSES, "advantage": ADVANTAGES, "weighting": WEIGHTINGS, "kl": KL, "correction": CORRECTIONS}
 EDGES = {}
 
@@ -386,3 +393,28 @@ def test_the_numbers_exercise_what_they_should():
     for name in ("mask_row", "veto"):
         assert factor(name, correction_floor=0.9, correction_cap=1.2).unique().numel() == 2, name
     assert factor("opsm", advantages=-A.abs(), now=OLD, correction_floor=0.95).unique().numel() == 2
+
+
+def drawn() -> str:
+    """The graph as mermaid, with a box for each table, and below it every edge in words."""
+    lines = ["```mermaid", "graph LR"]
+    for table, names in TABLES.items():
+        lines += [f"  subgraph {table}", *(f"    {table}_{name}[{name}]" for name in names), "  end"]
+    pairs = {(entries[0], other) for entries, _ in EDGES.values() for other in entries[1:]}
+    lines += [f"  {one} --- {other}".replace(".", "_") for one, other in sorted(pairs)]
+    return "\n".join([*lines, "```", "", "```text", *(name.replace("_", " ") for name in EDGES), "```"])
+
+
+def redrawn(page: str) -> str:
+    """The page with what stands between the two comments drawn again."""
+    begin, end = "<!-- python -m tests.test_reductions -->", "<!-- end of the graph -->"
+    return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n\n{drawn()}\n\n{end}", page, flags=re.S)
+
+
+def test_the_page_shows_the_graph():
+    page = PAGE.read_text()
+    assert drawn() in page and redrawn(page) == page, "to draw it again: python -m tests.test_reductions"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(redrawn(PAGE.read_text()))

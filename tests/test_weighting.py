@@ -89,6 +89,16 @@ def test_c02_the_weights_sum_to_one_over_the_tokens_of_the_numerator(weighting):
 
 
 @every_weighting
+def test_c02_an_update_of_one_token_has_a_weight_of_one(weighting):
+    one = torch.tensor([[False, True]])
+    num_tokens, num_sequences = count(one)
+    num_groups, group_tokens = count_groups(one, 1)
+    assert (num_tokens, num_sequences, num_groups) == (1, 1, 1)
+    facts = {"num_tokens": num_tokens, "num_sequences": num_sequences, "num_groups": num_groups}
+    assert weighting(one, **facts, group_tokens=group_tokens, max_new_tokens=1).tolist() == [[0, 1]]
+
+
+@every_weighting
 def test_c02_rows_left_out_change_nothing_for_the_rest(weighting):
     """A truncated or invalid row (all False) weighs nothing and is not in the denominator."""
     kept = MASK[[0, 1, 3]]

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -136,6 +137,30 @@ def assert_same_run(one: Path, other: Path) -> None:
     first, second = weights(one / "final"), weights(other / "final")
     assert first.keys() == second.keys() and len(first) > 10
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_close(line: dict, other: dict) -> None:
+    """Two lines of metrics are equal up to rounding of float64 numbers."""
+    missing = [name for name in line if line[name] is None]
+    assert missing == [name for name in other if other[name] is None]
+    assert all(line[name] == pytest.approx(other[name], rel=1e-6, abs=1e-12) for name in line if name not in missing)
+    assert line.keys() == other.keys()
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """The same completions, rewards and updates, up to rounding of float64 numbers."""
+    drawn, others = transcripts(one), transcripts(other)
+    exact = ("prompt_index", "sample", "question", "answer", "completion", "rewards", "reward", "finished", "tokens")
+    assert drawn.keys() == others.keys()
+    for file in drawn:
+        assert [[row[k] for k in exact] for row in drawn[file]] == [[row[k] for k in exact] for row in others[file]]
+    lines, other_lines = timeless(metrics(one)), timeless(metrics(other))
+    assert len(lines) > 1
+    for line, other_line in zip(lines, other_lines, strict=True):
+        assert_close(line, other_line)
+    first, second = weights(one / "final"), weights(other / "final")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-9)
 
 
 class Process:

@@ -183,6 +183,19 @@ def test_block_sums_are_accumulated_in_float64():
     assert (counts / counts.mean() - 1).abs().max() < 0.003  # in float32: 0.06
 
 
+def test_entries_of_a_block_are_accumulated_in_float64():
+    """Beside a token of probability 1 - 5e-7 the other 511 of its block would be lost in a float32 sum."""
+    logits = torch.full((1, BLOCK), math.log(1e-9))
+    logits[0, 0] = 0
+    assert sample(logits, torch.tensor([1 - 2e-7], dtype=torch.float64), 1.0)[0].item() == pytest.approx(307, abs=5)
+
+
+def test_logits_may_all_be_large():
+    logits, u = torch.linspace(0, 3, 700, dtype=torch.float64)[None], torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    ids, logprobs = sample(logits + 1024, u, 0.5)
+    assert ids.equal(sample(logits, u, 0.5)[0]) and logprobs.isfinite().all()
+
+
 def test_the_place_inside_an_entry_stays_in_the_unit_interval():
     """At the borders of the intervals the two differences that make `rest` round outside of [0, 1)."""
     generator = torch.Generator().manual_seed(0)

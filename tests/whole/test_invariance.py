@@ -207,30 +207,6 @@ def by_one(inputs) -> Path:
     return place / "one"
 
 
-def assert_close(line: dict, other: dict) -> None:
-    """Two lines of metrics are equal up to rounding."""
-    missing = [name for name in line if line[name] is None]
-    assert missing == [name for name in other if other[name] is None]
-    assert all(line[name] == pytest.approx(other[name], rel=1e-6, abs=1e-12) for name in line if name not in missing)
-    assert line.keys() == other.keys()
-
-
-def assert_alike(one: Path, other: Path) -> None:
-    """The same completions, rewards and updates, up to rounding of float64 numbers."""
-    drawn, others = runs.transcripts(one), runs.transcripts(other)
-    exact = ("prompt_index", "sample", "question", "answer", "completion", "rewards", "reward", "finished", "tokens")
-    assert drawn.keys() == others.keys()
-    for file in drawn:
-        assert [[row[k] for k in exact] for row in drawn[file]] == [[row[k] for k in exact] for row in others[file]]
-    lines, other_lines = runs.timeless(runs.metrics(one)), runs.timeless(runs.metrics(other))
-    assert len(lines) == len(other_lines) > 2
-    for line, other_line in zip(lines, other_lines, strict=True):
-        assert_close(line, other_line)
-    first, second = runs.weights(one / "final"), runs.weights(other / "final")
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-9)
-
-
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_c28_c32_c33_any_world_size_draws_the_same_completions_and_makes_the_same_updates(inputs, by_one, world_size):
     """Five prompts on two and on four processes: none is dropped, and what a rank draws does not depend on it."""
@@ -238,7 +214,7 @@ def test_c28_c32_c33_any_world_size_draws_the_same_completions_and_makes_the_sam
     name = f"by_{world_size}"
     ranks = runs.start_train_ranks(runs.flags(model, data, place, name, **OPTIONS), world_size, place / name)
     assert [rank.wait() for rank in ranks] == [0] * world_size, ranks[0].stderr
-    assert_alike(by_one, place / name)
+    runs.assert_alike(by_one, place / name)
     for line in runs.transcripts(place / name)["step_000001.jsonl"]:
         assert line["prompt_index"] in range(5)
     tables = [json.loads((run / "eval" / "eval.json").read_text()) for run in (by_one, place / name)]
@@ -255,7 +231,7 @@ def test_fewer_prompts_than_processes(inputs):
     lines = [runs.timeless(runs.metrics(place / name)) for name in ("single", "idle")]
     assert lines[0][0]["policy/kl"] is None and lines[0][0]["policy/entropy"] > 0
     for line, other in zip(*lines, strict=True):
-        assert_close(line, other)
+        runs.assert_close(line, other)
 
 
 def test_a_run_may_change_its_number_of_processes_when_it_is_resumed(inputs, by_one):
@@ -264,7 +240,7 @@ def test_a_run_may_change_its_number_of_processes_when_it_is_resumed(inputs, by_
     assert runs.start(argv, place / "moved", before=runs.killed("grpo.update:Learner.learn", 4)).wait() == -9
     ranks = runs.start_train_ranks(argv, 2, place / "moved")
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
-    assert_alike(by_one, place / "moved")
+    runs.assert_alike(by_one, place / "moved")
 
 
 @pytest.mark.slow
@@ -277,7 +253,7 @@ def test_the_embedded_model_with_shots_on_two_processes(tmp_path):
     runs.run(argv["one"], tmp_path / "one")
     ranks = runs.start_train_ranks(argv["two"], 2, tmp_path / "two")
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
-    assert_alike(tmp_path / "one", tmp_path / "two")
+    runs.assert_alike(tmp_path / "one", tmp_path / "two")
     lines = runs.metrics(tmp_path / "one")
     assert all(line["optim/grad_norm"] > 0 for line in lines)
     # Tokens of the trie: far fewer than every completion with its whole prompt.
@@ -293,4 +269,4 @@ def test_torchrun_starts_the_same_run(inputs, by_one):
     done = subprocess.run(command, cwd=runs.ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"base model: {model}\n" in done.stdout
-    assert_alike(by_one, place / "torchrun")
+    runs.assert_alike(by_one, place / "torchrun")
