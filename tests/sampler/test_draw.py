@@ -185,7 +185,7 @@ def test_block_sums_are_accumulated_in_float64():
 
 def test_entries_of_a_block_are_accumulated_in_float64():
     """Beside a token of probability 1 - 5e-7 the other 511 of its block would be lost in a float32 sum."""
-    logits = torch.full((1, BLOCK), math.log(1e-9))
+    logits = torch.full((1, 512), math.log(1e-9))
     logits[0, 0] = 0
     assert sample(logits, torch.tensor([1 - 2e-7], dtype=torch.float64), 1.0)[0].item() == pytest.approx(307, abs=5)
 
