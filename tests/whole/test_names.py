@@ -1,7 +1,7 @@
 """Every name that an option may have runs in `train.py`: alone, the same on two processes, and resumed to the bit.
 
 Run i takes the i-th name of every table, so a few runs see all names. A name that is added to a table is in one of them
-without a further line here. Left out: names of machines, and names of data and models (`test_train.py`).
+without a further line here. Left out: names of machines, trackers, data and models, and rewards of other tasks.
 """
 
 import os
@@ -31,11 +31,11 @@ TABLES = {
     "whiten": (False, True),
     "mask_truncated": (True, False),
 }
-OF_THE_MACHINE = {"device", "precision", "resume"}
+OF_THE_MACHINE = {"device", "precision", "resume", "tracker"}
 TABLES |= {name: get_args(kind) for name, kind in get_type_hints(Config).items()
            if get_origin(kind) is Literal and name not in OF_THE_MACHINE}  # fmt: skip
-REWARDS = [name for name in rewards._known() if name != "gsm8k.last_number"]
-"""Beside that one, which the tiny model can earn."""
+REWARDS = [name for name in rewards._known() if name.startswith(("gsm8k", "length")) and name != "gsm8k.last_number"]
+"""Those that any text can be given, beside that one, which the tiny model can earn."""
 COUNT = max(map(len, [*TABLES.values(), REWARDS]))
 
 
@@ -51,7 +51,7 @@ def names(i: int) -> dict:
 def argv(place: Path, name: str, i: int, **changes) -> list[str]:
     options = {"num_steps": 3, "group_size": 6, "minibatch_size": 6, "num_epochs": 2, "checkpoint_every": 1, "seed": 1}
     options |= {"pass_k": 2, "max_refills": 1, "max_tokens_per_microbatch": 40, "sgd_momentum": 0.5}
-    options |= {"entropy_coef": 0.01, "learning_rate": 0.003}
+    options |= {"entropy_coef": 0.01, "learning_rate": 0.003, "eval_correct": "gsm8k.last_number"}
     return runs.flags(str(place / "model"), str(place / "data"), place, name, **options | names(i) | changes)
 
 
@@ -88,4 +88,6 @@ def test_c29_c30_c32_every_name_runs_alone_on_two_processes_and_resumed(place, i
 
     ranks = runs.start_train_ranks(argv(place, f"two_{i}", i), 2, place / f"two_{i}")
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
-    runs.assert_alike(alone, place / f"two_{i}")
+    # With the KL in the reward an advantage of 0 has a residue of rounding. Whether a bound acts there is nothing's effect.
+    but = ("policy/clip_fraction",) if names(i)["kl_in"] == "reward" else ()
+    runs.assert_alike(alone, place / f"two_{i}", but)
