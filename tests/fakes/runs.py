@@ -148,7 +148,7 @@ def assert_close(line: dict, other: dict) -> None:
 
 
 def assert_alike(one: Path, other: Path, but: tuple[str, ...] = ()) -> None:
-    """The same completions, rewards and updates, up to rounding of float64 numbers; metrics named in `but` may differ."""
+    """The same completions, rewards and updates, up to rounding of float64. Metrics named in `but` may differ."""
     drawn, others = transcripts(one), transcripts(other)
     exact = ("prompt_index", "sample", "question", "answer", "completion", "rewards", "reward", "finished", "tokens")
     assert drawn.keys() == others.keys()
