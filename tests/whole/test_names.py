@@ -88,6 +88,6 @@ def test_c29_c30_c32_every_name_runs_alone_on_two_processes_and_resumed(place, i
 
     ranks = runs.start_train_ranks(argv(place, f"two_{i}", i), 2, place / f"two_{i}")
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
-    # With the KL in the reward an advantage of 0 has a residue of rounding, and whether a bound acts there has no effect.
+    # With the KL in the reward an advantage of 0 has a residue of rounding. Whether a bound acts there changes nothing.
     but = ("policy/clip_fraction",) if names(i)["kl_in"] == "reward" else ()
     runs.assert_alike(alone, place / f"two_{i}", but)
