@@ -89,11 +89,12 @@ def asks_for(reward: Callable) -> tuple[str, ...]:
 
 
 def files_of(names: Sequence[str]) -> list[ModuleType]:
-    """The files of reward functions that were loaded, each once. A file may state two things beside its rewards.
+    """The files of reward functions that were loaded, each once. A file may state three things beside its rewards.
 
     - `LEAST_SECONDS`: a call may take so long, even if `reward_timeout` is less. For rewards with limits of their own.
     - `prepare()`: is called once in each worker before its first call. It may refuse the machine with a ValueError, and
       it returns what the run notes in its environment.json: {name: text}.
+    - `sample(problem)`: a right answer, as text in the form that the file reads, for the doctor to try.
     """
     return list(dict.fromkeys(_place(name)[0] for name in names))
 

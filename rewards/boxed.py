@@ -49,7 +49,7 @@ def math_verify(completion: str, problem: Problem) -> float:
       ValueError: the machine can not seal a process.
     """
     answer = last_box(completion)
-    if answer is None or not is_an_answer(answer, problem):
+    if answer is None or not _is_an_answer(answer, problem):
         return 0.0
     asked = "rewards.verify_math:equal", [answer, problem.answer]
     return float(sandbox.run_trusted(*asked, CPU_SECONDS, PRELOAD).value is True)
@@ -69,6 +69,11 @@ def format(completion: str, problem: Problem) -> float:
 format.full_value = 0.5
 
 
+def sample(problem: Problem) -> str:
+    """The gold answer in its box."""
+    return rf"\boxed{{{problem.answer}}}"
+
+
 def prepare() -> dict[str, str]:
     """Start the sandbox with Math-Verify in it. ValueError if that is missing, or nothing can be sealed."""
     if importlib.util.find_spec("math_verify") is None:
@@ -76,7 +81,7 @@ def prepare() -> dict[str, str]:
     return {"sandbox": sandbox.described(sandbox.box(PRELOAD))}
 
 
-def is_an_answer(answer: str, problem: Problem) -> bool:
+def _is_an_answer(answer: str, problem: Problem) -> bool:
     """Whether a text is an answer to the problem, right or wrong, and not the question again."""
     if len(answer) > LONGEST:
         return False

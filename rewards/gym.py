@@ -65,6 +65,11 @@ def format(completion: str, problem: Problem) -> float:
 format.full_value = 0.5
 
 
+def sample(problem: Problem) -> str:
+    """The gold answer between the tags."""
+    return f"<answer>{problem.answer}</answer>"
+
+
 def prepare() -> dict[str, str]:
     """Start the sandbox with the scorers in it. ValueError if the library is missing, or nothing can be sealed."""
     if importlib.util.find_spec("reasoning_gym") is None:

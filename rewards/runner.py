@@ -67,10 +67,10 @@ class RewardRunner:
             if label(one) == label(two):
                 raise ValueError(f"rewards: {one!r} and {two!r} are both {label(one)} in metrics; rename one")
         self.names = list(names)
-        files = files_of(names)
-        self.timeout = max([timeout, *(getattr(file, "LEAST_SECONDS", 0.0) for file in files)])
+        self.files = files_of(names)
+        self.timeout = max([timeout, *(getattr(file, "LEAST_SECONDS", 0.0) for file in self.files)])
         self.reasoning_end, self.chat = reasoning_end, chat
-        self._prepares = any(hasattr(file, "prepare") for file in files)
+        self._prepares = any(hasattr(file, "prepare") for file in self.files)
         self.failures: Counter[str] = Counter()
         self.first_errors: dict[str, str] = {}
         self._workers = [_Worker(self.names, self.timeout) for _ in range(workers)]

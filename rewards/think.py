@@ -20,3 +20,8 @@ def format(completion: str, problem: Problem, *, whole: str) -> float:
     found = FORM.fullmatch(whole)
     once = all(whole.count(tag) == 1 for tag in TAGS)
     return float(found is not None and once and all(part.strip() for part in found.groups()))
+
+
+def sample(problem: Problem) -> str:
+    """Some reasoning, then the gold answer."""
+    return f"<think>Step by step.</think><answer>{problem.answer}</answer>"

@@ -9,8 +9,10 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 from data.check import has_tests, perfect
 from data.problem import Problem
@@ -31,6 +33,8 @@ NO_NUMBER = "12345"
 LINE, WRONG_LINE = "the answer line alone", "the answer line of a wrong answer"
 BARE, WRONG_BARE = "the answer as it stands", "a wrong answer as it stands"
 WORKED, SOLUTION = "the worked solution", "the data's solution as it stands"
+SAMPLE, WRONG_SAMPLE = "the answer as {} reads it", "a wrong answer as {} reads it"
+"""By the `sample` of a file of rewards."""
 RIGHT = (LINE, WORKED, BARE, SOLUTION)
 """Right answers in the forms that are known here."""
 OTHER_FORMS = (BARE, WRONG_BARE, SOLUTION)
@@ -73,9 +77,10 @@ def examine(
     graded: list[Graded] = []
     end = time.monotonic() + seconds
     with _Bounded(names, min(config.reward_timeout, seconds), chat=config.chat) as runner, suppress(TimeoutError):
+        samples = {Path(file.__file__).name: file.sample for file in runner.files if hasattr(file, "sample")}
         runner.late = lambda: should_stop() or time.monotonic() > end
         for problem in random.Random(0).sample(problems, len(problems)):
-            texts = writings(problem)
+            texts = writings(problem, samples)
             values = runner.score(list(texts.values()), [problem] * len(texts))
             if seconds < config.reward_timeout and runner.late():
                 break  # a call may have been cut by the end of the look, before its own limit
@@ -111,7 +116,8 @@ def _right_answers(c: Config, name: str, graded: list[Graded], needed: float, er
     """
     never, highest, failed = [], 0.0, True
     for problem, earned in graded:
-        values = [earned[name][form] for form in RIGHT if form in earned[name]]
+        forms = [*RIGHT, *(form for form in earned[name] if form.startswith(SAMPLE.partition("{")[0]))]
+        values = [earned[name][form] for form in forms if form in earned[name]]
         values = [value for value in values if value != -math.inf]  # which says that it does not apply
         if not values:
             failed = False
@@ -171,7 +177,7 @@ def _disagreements(reward: str, judge: str, graded: list[Graded], needed: float)
     tried: dict[str, list[tuple]] = {}
     for problem, earned in graded:
         for writing, text in writings(problem).items():
-            if writing not in OTHER_FORMS and earned[reward][writing] != -math.inf:
+            if writing not in OTHER_FORMS and "reads it" not in writing and earned[reward][writing] != -math.inf:
                 case = (text, problem.answer, earned[reward][writing] or 0.0, earned[judge][writing])
                 tried.setdefault(writing, []).append(case)
     most = max(value for cases in tried.values() for _, _, value, _ in cases)
@@ -194,13 +200,23 @@ def _disagreements(reward: str, judge: str, graded: list[Graded], needed: float)
             )
 
 
-def writings(problem: Problem) -> dict[str, str]:
-    """{what is special: text} for several ways to write a right or a wrong answer."""
+def writings(problem: Problem, samples: Mapping[str, Callable[[Problem], str]] | None = None) -> dict[str, str]:
+    """{what is special: text} for several ways to write a right or a wrong answer.
+
+    Args:
+        problem: its answer is known.
+        samples: {file of rewards: its `sample`}.
+    """
     if has_tests(problem):  # the only right answer that is known
         return {LINE: perfect(problem), WRONG_LINE: "", BARE: perfect(problem), WRONG_BARE: ""}
     gold, wrong = problem.answer, wrong_answer(problem.answer)
     line = whole = answer_line(gold)
     texts = {LINE: line, WRONG_LINE: answer_line(wrong), BARE: gold, WRONG_BARE: wrong}
+    for file, sample in (samples or {}).items():
+        texts |= {
+            SAMPLE.format(file): sample(problem),
+            WRONG_SAMPLE.format(file): sample(replace(problem, answer=wrong)),
+        }
     if isinstance(problem.info.get("solution"), str):
         whole = worked_answer({**problem.info, "answer": gold})
         texts |= {WORKED: whole, SOLUTION: problem.info["solution"]}

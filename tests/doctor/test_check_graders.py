@@ -13,7 +13,7 @@ from data.prompts import STOP
 from grpo.doctor import check_graders
 from grpo.doctor.check_graders import examine, writings, wrong_answer
 from grpo.doctor.finding import Finding
-from rewards import gsm8k
+from rewards import boxed, gsm8k
 from rewards.runner import RewardRunner
 from tests.fakes.known_facts import config
 from tests.fakes.runs import PATIENCE
@@ -161,7 +161,7 @@ def grade_by(monkeypatch, **rewards) -> list[str]:
 
     monkeypatch.setattr(check_graders, "full_value", lambda name: 1.0)
     monkeypatch.setattr(RewardRunner, "score", score)
-    monkeypatch.setattr(RewardRunner, "__init__", lambda runner, names, timeout, chat: vars(runner).update(
+    monkeypatch.setattr(RewardRunner, "__init__", lambda runner, names, timeout, chat: vars(runner).update(files=[],
         names=names, timeout=timeout, first_errors={}, _workers=[]))  # fmt: skip
     return called
 
@@ -294,3 +294,16 @@ def test_of_programming_problems_the_solutions_are_tried(monkeypatch):
     (finding,) = look((OURS,), (), [*solved, problem("", name="without", **code)])
     assert set(tried) == {"", *(f"```python\nprint({i})\n```\n" for i in range(5))}
     assert finding.what.startswith(f"{OURS} grants nothing to 20.00% of the gold answers (1 of 5: 'p4')")
+
+
+def test_a_file_of_rewards_shows_the_form_that_it_reads():
+    """Without it the doctor would take a reward of another form for one that never pays."""
+    boxes = [Problem("What?", r"\frac{1}{2}", {"stop": STOP}), Problem("What else?", "18", {"stop": STOP})]
+    texts = writings(boxes[1], {"boxed.py": boxed.sample})
+    assert texts["the answer as boxed.py reads it"] == r"\boxed{18}"
+    assert texts["a wrong answer as boxed.py reads it"] == r"\boxed{19}"
+    assert look(("boxed.format",), (), boxes) == [] == look(("think.format",), (), boxes)
+    (finding,) = look((OURS,), ("boxed.format",), boxes[:1])
+    assert finding.what.startswith(f"{OURS} grants nothing to 100.00% of the gold answers"), (
+        "a box is none of its forms"
+    )

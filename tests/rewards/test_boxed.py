@@ -99,7 +99,7 @@ AGAIN = [
 
 @pytest.mark.parametrize(("gold", "answer", "question", "accepted"), AGAIN)
 def test_the_question_is_no_answer_to_itself(gold, answer, question, accepted):
-    assert boxed.is_an_answer(answer, problem(gold, question)) is accepted
+    assert boxed._is_an_answer(answer, problem(gold, question)) is accepted
 
 
 VERDICTS = [
@@ -167,7 +167,7 @@ def test_preparing_starts_the_sandbox_and_says_so_or_names_what_is_missing(monke
 @real
 def test_every_gold_of_math_500_is_an_answer_and_no_number_is_missed():
     problems = data.load("hendrycks_math", "test", path=os.path.join(os.environ["GRPO_TEST_DATA"], "math500"))
-    assert all(boxed.is_an_answer(problem.answer, problem) for problem in problems)
+    assert all(boxed._is_an_answer(problem.answer, problem) for problem in problems)
     assert sum(boxed.is_number(problem.answer) for problem in problems) == 401
     numbers = [p for p in problems if p.answer.lstrip("-").isdigit()]
     assert len(numbers) == 311 and all(boxed.is_number(p.answer) for p in numbers)
