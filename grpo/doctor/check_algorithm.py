@@ -77,6 +77,8 @@ def learning_rate(c: Config, facts: Facts) -> Iterator[Finding]:
     large = facts.sizes.parameters >= 1e8
     if c.learning_rate == 0:
         yield Finding("sure", "learning_rate is 0", "Nothing is learned.", "1e-6 for a model of 100 million and more.")
+    elif c.lora_rank:
+        yield from _rate_of_adapters(c, large)
     elif large and c.learning_rate >= 1e-5:
         yield Finding(
             "sure" if c.learning_rate >= 1e-4 else "warning",
@@ -91,6 +93,30 @@ def learning_rate(c: Config, facts: Facts) -> Iterator[Finding]:
             f"{updates} updates of {c.learning_rate:g} move a weight by about {updates * c.learning_rate:.0e}",
             "Weights are about 1e-2 in size. This shows that everything works, but accuracy will hardly change.",
             "More num_steps, or a higher learning_rate.",
+        )
+
+
+def _rate_of_adapters(c: Config, large: bool) -> Iterator[Finding]:
+    """Adapters take about ten times the rate of full fine-tuning: https://thinkingmachines.ai/blog/lora/."""
+    if large and not 3e-6 <= c.learning_rate < 3e-4:
+        high = c.learning_rate >= 3e-4
+        yield Finding(
+            "warning" if high else "note",
+            f"learning_rate {c.learning_rate:g} with lora_rank {c.lora_rank}",
+            "The policy is likely to collapse." if high else "Adapters take about ten times the rate of all weights.",
+            "learning_rate 1e-5, up to 1e-4.",
+        )
+
+
+def adapters(c: Config, facts: Facts) -> Iterator[Finding]:
+    """Adapters that are larger than they need to be, or round what they learn away."""
+    learned = memory.trained(c, facts)
+    if c.lora_rank and learned > facts.sizes.rounded / 4:
+        yield Finding(
+            "warning",
+            f"lora_rank {c.lora_rank}: adapters of {learned:,} weights, beside {facts.sizes.rounded:,} in linear layers",
+            "Adapters of this size save little. Rewards teach few bits, and ranks up to 32 suffice for them.",
+            "lora_rank 32 or less, or 0 to train all weights.",
         )
 
 
@@ -235,6 +261,7 @@ ALGORITHM_CHECKS = (
     several_updates,
     weighting,
     learning_rate,
+    adapters,
     warmup,
     anchor,
     kl,
