@@ -78,7 +78,7 @@ def learning_rate(c: Config, facts: Facts) -> Iterator[Finding]:
     if c.learning_rate == 0:
         yield Finding("sure", "learning_rate is 0", "Nothing is learned.", "1e-6 for a model of 100 million and more.")
     elif c.lora_rank:
-        yield from _rate_of_adapters(c, large)
+        return  # `adapters` looks at it
     elif large and c.learning_rate >= 1e-5:
         yield Finding(
             "sure" if c.learning_rate >= 1e-4 else "warning",
@@ -96,27 +96,22 @@ def learning_rate(c: Config, facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _rate_of_adapters(c: Config, large: bool) -> Iterator[Finding]:
-    """Adapters take about ten times the rate of full fine-tuning: https://thinkingmachines.ai/blog/lora/."""
-    if large and not 3e-6 <= c.learning_rate < 3e-4:
-        high = c.learning_rate >= 3e-4
-        yield Finding(
-            "warning" if high else "note",
-            f"learning_rate {c.learning_rate:g} with lora_rank {c.lora_rank}",
-            "The policy is likely to collapse." if high else "Adapters take about ten times the rate of all weights.",
-            "learning_rate 1e-5, up to 1e-4.",
-        )
-
-
 def adapters(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Adapters that are larger than they need to be, or round what they learn away."""
-    learned = memory.trained(c, facts)
+    """Adapters that are too large, or learn at the rate of whole weights: https://thinkingmachines.ai/blog/lora/."""
+    learned, rate = memory.trained(c, facts), c.learning_rate
     if c.lora_rank and learned > facts.sizes.rounded / 4:
         yield Finding(
             "warning",
-            f"lora_rank {c.lora_rank}: adapters of {learned:,} weights, beside {facts.sizes.rounded:,} in linear layers",
-            "Adapters of this size save little. Rewards teach few bits, and ranks up to 32 suffice for them.",
+            f"lora_rank {c.lora_rank}: adapters of {learned:,} weights beside the {facts.sizes.rounded:,} of layers",
+            "Adapters of this size save little, and rewards teach few bits.",
             "lora_rank 32 or less, or 0 to train all weights.",
+        )
+    if c.lora_rank and facts.sizes.parameters >= 1e8 and rate > 0 and not 3e-6 <= rate < 3e-4:
+        yield Finding(
+            "warning" if rate > 1e-5 else "note",
+            f"learning_rate {rate:g} with lora_rank {c.lora_rank}",
+            "The policy is likely to collapse." if rate > 1e-5 else "Adapters take about ten times the usual rate.",
+            "learning_rate 1e-5, up to 1e-4.",
         )
 
 

@@ -138,11 +138,11 @@ def kept(config: Config, facts: Facts) -> float:
       of each linear layer;
     - compiled, under autocast: the residual stream in float32, and rounded two inputs, query, result, key, value and
       both halves of the MLP;
-    - with adapters: what lies between the two factors of each of 7 products.
+    - with adapters: what lies between the two factors of each of 7 products. Frozen norms keep their input alone.
     """
     size, whole = facts.sizes, _whole(config)
     linear = 6 * size.width + 4 * size.intermediate if _half(config) else 2 * size.intermediate
-    widths = 6 if _half(config) else 4
+    widths = 6 if _half(config) and not config.lora_rank else 4
     layer = (widths * size.width + 2 * size.key_width) * whole + linear * _product(config)
     if config.lora_rank and not _half(config):  # the input of each product
         layer += (2 * size.width + 2 * size.intermediate) * whole

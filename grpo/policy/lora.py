@@ -1,10 +1,9 @@
 """LoRA, https://arxiv.org/abs/2106.09685: y = W x + b + s B (A x) with s = alpha / rank, and only A and B are trained.
 
-A linear layer becomes `Adapted` by another class, so the names of its weights stay, and fast paths that know plain
-layers alone leave it out. B begins as zeros, so a policy with new adapters is its base model, to the bit. `merged` gives
-the weights W + s B A, which sampler and `final/` have; the policy's own W never changes. Left out: dropout, since
-sampler, learner and reference have to agree; adapters of embedding and head; the reference (`reference.py`); files
-(`adapter_files.py`).
+A linear layer becomes `Adapted` by another class: names of weights stay, and fast paths for plain layers leave it out.
+B begins as zeros, so a policy with new adapters is its base model, to the bit. `merged` gives the weights W + s B A,
+which sampler and `final/` have; the policy's own W never changes. Left out: dropout, since sampler, learner and
+reference have to agree; adapters of embedding and head; the reference (`reference.py`); files (`adapter_files.py`).
 """
 
 import math

@@ -14,7 +14,7 @@ from grpo.tree import PackedTree
 
 
 def reference_of(policy: Policy) -> nn.Module:
-    """What a run that begins with this policy has as its reference: a frozen copy, or the policy without its adapters."""
+    """The reference of a run that begins with this policy: a frozen copy, or itself without its adapters."""
     return WithoutAdapters(policy) if adapted(policy) else frozen_copy(policy)
 
 
