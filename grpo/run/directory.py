@@ -1,8 +1,8 @@
 """The directory of a run: make it or find it again, claim it, and let one process at a time use it.
 
 `<out_dir>/<run_name>/` holds config.yaml, environment.json, inputs.json, metrics.jsonl, report.html, rollouts/,
-replay/, checkpoints/, final/, adapter/ and eval/. Only rank 0 writes. A run that exists is resumed, never overwritten. Left out:
-what a checkpoint holds (`state.py`).
+replay/, checkpoints/, final/, adapter/ and eval/. Only rank 0 writes. A run that exists is resumed, never overwritten.
+Left out: what a checkpoint holds (`state.py`).
 """
 
 import json
