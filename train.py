@@ -17,6 +17,7 @@ import grpo  # noqa: F401  before torch, which reads settings when it is loaded
 
 # isort: split
 import torch
+from torch import nn
 
 from grpo import distributed
 from grpo.config import Config, parse_args
@@ -29,7 +30,16 @@ from grpo.evaluation.transcribe import Interrupted
 from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
 from grpo.optimizer import next_coefs
-from grpo.policy import Policy, frozen_copy, load_policy, model_directory, prepare_saving, save_model
+from grpo.policy import (
+    Policy,
+    add_adapters,
+    load_policy,
+    model_directory,
+    prepare_saving,
+    reference_of,
+    save_adapters,
+    save_model,
+)
 from grpo.record import measure, write_transcripts
 from grpo.replay.saved import save_step
 from grpo.report import write_report
@@ -46,7 +56,7 @@ from rewards.runner import RewardRunner
 
 
 def train(config: Config, sets: ProblemSets, directory: Path, device: torch.device, signals: Signals) -> None:
-    """Do all steps that are left, then write `final/`.
+    """Do all steps that are left, then write `final/`, and `adapter/` if there is one.
 
     Raises:
         Stopped: after a signal, or after several updates without a finite gradient. The state is saved.
@@ -106,11 +116,12 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                     save_state(directory, learner, state, config.keep_checkpoints)
                 if stop:
                     raise Stopped(*stop)
+    distributed.on_main(lambda: save_adapters(policy, directory / "adapter", config.model, config.revision))
     distributed.on_main(lambda: save_model(policy, tokenizer, directory / "final", final_dtype))
 
 
-def load(config: Config, device: torch.device) -> tuple[Policy, Any, Policy | None, dict]:
-    """The policy that a run begins with, its tokenizer, its frozen copy for the KL, and what `inputs` says of it."""
+def load(config: Config, device: torch.device) -> tuple[Policy, Any, nn.Module | None, dict]:
+    """The policy that a run begins with, its tokenizer, the reference for the KL, and what `inputs` says of it."""
     policy, tokenizer = load_policy(
         config.model,
         revision=config.revision,
@@ -118,10 +129,12 @@ def load(config: Config, device: torch.device) -> tuple[Policy, Any, Policy | No
         precision=config.precision,
         activation_checkpointing=config.activation_checkpointing,
     )
-    reference = frozen_copy(policy) if config.kl_coef > 0 else None
+    base = inputs.of_model(policy)
+    add_adapters(policy, config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
+    reference = reference_of(policy) if config.kl_coef > 0 else None
     if config.compile:
         compile_layers(policy, reference)
-    return policy, tokenizer, reference, inputs.of_model(policy)
+    return policy, tokenizer, reference, base
 
 
 def look_ahead(

@@ -159,6 +159,14 @@ class Config(Source):
     mask_truncated: bool = False
     """Leave completions that were cut at max_new_tokens out of the loss; they stay in the baseline."""
 
+    # Adapters.
+    lora_rank: int = option(0, ">= 0")
+    """Train adapters (LoRA) of this rank, and not the weights; the reference is then the base model. 0: none."""
+    lora_alpha: float = option(32.0, "> 0 and finite")
+    """The output of an adapter is multiplied by lora_alpha / lora_rank."""
+    lora_targets: Literal["all"] | tuple[str, ...] = option("all", distinct=True)
+    """Linear layers with an adapter, such as q_proj, down_proj; all: every one but the head."""
+
     # Optimiser and memory.
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     """Of torch. muon: Muon for the matrices of the layers, AdamW for embeddings, head, norms and biases."""
@@ -225,6 +233,7 @@ class Config(Source):
         plain, group_size = r"\w[\w.+=,-]*", self.group_size
         ranked, three = self.curriculum == "none" or self.eval_correct in self.rewards, len(self.pool_weights) == 3
         slow = not self.kl_target or self.prompts_per_step * group_size < 5 * self.kl_horizon
+        adapters, renews = self.lora_rank, self.reference_sync_every
         rules = (
             ("run_name", "a plain name (letters, digits, _.+=,-)", re.fullmatch(plain, self.run_name)),
             ("reward_weights", f"one number for each of {self.rewards}", len(self.reward_weights) == len(self.rewards)),
@@ -232,6 +241,7 @@ class Config(Source):
             ("pool_weights", "three numbers, not all 0", three and any(self.pool_weights)),
             ("eval_correct", f"one of rewards {self.rewards} under curriculum {self.curriculum}", ranked),
             ("kl_horizon", "above a fifth of prompts_per_step * group_size", slow),
+            ("reference_sync_every", "0 with lora_rank: that reference is fixed", not (adapters and renews)),
             ("pass_k", f"1 or below group_size ({group_size})", self.pass_k == 1 or self.pass_k < group_size),
         )
         for name, allowed, holds in rules:

@@ -107,7 +107,8 @@ class _LinearLogprobs(torch.autograd.Function):
         gradient = any_size(_tile_gradient) if compiled else _tile_gradient
         head = head_for(weight, product_dtype)
         d_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
-        d_head = torch.zeros_like(head, dtype=torch.promote_types(weight.dtype, torch.float32))
+        learns = ctx.needs_input_grad[1]
+        d_head = torch.zeros_like(head, dtype=torch.promote_types(weight.dtype, torch.float32)) if learns else None
         logits, spare = _room(hidden, head, chunk)
         for rows, columns in _blocks(len(hidden), head, chunk):
             inputs = hidden[rows].to(product_dtype)
@@ -118,8 +119,10 @@ class _LinearLogprobs(torch.autograd.Function):
                 z = _tile_logits(inputs, head, words, len(weight), z, absent)
                 d_logits = gradient(z, p, place, inside, temperature, *of_rows, product_dtype)
                 d_hidden[rows] += product(d_logits, head[words])
-                _accumulate(d_head[words], d_logits.t(), inputs)
-        return d_hidden.to(hidden.dtype), d_head[: len(weight)].to(weight.dtype), *[None] * 6
+                if learns:
+                    _accumulate(d_head[words], d_logits.t(), inputs)
+        d_weight = d_head[: len(weight)].to(weight.dtype) if learns else None
+        return d_hidden.to(hidden.dtype), d_weight, *[None] * 6
 
 
 def _add_tile(

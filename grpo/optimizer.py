@@ -56,13 +56,13 @@ def next_coefs(config: Config, moved: Mapping[str, float], metrics: Mapping[str,
 
 
 def make_optimizer(policy: Policy, config: Config) -> torch.optim.Optimizer:
-    """The optimiser that the config names, over float32 master weights.
+    """The optimiser that the config names, over float32 master weights. What is frozen is left out.
 
     Weight decay applies to matrices, not to vectors (norms, biases). The moments are allocated here instead of in the
     first update, for three reasons: they do not fragment the memory, the first step needs as much memory as the others,
     and a lack of memory shows before anything is sampled.
     """
-    parameters = list(policy.parameters())
+    parameters = [p for p in policy.parameters() if p.requires_grad]
     if config.optimizer != "muon":
         return {"adamw": _adamw, "sgd": _sgd}[config.optimizer](parameters, config)
     ends = {policy.model.get_input_embeddings().weight, policy.model.get_output_embeddings().weight}

@@ -26,7 +26,7 @@ from grpo.metrics import Sums
 from grpo.microbatch import Microbatch, counts_of, cut_groups, distinct_tokens, empty
 from grpo.objective import highest_entropy, objective
 from grpo.optimizer import clip_and_step, coefficients, learning_rate, make_optimizer
-from grpo.policy import Policy, mix_in, scatter
+from grpo.policy import Policy, mix_in, scatter, trained
 from grpo.tables import asked, constants, lookup
 from grpo.weighting import WEIGHTINGS
 
@@ -182,6 +182,11 @@ class Learner:
             return batch
         whole = whole or Pass(self.budget, batch)
         return replace(batch, ref_logprobs=self._without_gradient(self.reference, whole)[0])
+
+    @property
+    def trained(self) -> nn.Module:
+        """What changes of the policy in the run, and so belongs into a checkpoint."""
+        return trained(self.policy)
 
     @property
     def moving_reference(self) -> nn.Module | None:

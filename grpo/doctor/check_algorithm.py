@@ -77,6 +77,8 @@ def learning_rate(c: Config, facts: Facts) -> Iterator[Finding]:
     large = facts.sizes.parameters >= 1e8
     if c.learning_rate == 0:
         yield Finding("sure", "learning_rate is 0", "Nothing is learned.", "1e-6 for a model of 100 million and more.")
+    elif c.lora_rank:
+        return  # `adapters` looks at it
     elif large and c.learning_rate >= 1e-5:
         yield Finding(
             "sure" if c.learning_rate >= 1e-4 else "warning",
@@ -91,6 +93,25 @@ def learning_rate(c: Config, facts: Facts) -> Iterator[Finding]:
             f"{updates} updates of {c.learning_rate:g} move a weight by about {updates * c.learning_rate:.0e}",
             "Weights are about 1e-2 in size. This shows that everything works, but accuracy will hardly change.",
             "More num_steps, or a higher learning_rate.",
+        )
+
+
+def adapters(c: Config, facts: Facts) -> Iterator[Finding]:
+    """Adapters that are too large, or learn at the rate of whole weights: https://thinkingmachines.ai/blog/lora/."""
+    learned, rate = memory.trained(c, facts), c.learning_rate
+    if c.lora_rank and learned > facts.sizes.rounded / 4:
+        yield Finding(
+            "warning",
+            f"lora_rank {c.lora_rank}: adapters of {learned:,} weights beside the {facts.sizes.rounded:,} of layers",
+            "Adapters of this size save little, and rewards teach few bits.",
+            "lora_rank 32 or less, or 0 to train all weights.",
+        )
+    if c.lora_rank and facts.sizes.parameters >= 1e8 and rate > 0 and not 3e-6 <= rate < 3e-4:
+        yield Finding(
+            "warning" if rate > 1e-5 else "note",
+            f"learning_rate {rate:g} with lora_rank {c.lora_rank}",
+            "The policy is likely to collapse." if rate > 1e-5 else "Adapters take about ten times the usual rate.",
+            "learning_rate 1e-5, up to 1e-4.",
         )
 
 
@@ -235,6 +256,7 @@ ALGORITHM_CHECKS = (
     several_updates,
     weighting,
     learning_rate,
+    adapters,
     warmup,
     anchor,
     kl,

@@ -26,7 +26,7 @@ from grpo.doctor.finding import Finding
 from grpo.evaluation import protocol
 from grpo.kl import KL
 from grpo.losses import LOSSES
-from grpo.policy import head_sizes, positions_of
+from grpo.policy import head_sizes, linear_layers, positions_of
 from grpo.run.directory import taken
 from grpo.run.machine import device_memory
 from grpo.tables import constants, lookup
@@ -53,6 +53,10 @@ class Sizes:
     """The largest number of positions that the model was made for; None: unknown."""
     ends: bool = False
     """They are a learned table or a sliding window: beyond their end nothing can be computed."""
+    adapted: int = 0
+    """Inputs and outputs of the linear layers in `lora_targets`: the parameters of adapters of rank 1."""
+    dtype: torch.dtype | None = None
+    """Of the model's files; None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def outline(config: Config, sets: ProblemSets, device: torch.device) -> Facts:
     model, tokenizer = sets.shapes
     processes, (free, total) = distributed.world_size(), device_memory(device)
     return Facts(
-        sizes=sizes(model),
+        sizes=sizes(model, config.lora_targets),
         num_train=len(train),
         left_out=len(sets.problems("train", config.num_shots)) - len(train),
         prompt_tokens=tuple(sorted(map(len, encoded))),
@@ -169,11 +173,12 @@ def spread(items: Sequence, at_most: int) -> list:
     return list(items[:: max(1, -(-len(items) // at_most))] if at_most else items)
 
 
-def sizes(model: nn.Module) -> Sizes:
-    """The sizes of a model on any device, `meta` included."""
+def sizes(model: nn.Module, targets: str | Sequence[str] = "all") -> Sizes:
+    """The sizes of a model on any device, `meta` included; `targets` as in `linear_layers`."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     heads, positions = head_sizes(config), positions_of(model)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    adapted = linear_layers(model, targets).values() if linear else ()
     return Sizes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         rounded=sum(parameter.numel() for module in linear for parameter in module.parameters()),
@@ -184,6 +189,8 @@ def sizes(model: nn.Module) -> Sizes:
         vocabulary=len(head.weight),
         context=positions or getattr(config, "max_position_embeddings", None),
         ends=positions is not None,
+        adapted=sum(layer.in_features + layer.out_features for layer in adapted),
+        dtype=config.dtype if isinstance(config.dtype, torch.dtype) else None,
     )
 
 

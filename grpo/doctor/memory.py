@@ -48,20 +48,33 @@ def updates_per_step(config: Config) -> int:
 
 def copies(config: Config, facts: Facts) -> dict[str, float]:
     """{what is as large as the model: its exact bytes in one process}."""
-    size, whole = facts.sizes, _whole(config)
+    size, whole, learned, lora = facts.sizes, _whole(config), trained(config, facts), config.lora_rank > 0
     moments = {
-        "adamw": 2 * size.parameters,
-        "sgd": size.parameters if config.sgd_momentum else 0,
-        "muon": 2 * size.parameters - size.rounded,
+        "adamw": 2 * learned,
+        "sgd": learned if config.sgd_momentum else 0,
+        "muon": learned if lora else 2 * learned - size.rounded,
     }[config.optimizer]
-    copy = _product(config) * size.rounded + whole * (size.parameters - size.rounded)
+    linear, others = _product(config) * size.rounded, whole * (size.parameters - size.rounded)
     head = _product(config) * size.vocabulary * size.width if config.device == "cuda" else 0  # of the sampler
+    frozen = (linear if _stored_rounded(config, facts) else whole * size.rounded) + others
     return {
-        "weights, gradient, moments": whole * (2 * size.parameters + moments),
-        "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
-        "reference": copy if config.kl_coef > 0 else 0,
-        "sampler's copy": copy + head if _half(config) else 0,
+        "weights, gradient, moments": whole * (2 * learned + moments) + (frozen if lora else 0),
+        "gradient, summed over processes": whole * learned if facts.world_size > 1 else 0,
+        "reference": linear + others if config.kl_coef > 0 and not lora else 0,
+        "sampler's copy": (linear + (0 if lora else others) if _half(config) or lora else 0)
+        + (head if _half(config) else 0),
     }
+
+
+def trained(config: Config, facts: Facts) -> int:
+    """The number of parameters that are trained."""
+    return config.lora_rank * facts.sizes.adapted or facts.sizes.parameters
+
+
+def _stored_rounded(config: Config, facts: Facts) -> bool:
+    """Whether frozen linear layers are stored in the compute dtype, since the files hold no more."""
+    same = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, "none") == facts.sizes.dtype
+    return config.lora_rank > 0 and same
 
 
 def estimate(config: Config, facts: Facts) -> Memory:
@@ -81,7 +94,7 @@ def least(config: Config, facts: Facts) -> Memory:
     For sampling this counts keys and values of the shortest prompts, as small as the fused kernels store them. For
     learning only the gradient is exact, so it alone counts; it does not exist while sampling.
     """
-    gradient = _whole(config) * facts.sizes.parameters
+    gradient = _whole(config) * trained(config, facts)
     shortest = facts.prompt_tokens[0] - facts.shared_tokens
     return Memory(
         held=facts.sharing * (sum(copies(config, facts).values()) - gradient),
@@ -124,12 +137,16 @@ def kept(config: Config, facts: Facts) -> float:
     - under bfloat16 autocast: the residual stream, queries, keys and values in float32, and a rounded copy of the input
       of each linear layer;
     - compiled, under autocast: the residual stream in float32, and rounded two inputs, query, result, key, value and
-      both halves of the MLP.
+      both halves of the MLP;
+    - with adapters: what lies between the two factors of each of 7 products. Frozen norms keep their input alone.
     """
     size, whole = facts.sizes, _whole(config)
     linear = 6 * size.width + 4 * size.intermediate if _half(config) else 2 * size.intermediate
-    widths = 6 if _half(config) else 4
+    widths = 6 if _half(config) and not config.lora_rank else 4
     layer = (widths * size.width + 2 * size.key_width) * whole + linear * _product(config)
+    if config.lora_rank and not _half(config):  # the input of each product
+        layer += (2 * size.width + 2 * size.intermediate) * whole
+    layer += 7 * config.lora_rank * _product(config)
     stored = layer
     if config.compile is True and _half(config):
         rounded = 4 * size.width + 2 * size.key_width + 2 * size.intermediate
@@ -164,11 +181,13 @@ def _packed(config: Config, facts: Facts) -> float:
 
 
 def _fixed(config: Config, facts: Facts) -> float:
-    """Bytes of learning that do not grow with tokens: weights rounded by autocast, a chunk of logits, head gradient."""
+    """Bytes of learning that do not grow with tokens: weights rounded by autocast, a chunk of logits, the head and its
+    gradient."""
     size = facts.sizes
-    rounded = _product(config) * size.rounded if _half(config) else 0
+    rounded = _product(config) * size.rounded if _half(config) and not _stored_rounded(config, facts) else 0
+    head = _product(config) + (0 if config.lora_rank else _whole(config))
     chunk = vocabularies_per_chunk(size.vocabulary, torch.device("cuda" if config.device == "cuda" else "cpu"))
-    return rounded + size.vocabulary * (3 * 4 * chunk + (_product(config) + _whole(config)) * size.width)
+    return rounded + size.vocabulary * (3 * 4 * chunk + head * size.width)
 
 
 def _half(config: Config) -> bool:

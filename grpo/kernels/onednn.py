@@ -58,19 +58,23 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, added: Tenso
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """[..,D] -> [..,E]: the layer's output, differentiable. A module that is not a plain `nn.Linear` is just called."""
-    if type(layer) is not nn.Linear or not faster(layer.weight):
-        return layer(x)
-    arguments = x, layer.weight, layer.bias
-    return _Linear.apply(*arguments) if torch.is_grad_enabled() else multiply(*arguments)
+    return product(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b with x [..,D], weight [E,D] and bias [E]; returns [..,E], differentiable. Also for autocast."""
+    if not faster(weight) or torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else multiply(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
-    """y = x W^T + b: dx = dy W, dW = dy^T x, db = sum dy."""
+    """y = x W^T + b: dx = dy W, dW = dy^T x, db = sum dy. For weights that are frozen x is not kept."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.biased = bias is not None
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.biased = ctx.needs_input_grad[2]
         return multiply(x, weight, bias)
 
     @staticmethod
@@ -78,5 +82,5 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         x, weight = ctx.saved_tensors
         rows = dy.flatten(0, -2)
-        d_weight = rows.t() @ x.flatten(0, -2)
+        d_weight = None if x is None else rows.t() @ x.flatten(0, -2)
         return multiply(dy, weight.t()), d_weight, rows.sum(0) if ctx.biased else None

@@ -5,18 +5,21 @@ Most other code needs only the names listed here. Left out: drawing completions 
 
 from grpo.policy.limits import positions_of, refuse_beyond_positions
 from grpo.policy.load import EMBEDDED, load_policy, load_shapes, model_directory
+from grpo.policy.lora import add_adapters, linear_layers, trained
 from grpo.policy.model import Policy, scatter, token_logprobs
-from grpo.policy.reference import frozen_copy, mix_in
-from grpo.policy.save import prepare_saving, save_model
+from grpo.policy.reference import frozen_copy, mix_in, reference_of
+from grpo.policy.save import prepare_saving, save_adapters, save_model
 from grpo.policy.spec import head_sizes
 from grpo.policy.tokens import eos_ids, num_ids, special_tokens
 
 __all__ = [
     "EMBEDDED",
     "Policy",
+    "add_adapters",
     "eos_ids",
     "frozen_copy",
     "head_sizes",
+    "linear_layers",
     "load_policy",
     "load_shapes",
     "mix_in",
@@ -24,9 +27,12 @@ __all__ = [
     "num_ids",
     "positions_of",
     "prepare_saving",
+    "reference_of",
     "refuse_beyond_positions",
+    "save_adapters",
     "save_model",
     "scatter",
     "special_tokens",
     "token_logprobs",
+    "trained",
 ]

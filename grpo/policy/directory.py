@@ -35,8 +35,6 @@ def refuse_no_model(path: str, source: str) -> None:
 
 def _what_lacks(place: Path) -> str:
     """Why a directory is no model, as the end of a sentence; empty: nothing is seen."""
-    if (place / "adapter_config.json").exists():
-        return "is an adapter (LoRA), which has to be merged into its base model first; adapters are not supported"
     if not (place / "config.json").exists():
         return _what_else(place)
     if not any(list(place.glob(name)) for name in TOKENIZER_FILES):

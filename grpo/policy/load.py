@@ -1,6 +1,7 @@
 """Load a policy and its tokenizer from the hub or a directory, or read only a model's sizes.
 
-Left out: saving (`save.py`), what is no model (`directory.py`), what a model can not be used for (`limits.py`).
+A directory of an adapter stands for its base model with the adapter merged into it (`adapter_files.py`). Left out:
+saving (`save.py`), what is no model (`directory.py`), what a model can not be used for (`limits.py`).
 """
 
 import sys
@@ -23,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from grpo import distributed
 from grpo.logprobs import linear_logprobs
-from grpo.policy import weights
+from grpo.policy import adapter_files, weights
 from grpo.policy.attention import PrefillAttention, TreeAttention
 from grpo.policy.decoder import CausalLM
 from grpo.policy.directory import refuse_empty_tokenizer, refuse_no_model, refuse_quantized
@@ -36,6 +37,8 @@ EMBEDDED = Path(__file__).parent.parent / "base_model"
 """Directory of the model named `embedded`: about a million parameters, made by `python -m grpo.pretrain`."""
 SHIPPED = {"embedded": EMBEDDED, "embedded_programs": EMBEDDED.with_name("base_model_programs")}
 """{special name: directory} of the models in this repository, one for each demo."""
+MOST_ADAPTERS = 10
+"""The most adapters that are merged one upon another; more of them name each other in a circle."""
 
 
 def load_policy(
@@ -49,7 +52,7 @@ def load_policy(
     """Load a policy and its tokenizer.
 
     Args:
-        path: a hub name, a local directory, or a name of `SHIPPED`.
+        path: a hub name, a local directory of a model or an adapter, or a name of `SHIPPED`.
         revision: branch, tag or commit on the hub.
         device: where to put it.
         precision: `fp32`, `bf16`, `fp16` or `fp64`. The weights become float32 (float64 under fp64), whatever the dtype
@@ -66,7 +69,7 @@ def load_policy(
     refuse_precision(precision)
     if str(device) == "auto":
         raise ValueError("device is 'auto': must be cpu or cuda where a model is loaded")
-    path = str(path)
+    path, revision, adapters = base_and_adapters(str(path), revision)
     config, tokenizer = _read_config(path, revision)
     dtype = torch.float64 if precision == "fp64" else torch.float32
     model = weights.empty_decoder(config)
@@ -74,9 +77,31 @@ def load_policy(
         policy = _load_wrapped(path, revision, tokenizer, precision, dtype)
     else:
         policy = _load_decoder(model, path, revision, tokenizer, precision, dtype)
+    for place in adapters:
+        with one_sentence(str(place), "can not be merged into its base model"):
+            adapter_files.merge_from(place, policy.model)
     if activation_checkpointing:
         policy.checkpoint_activations()
     return policy.to(device), tokenizer
+
+
+def base_and_adapters(path: str, revision: str | None) -> tuple[str, str | None, list[Path]]:
+    """Path and revision of the model without adapters, and the directories of adapters to merge into it, in order.
+
+    An adapter may belong to a model that is itself an adapter.
+
+    Raises:
+        ValueError: an adapter is not supported, or names no model.
+    """
+    adapters: list[Path] = []
+    while len(adapters) < MOST_ADAPTERS:
+        with one_sentence(path, "is no adapter that can be merged"):
+            base = adapter_files.base_of(Path(model_directory(path)))
+        if base is None:
+            return path, revision, adapters
+        adapters.insert(0, Path(path))
+        path, revision = base
+    raise ValueError(f"model: {path!r} is one of {MOST_ADAPTERS} adapters or more upon each other; use a merged model")
 
 
 def _read_config(path: str, revision: str | None) -> tuple[object, PreTrainedTokenizerBase]:
@@ -144,7 +169,7 @@ def load_shapes(
     Raises:
         ValueError: the model cannot be found or read, or needs something that is not supported.
     """
-    path = str(path)
+    path, revision, _ = base_and_adapters(str(path), revision)
     config, tokenizer = _read_config(path, revision)
     model = weights.empty_decoder(config)
     with one_sentence(path), torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Write a policy as a Hugging Face directory: weights, config, generation config and tokenizer.
+"""Write a policy as a Hugging Face directory: weights, config, generation config and tokenizer; or its adapters.
 
 Left out: how the decoder's weights become files (`weights.py`); checkpoints of a run (`run/checkpoint.py`).
 """
@@ -6,15 +6,18 @@ Left out: how the decoder's weights become files (`weights.py`); checkpoints of 
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.files import give_usual_mode, write_whole
-from grpo.policy import weights
+from grpo.policy import adapter_files, weights
 from grpo.policy.decoder import CausalLM
-from grpo.policy.load import model_directory, one_sentence
+from grpo.policy.load import base_and_adapters, model_directory, one_sentence
+from grpo.policy.lora import adapted, merged
 from grpo.policy.model import Policy
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -45,6 +48,7 @@ def prepare_saving(
         with tempfile.TemporaryDirectory() as place:
             _keep_savable(policy.model.generation_config, place)
             _save_all_but_weights(policy.model, tokenizer, place)
+        path, revision, _ = base_and_adapters(path, revision)
         config = AutoConfig.from_pretrained(model_directory(path), revision=revision)
         base = config.dtype or config.get_text_config().dtype
     return base if dtype == "base" and base in (torch.bfloat16, torch.float16) else policy.head.dtype
@@ -74,27 +78,48 @@ def save_model(
 ) -> None:
     """Write a Hugging Face directory (safetensors, configs, tokenizer), whole or not at all; replaces an older one.
 
+    Adapters are merged into the weights.
+
     Args:
         dtype: of the weights in the files; None: as they are.
 
     Raises:
         OSError: the disk is full or not writable; the message is one sentence.
     """
-    directory, dtype = Path(directory), dtype or policy.head.dtype
+    dtype, model = dtype or policy.head.dtype, policy.model
+    with _whole(Path(directory)) as place:
+        _save_all_but_weights(model, tokenizer, place)
+        if policy.is_decoder:
+            weights.write(merged(model), place, dtype, joint=model.model.spec.joint)
+        else:
+            model.save_pretrained(place, state_dict=_in_dtype(model, dtype), max_shard_size=weights.SHARD)
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        write_whole(place / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def save_adapters(policy: Policy, directory: str | Path, path: str, revision: str | None = None) -> None:
+    """Write the adapters of a policy as peft does, whole or not at all; nothing if it has none.
+
+    Args:
+        path, revision: what the policy was loaded from, which the files name as the base model.
+
+    Raises:
+        OSError: as `save_model`.
+    """
+    if adapted(policy):
+        with _whole(Path(directory)) as place:
+            adapter_files.write(policy.model, place, model_directory(path), revision)
+
+
+@contextmanager
+def _whole(directory: Path) -> Iterator[Path]:
+    """A temporary directory to write into, which takes the place of `directory` at the end; raises as `save_model`."""
     temporary = directory.with_name(directory.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _save_all_but_weights(policy.model, tokenizer, temporary)
-        if policy.is_decoder:
-            weights.write(policy.model, temporary, dtype)
-        else:
-            policy.model.save_pretrained(
-                temporary, state_dict=_in_dtype(policy.model, dtype), max_shard_size=weights.SHARD
-            )
-        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
-        config["dtype"] = str(dtype).removeprefix("torch.")
-        write_whole(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        yield temporary
         give_usual_mode(temporary)
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)
@@ -106,8 +131,11 @@ def save_model(
 def _in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The model's state; weights that are tied stay one tensor, which is written once."""
     made: dict[tuple, torch.Tensor] = {}
-    state = {}
-    for name, weight in model.state_dict().items():
+    state, adapters = {}, adapted(model)
+    whole = model.state_dict() | {name: weight for name, weight in merged(model) if adapters}
+    for name, weight in whole.items():
+        if ".adapter." in name and name.partition(".adapter.")[0] in adapters:
+            continue
         key = (weight.data_ptr(), weight.shape, weight.stride())
         if key not in made or weight.numel() == 0:
             made[key] = weight.to(dtype) if weight.is_floating_point() else weight

@@ -1,7 +1,7 @@
 """Weights of the decoder: read from files or taken over from a model of transformers, and written.
 
 A tensor is read, brought to its dtype and put into its place before the next one is read, so that the weights lie in
-memory once. Left out: configs and tokenizers (`load.py`); adapters, quantized weights.
+memory once. Left out: configs and tokenizers (`load.py`); adapters (`lora.py`); quantized weights.
 """
 
 import json
@@ -170,17 +170,19 @@ def _files(directory: Path) -> list[Path]:
     raise ValueError(f"it has no weights ({SAFE})")
 
 
-def write(model: CausalLM, directory: Path, dtype: torch.dtype) -> None:
-    """Write the weights as safetensors, in files of at most `SHARD`, with the names that the family's files have.
+def write(named: Iterable[tuple[str, Tensor]], directory: Path, dtype: torch.dtype, *, joint: bool) -> None:
+    """Write weights as safetensors, in files of at most `SHARD`, with the names that the family's files have.
 
     Args:
+        named: those of a decoder.
         directory: exists.
         dtype: of the weights in the files.
+        joint: the family's files join matrices (`JOINT`).
     """
-    state = {name: weight.detach().to(dtype) for name, weight in model.named_parameters()}
-    if model.model.spec.joint:
-        for joint, parts in JOINT.items():
+    state = {name: weight.detach().to(dtype) for name, weight in named}
+    if joint:
+        for whole, parts in JOINT.items():
             for first in [name for name in state if name.endswith(f"{parts[0]}.weight")]:
                 owner = first.removesuffix(f"{parts[0]}.weight")
-                state[f"{owner}{joint}.weight"] = torch.cat([state.pop(f"{owner}{part}.weight") for part in parts])
+                state[f"{owner}{whole}.weight"] = torch.cat([state.pop(f"{owner}{part}.weight") for part in parts])
     save_torch_state_dict(state, directory, max_shard_size=SHARD, metadata={"format": "pt"})

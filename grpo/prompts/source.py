@@ -16,7 +16,7 @@ class Source:
 
     model: str = option("embedded", evaluation="model")
     """embedded, embedded_programs: the small base models in this repository, one for each demo; otherwise a local
-    directory or a Hugging Face hub name."""
+    directory (of a model, or of an adapter, which is merged) or a Hugging Face hub name."""
     revision: str | None = option(None, evaluation="revision")
     """Commit, tag or branch of a hub model; None: its default branch."""
     data: str = option("arithmetic", evaluation="data")

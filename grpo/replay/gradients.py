@@ -24,7 +24,7 @@ from grpo.kernels.compiled import compile_layers
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
 from grpo.optimizer import coefficients
-from grpo.policy import frozen_copy, load_policy
+from grpo.policy import add_adapters, load_policy, reference_of
 from grpo.replay.saved import Saved, place_of, read_step
 from grpo.rollout import advantage_of, judge
 from grpo.run import checkpoint
@@ -148,7 +148,8 @@ def learners(was: Config, asked: Config, device: torch.device) -> tuple[Learner,
         precision=was.precision,
         activation_checkpointing=was.activation_checkpointing,
     )
-    reference = frozen_copy(policy) if was.kl_coef > 0 or asked.kl_coef > 0 else None
+    add_adapters(policy, was.lora_rank, was.lora_alpha, was.lora_targets, was.seed)
+    reference = reference_of(policy) if was.kl_coef > 0 or asked.kl_coef > 0 else None
     if was.compile:
         compile_layers(policy, reference)
     taken = Learner(was, policy, reference if was.kl_coef > 0 else None)
@@ -168,7 +169,7 @@ def make_again(
     `coefs` are those that the run had moved to a target. They hold for `other` too, but for those that it changes.
     """
     rows: list[Row] = []
-    parameters = list(taken.policy.parameters())
+    parameters = list(taken.trained.parameters())
     if other is not None:
         batch, whole, updates = other.prepare(learned_from(other.config, saved, taken.policy.device), step)
         kept = {

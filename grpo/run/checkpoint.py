@@ -4,7 +4,7 @@ A checkpoint is written under a temporary name (`step_000010.tmp`), flushed to t
 any moment leaves the last good one intact. Left out: what a run keeps in `state` (`state.py`), and which rank calls
 (rank 0 saves and loads).
 
-    step_000010/model.safetensors   parameters and buffers; shared (tied) tensors are stored once
+    step_000010/model.safetensors   parameters and buffers, or adapters; shared (tied) tensors are stored once
                 optimizer.pt        `optimizer.state_dict()`
                 reference.safetensors   the same of the reference of the KL, if it changes in the run
                 state.json          step, the caller's state, sizes of the files above, and check sums
@@ -47,7 +47,7 @@ def save(
     Args:
         directory: holds the checkpoints; created if missing.
         step: number of steps done.
-        model: the module itself, not its DistributedDataParallel wrapper.
+        model: the module itself, not its DistributedDataParallel wrapper; or the part of it that is trained.
         optimizer: the optimiser of its parameters.
         state: JSON values: counters, best result, scaler state. Floats come back exactly.
         reference: of the KL; None if it stays what the run began with.

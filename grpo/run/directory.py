@@ -1,8 +1,8 @@
 """The directory of a run: make it or find it again, claim it, and let one process at a time use it.
 
 `<out_dir>/<run_name>/` holds config.yaml, environment.json, inputs.json, metrics.jsonl, report.html, rollouts/,
-replay/, checkpoints/, final/ and eval/. Only rank 0 writes. A run that exists is resumed, never overwritten. Left out:
-what a checkpoint holds (`state.py`).
+replay/, checkpoints/, final/, adapter/ and eval/. Only rank 0 writes. A run that exists is resumed, never overwritten.
+Left out: what a checkpoint holds (`state.py`).
 """
 
 import json
@@ -130,7 +130,7 @@ def claim(
     made_of: dict,
     facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write config.yaml, environment.json and inputs.json, and drop `final/` and its evaluation, of an earlier step.
+    """Write config.yaml, environment.json and inputs.json, and drop model and evaluation of an earlier step.
 
     Call it when everything that a run needs has been built, just before its first step or before it goes on. Then a
     mistyped option leaves no claimed directory that would refuse the next try.
@@ -156,7 +156,7 @@ def claim(
             earlier = [*before.pop("earlier", []), before]
         write_whole(file, json.dumps({**environment(device), **(facts or {}), "earlier": earlier}, indent=1) + "\n")
         to_yaml(config, directory / "config.yaml")
-        for old in ("final", "eval", "eval.new"):
+        for old in ("final", "adapter", "eval", "eval.new"):
             shutil.rmtree(directory / old, ignore_errors=True)
             if (directory / old).exists():
                 raise OSError(f"{directory / old} is in the way: must be a directory that can be replaced; remove it")

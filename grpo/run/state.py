@@ -52,7 +52,7 @@ class State:
 class Learned(Protocol):
     """The parts of a learner that a checkpoint saves."""
 
-    policy: nn.Module
+    trained: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     moving_reference: nn.Module | None
@@ -96,7 +96,7 @@ def save_state(directory: Path, learner: Learned, state: State, keep: int) -> No
     content = {**asdict(state), "scaler": learner.scaler.state_dict()}
 
     def write() -> None:
-        parts = learner.policy, learner.optimizer, content, learner.moving_reference
+        parts = learner.trained, learner.optimizer, content, learner.moving_reference
         checkpoint.save(directory / "checkpoints", state.step, *parts)
         checkpoint.prune(directory / "checkpoints", keep, state.best_step or None)
 
@@ -124,14 +124,14 @@ def restore_state(directory: Path, learner: Learned, path: Path | None = None) -
     def read() -> dict | None:
         if (found := path or newest()) is None:
             return None
-        content = checkpoint.load(found, learner.policy, learner.optimizer, learner.moving_reference)
+        content = checkpoint.load(found, learner.trained, learner.optimizer, learner.moving_reference)
         _check(content, found / "state.json")
         return content | {"path": found}
 
     content = distributed.on_main(read)  # hosts need not share a disk: rank 0 reads, and the others receive
     if content is None:
         return State()
-    checkpoint.share(learner.policy, learner.optimizer, learner.moving_reference)
+    checkpoint.share(learner.trained, learner.optimizer, learner.moving_reference)
     path = content.pop("path")
     content["pass_rates"] = {int(problem): rate for problem, rate in content["pass_rates"].items()}  # JSON: texts
     try:

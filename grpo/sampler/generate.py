@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.batch import Batch, Completions
-from grpo.policy import Policy, eos_ids, frozen_copy, mix_in, refuse_beyond_positions, token_logprobs
+from grpo.policy import Policy, eos_ids, frozen_copy, mix_in, refuse_beyond_positions, token_logprobs, trained
 from grpo.sampler.draw import PURPOSES, Draw
 from grpo.sampler.rows import Rows
 from grpo.sampler.stops import StopStrings
@@ -36,7 +36,7 @@ class Sampler:
         """Wrap a policy, or a causal language model of transformers.
 
         Without autocast the sampler reads the policy's own weights. With autocast it keeps a copy with rounded linear
-        layers, so that no decoding step rounds them again.
+        layers, so that no decoding step rounds them again. Of a policy with adapters it keeps a copy with merged ones.
 
         Args:
             model: what to sample from.
@@ -45,7 +45,8 @@ class Sampler:
                 compiled learning does, so pass False if the same policy learns without being compiled.
         """
         policy = model if isinstance(model, Policy) else Policy(model, tokenizer)
-        self.policy = policy if policy.autocast_dtype is None else frozen_copy(policy)
+        copied = policy.autocast_dtype is not None or trained(policy) is not policy
+        self.policy = frozen_copy(policy) if copied else policy
         self.tokenizer = tokenizer
         self.is_eos = torch.zeros(policy.vocab_size, dtype=torch.bool)
         self.is_eos[[i for i in eos_ids(policy.model, tokenizer) if i < policy.vocab_size]] = True

@@ -8,6 +8,7 @@ import torch
 from grpo.doctor import memory
 from grpo.doctor.facts import sizes
 from grpo.doctor.memory import LEAST_TOKENS, MOST_TOKENS, USED, budget, copies, estimate, kept, least, places
+from grpo.policy import add_adapters, trained
 from grpo.sampler import Sampler
 from grpo.sampler.cache import DecodeAttention
 from grpo.tree import pack
@@ -40,6 +41,31 @@ def test_what_is_as_large_as_the_model_is_four_floats_a_weight_and_the_copies():
     assert held(precision="fp64") == 32 * 500_000_000
     two = copies(config(**RECIPE), replace(KNOWN, world_size=2))
     assert two["gradient, summed over processes"] == 4 * 500_000_000
+
+
+def test_adapters_have_gradient_and_moments_alone_and_share_what_is_not_linear():
+    rank = {"lora_rank": 10, "kl_coef": 0.1}
+    learned, others, head = 10 * SIZES.adapted, 4 * 150_000_000, 2 * SIZES.vocabulary * SIZES.width
+    whole = others + 2 * 2 * 350_000_000 + head  # in bfloat16 the policy's linear layers and the sampler's
+    assert held(**rank) == 16 * learned + whole
+    assert held(**rank, optimizer="muon") == 12 * learned + whole
+    assert held(**rank, precision="fp16") == 16 * learned + whole + 2 * 350_000_000  # the files are in bfloat16
+    assert held(**rank, precision="fp32") == 16 * learned + others + 2 * 4 * 350_000_000
+    two = copies(config(**RECIPE | rank), replace(KNOWN, world_size=2))
+    assert two["gradient, summed over processes"] == 4 * learned
+    assert least(config(**RECIPE | rank), KNOWN).learning == 4 * learned
+    fixed = [estimate(config(**RECIPE | {"lora_rank": r}), KNOWN) for r in (0, 1)]
+    fewer = 2 * 350_000_000 + 4 * SIZES.vocabulary * SIZES.width - 1000 * 26 * 7 * 2  # not rounded again; no gradient
+    assert fixed[0].learning - fixed[1].learning == fewer
+
+
+def test_sizes_of_adapters_are_counted_from_the_layers():
+    policy, targets = tiny_policy(), ("q_proj", "down_proj")
+    for chosen in ("all", targets):
+        adapted = tiny_policy()
+        add_adapters(adapted, 3, 6.0, chosen, seed=0)
+        counted = sum(p.numel() for p in trained(adapted).parameters())
+        assert memory.trained(config(lora_rank=3), facts(sizes=sizes(policy.model, chosen))) == counted
 
 
 def test_the_cache_is_the_trunk_once_a_branch_per_prompt_and_own_tokens_per_row():
@@ -119,17 +145,19 @@ def tensors(item) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in tensors(part)]
 
 
+@pytest.mark.parametrize("lora_rank", [0, 4])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_is_kept_of_a_token_is_what_autograd_saves(precision, checkpointing):
+def test_what_is_kept_of_a_token_is_what_autograd_saves(precision, checkpointing, lora_rank):
     """Of a token in a layer: the difference that tokens make, in the difference that layers make."""
     grown, counted = [], []
     for layers in (2, 6):
         policy = tiny_policy("llama", precision, num_hidden_layers=layers)
+        add_adapters(policy, lora_rank, 8.0, "all", seed=0)
         if checkpointing:
             policy.train().checkpoint_activations()
         grown.append((saved_bytes(policy, 40) - saved_bytes(policy, 20)) / 20)
-        recipe = config(precision=precision, activation_checkpointing=checkpointing)
+        recipe = config(precision=precision, activation_checkpointing=checkpointing, lora_rank=lora_rank)
         counted.append(kept(recipe, facts(sizes=sizes(policy.model))))
     assert grown[1] - grown[0] == pytest.approx(counted[1] - counted[0], rel=0.05)
 

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from grpo.config import Config
 from grpo.doctor.facts import Evaluation, Facts, Sizes
 
@@ -14,6 +16,8 @@ SIZES = Sizes(
     key_width=128,
     vocabulary=150_000,
     context=32_768,
+    adapted=450_000,
+    dtype=torch.bfloat16,
 )
 EVALUATION = Evaluation("test", 8, 1319, 1000, 4096, also_trained=())
 FACTS = Facts(

@@ -83,3 +83,19 @@ def test_other_layers_compute_for_themselves():
 def test_small_weights_and_other_dtypes_stay_with_torch(weight):
     assert not faster(weight)
     assert multiply(torch.ones(2, weight.shape[1], dtype=weight.dtype), weight).unique().tolist() == [weight.shape[1]]
+
+
+def test_of_frozen_weights_no_input_is_kept_and_no_gradient_made():
+    frozen = layer(True).requires_grad_(False)
+    x = random(7, NARROW).requires_grad_()
+    y = linear(frozen, x)
+    assert [kept is None for kept in y.grad_fn.saved_tensors] == [True, False]
+    y.sum().backward()
+    assert frozen.weight.grad is None and frozen.bias.grad is None
+    torch.testing.assert_close(x.grad, frozen.weight.sum(0).expand(7, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_under_autocast_the_product_is_rounded_as_torch_rounds_it():
+    plain, x = layer(True), random(7, NARROW)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(onednn.product(x, plain.weight, plain.bias), plain(x))

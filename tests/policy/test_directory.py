@@ -78,9 +78,9 @@ def test_c49_no_weights_or_a_part_of_them(model, capsys):
 
 def test_c49_an_adapter(model, capsys):
     (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    assert "is an adapter (LoRA), which has to be merged" in refused(model, capsys)
-    (model / "config.json").unlink()
-    assert "is an adapter (LoRA), which has to be merged" in refused(model, capsys)
+    assert "is no adapter that can be merged: its adapter_config.json must name its base" in refused(model, capsys)
+    (model / "adapter_config.json").write_text('{"peft_type": "LOHA", "base_model_name_or_path": "elsewhere"}')
+    assert "is no adapter that can be merged: adapters with peft_type 'LOHA' are not supp" in refused(model, capsys)
 
 
 def test_c49_a_run_and_its_checkpoints(model, tmp_path, capsys):

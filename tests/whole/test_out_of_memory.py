@@ -114,9 +114,9 @@ def short_of_memory(rank: int = 1) -> None:
             out_of_memory()
         return forward(self, tree, temperature)
 
-    def limiting(self, batch, step, sums):
+    def limiting(self, batch, step, *more):
         limits.append(20 if step == 1 else 10)
-        return learn(self, batch, step, sums)
+        return learn(self, batch, step, *more)
 
     Policy.forward, Learner.learn = limited, limiting
 
