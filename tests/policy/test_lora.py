@@ -41,8 +41,8 @@ from grpo.sampler.products import fits
 from tests.fakes import runs
 from tests.fakes.compiling import aot_eager  # noqa: F401
 from tests.fakes.models import byte_tokenizer, in_float64, tiny_policy
+from tests.fakes.runs import assert_alike
 from tests.policy.test_model import make_batch
-from tests.whole.test_invariance import assert_alike
 
 GOLDEN = Path(__file__).parent / "golden" / "adapter"
 IDS = [[0, 6, 3, 7, 1, 2], [4, 4, 6, 0, 7, 9]]

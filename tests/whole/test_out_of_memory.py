@@ -15,7 +15,8 @@ from grpo.policy import Policy
 from grpo.update import Learner
 from tests.fakes import runs
 from tests.fakes.models import tiny_policy
-from tests.whole.test_invariance import FIRST, assert_alike, assert_same, learned
+from tests.fakes.runs import assert_alike
+from tests.whole.test_invariance import FIRST, assert_same, learned
 
 CASE = ("several updates", *FIRST[0])  # old log-probabilities, a reference, two minibatches in each of two epochs
 BUDGET, ROOM = 14, 10
