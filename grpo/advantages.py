@@ -1,11 +1,9 @@
 """Advantages: how much better a completion was than its siblings, from rewards alone.
 
-Each function maps the rewards of a group to the advantages of that group. Most need nothing else. What another function
-needs it asks for by name: `lengths`, the option of a constant, or `sum_over_ranks` where the groups of a whole step are
-seen together. Such statistics are sums over all ranks, so the result does not depend on how many there are.
+Each function maps the rewards of a group to its advantages. What it needs beside, it asks for by name: `lengths`, the
+option of a constant, or `sum_over_ranks` for statistics of a whole step, which do not depend on the number of ranks.
 
-Nothing is filtered here: a sample whose reward failed (`valid` False) stays in its place with advantage 0 and takes no
-part in the baseline.
+Left out: filters. A sample whose reward failed (`valid` False) has advantage 0 and no part in the baseline.
 """
 
 import math
@@ -292,7 +290,7 @@ ADVANTAGES = {
 FACTS = ("valid", "lengths", "sum_over_ranks")
 """What an advantage may ask for besides options."""
 
-# The tests check every entry of the table for what all advantages share. They check the names in these sets for more.
+# The tests check every entry for what all advantages share. They check the names in these sets for more.
 MEAN_BASELINE = frozenset({"grpo", "dr_grpo", "rloo", "pkpo", "batch_std", "reinforce_pp_baseline"})
 """A group adds up to 0, and adding a number to all of its rewards changes nothing."""
 OF_THE_STEP = frozenset({"batch_std", "reinforce_pp_baseline"})
