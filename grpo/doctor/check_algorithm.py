@@ -242,6 +242,18 @@ def penalties(c: Config, facts: Facts) -> Iterator[Finding]:
             )
 
 
+def partial_credit(c: Config, facts: Facts) -> Iterator[Finding]:
+    """A large reward for a part of a program's tests, which a constant function can earn."""
+    for name, weight in zip(c.rewards, c.reward_weights, strict=True):
+        if name == "code.passed" and weight > 0.3:
+            yield Finding(
+                "warning",
+                f"code.passed has weight {weight:g}",
+                "A function that returns a constant passes some tests of most problems, and that is easily learned.",
+                "code.correctness with weight 1, and code.passed with 0.3 or less beside it.",
+            )
+
+
 def temperature(c: Config, facts: Facts) -> Iterator[Finding]:
     """Sampling far from the model's own distribution."""
     if 0.5 <= c.temperature <= 1.3:
@@ -266,5 +278,6 @@ ALGORITHM_CHECKS = (
     idle_processes,
     flat_groups,
     penalties,
+    partial_credit,
     temperature,
 )

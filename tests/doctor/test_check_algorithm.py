@@ -62,6 +62,7 @@ def test_a_good_recipe_has_no_finding():
         ({"curriculum": "pass_rate"}, "note", "curriculum pass_rate draws 6,400 times from 7,000 problems"),
         ({"reward_weights": (0.0, 0.0)}, "sure", "every reward_weight is 0"),
         ({"reward_weights": (-1.0, 1.0)}, "warning", "gsm8k.format has weight -1"),
+        ({"rewards": ("code.passed",), "reward_weights": (1.0,)}, "warning", "code.passed has weight 1"),
         ({"temperature": 0.2}, "warning", "temperature 0.2"),
         ({"temperature": 2.0}, "warning", "temperature 2"),
     ],
