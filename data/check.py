@@ -46,7 +46,8 @@ def failing(
 def main(argv: list[str]) -> int:
     """Run the command. Returns the exit code: 0, 1 if a solution fails, or 2 for a wrong file."""
     if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: python -m data.check FILE")
+        print("usage: python -m data.check FILE\n")
+        print((__doc__ or "").splitlines()[0])
         return 0 if argv in (["-h"], ["--help"]) else 2
     try:
         problems = problems_of(Path(argv[0]).expanduser())

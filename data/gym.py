@@ -9,6 +9,7 @@ Needs the extra `gym`. Left out: composite tasks and curricula, and scoring (`re
 
 import ast
 import dataclasses
+import difflib
 
 from data import prompts
 from data.options import split_path, whole
@@ -88,12 +89,15 @@ def _settings(name: str, options: dict[str, str]) -> dict:
     if name in REFUSED:
         raise ValueError(f"data_path: task {name!r} of data 'gym' is refused: {REFUSED[name]}")
     if name not in DATASETS:
-        raise ValueError(f"data_path: {name!r} is not one of {', '.join(sorted(set(DATASETS) - set(REFUSED)))}")
+        tasks = sorted(set(DATASETS) - set(REFUSED))
+        near = difflib.get_close_matches(name, tasks, 1)
+        hint = f"did you mean {near[0]}?" if near else "name a task, such as countdown:size=2000"
+        raise ValueError(f"data_path: {name!r} is not one of {', '.join(tasks)}; {hint}")
     kind = DATASETS[name][1]
     known = [field.name for field in dataclasses.fields(kind) if field.name not in ("seed", "size")]
     for option in options:
         if option not in known:
-            raise ValueError(f"data_path: {option!r} is not one of the options of {name!r}: {', '.join(known)}")
+            raise ValueError(f"data_path: {option!r} is not one of the options of {name!r}: {', '.join(known)}, size")
     settings = {option: _value(text) for option, text in options.items()}
     try:
         made = kind(**settings)

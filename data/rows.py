@@ -48,7 +48,9 @@ def file_of(directory: Path, split: str) -> Path:
             return directory / f"{split}{ending}"
     found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     held = f"; the directory holds {', '.join(found[:5])}{', ...' if found[5:] else ''}" if found else ""
-    reason = "No such file or directory" if directory.is_dir() or not directory.exists() else "Not a directory"
+    if directory.is_file():
+        raise ValueError(f"data_path: {directory} is a file: must be a directory, or read by data 'hub'")
+    reason = "No such file or directory"
     raise ValueError(f"data_path: {directory / f'{split}.jsonl'} cannot be read ({reason}){held}")
 
 

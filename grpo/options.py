@@ -178,9 +178,11 @@ def _help(kind: type, prog: str, below: dict[str, tuple[str, Any]]) -> str:
     defaults = {field.name: field.default for field in fields}
     with suppress(ValueError):  # a required field is missing: show the fields' own defaults
         defaults = vars(_build(kind, below))
-    lines = [f"usage: {prog} --name value ...\n", inspect.getdoc(kind)]
+    lines = [f"usage: {'python -m ' * prog.startswith('grpo.')}{prog} --name value ...\n", inspect.getdoc(kind)]
     for field in fields:
         default = defaults[field.name]
+        if field.default == "auto" and field.name not in below:
+            default = "auto"  # the defaults above have what it means for one data set
         shown = "none, required" if default is dataclasses.MISSING else default
         lines.append(f"\n--{field.name} {_describe(hints[field.name], field.metadata)}")
         lines.append(textwrap.indent(textwrap.fill(f"{docs.get(field.name, '')} (default: {shown})", 110), "    "))

@@ -1,6 +1,6 @@
 """Try a model on one prompt: `python -m grpo.sample MODEL --prompt TEXT` prints completions of the sampler.
 
-`--question` puts a question into the prompt format of training, `--chat` into the model's chat template. Left out:
+`--question` puts a question into the prompt format of word problems, `--chat` into the model's chat template. Left out:
 conversations.
 """
 
@@ -27,11 +27,12 @@ class SampleOptions:
     """Complete one prompt with a model. The model may come first: python -m grpo.sample MODEL --prompt TEXT."""
 
     model: str = "embedded"
-    """embedded, a local directory such as runs/NAME/final, or a hub name."""
+    """embedded, embedded_programs, a local directory such as runs/NAME/final, or a hub name."""
     prompt: str | None = None
     """The text to complete, used as it is; None: read it from standard input."""
     question: str | None = None
-    """A question that is put into the prompt format of training; use it instead of `prompt`."""
+    """A question that is put into the prompt format of word problems (arithmetic, gsm8k). A model that was trained on
+    other data, such as programs, needs its whole `prompt`, and its `stop`."""
     chat: bool = False
     """Put `question` or `prompt` into the tokenizer's chat template."""
     system_prompt: str | None = None

@@ -212,9 +212,27 @@ def test_help_explains_every_field_and_shows_the_recipes_default(capsys, tmp_pat
         assert f"First, in seconds. (default: {default})" in shown
 
 
+def test_help_shows_auto_as_the_default_and_not_what_it_means_for_one_data_set(capsys):
+    with pytest.raises(SystemExit):
+        parse(Settled, ["--help"], prog="grpo.tool")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Rewards. (default: auto)" in shown and "usage: python -m grpo.tool" in shown
+
+
 def test_nearest_name():
     assert did_you_mean("learning_rat", ["seed", "learning_rate"]) == "; did you mean learning_rate?"
     assert did_you_mean("zzz", ["seed", "learning_rate"]) == ""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """An `auto` that gets a value at once."""
+
+    rewards: str = "auto"
+    """Rewards."""
+
+    def __post_init__(self) -> None:
+        vars(self).update(rewards="of one data set")
 
 
 @dataclass(frozen=True)

@@ -133,11 +133,12 @@ def _right_answers(c: Config, name: str, graded: list[Graded], needed: float, er
     counted = f"{len(never)} of {len(graded)}"
     these = f"{share:.2%} of the gold answers ({counted}: {shown}), even written as the exemplars are"
     if failed:
+        place = name.replace(":", ", function ") if ".py:" in name else name.replace(".", ".py, function ")
         yield Finding(
             "sure",
             f"{name} fails on every text it was tried on: {error}",
             "Where a reward fails, nothing is learned. Where a grader fails, the text counts as wrong.",
-            f"Correct {name.replace('.', '.py, function ')}.",
+            f"Correct {place}.",
         )
     elif never and 0 < highest < needed:
         full = f"{name.partition('.')[2]}.full_value = {highest:g}"

@@ -93,7 +93,7 @@ def _plain_text(tokenizer, stop: Sequence[str]) -> Iterator[Finding]:
             "completion prompts without a stop string",
             "A base model answers and then writes the next question. Most completions are cut at max_new_tokens, and "
             "their last lines answer something else. A gain may then come from learning to stop alone.",
-            'Give the data a `stop`, such as ["\\n\\nQuestion:"]. For a chat model use --chat True.',
+            'Give the data a column `stop`, with a list such as ["\\n\\nQuestion:"]. For a chat model use --chat True.',
         )
     if tokenizer.chat_template:
         yield Finding(

@@ -103,7 +103,7 @@ def check(config: Config, sets: ProblemSets, device: torch.device) -> tuple[str,
     for finding in found:
         lines += [f"{finding.level:<8} {finding.what}", f"{'':8} {finding.means}", f"{'':8} -> {finding.do}"]
     sure = sum(finding.level == "sure" for finding in found)
-    lines.append(f"{len(found)} findings, {sure} surely wrong. Nothing was started.")
+    lines.append(f"{len(found)} finding{'s' * (len(found) != 1)}, {sure} surely wrong. Nothing was started.")
     return "\n".join(lines), int(sure > 0)
 
 
@@ -113,7 +113,7 @@ def summary(c: Config, facts: Facts) -> list[str]:
     too_long = facts.left_out + sum(length > c.max_prompt_tokens for length in facts.prompt_tokens)
     too_short = sum(length >= c.max_new_tokens for length in worked)
     drawn = c.num_steps * c.prompts_per_step
-    solutions = "the data has none"
+    solutions = "the data has no worked ones"
     if worked:
         limit = f"limit max_new_tokens {c.max_new_tokens}: {too_short} of {len(worked)} do not fit"
         solutions = f"{spread_of(worked)} tokens; {limit}"

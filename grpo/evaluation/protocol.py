@@ -69,7 +69,7 @@ class EvalOptions(Source):
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(f"temperature is {self.temperature}: must be finite, >= 0, and > 0 with several samples")
         if (self.model is None) == (self.regrade is None):
-            raise ValueError("model: give either --model or --regrade, not both")
+            raise ValueError(f"model: give either --model or --regrade{', not both' if self.model else ''}")
         if self.regrade is not None:
             allowed = options.facts_of(EvalOptions, "regrades")
             for field in fields(self):

@@ -82,7 +82,7 @@ def state_of(cell: Cell, code: int) -> str:
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0 if all cells are done, 1 if some failed, 2 for a wrong option, 130 if interrupted."""
     ours, theirs = split_flags(argv)
-    sweep = options.parse(Sweep, ours, "sweep")
+    sweep = options.parse(Sweep, ours, "grpo.sweep")
     states: dict[str, str] = {}
     try:
         cells = make_cells(sweep, theirs)

@@ -119,6 +119,9 @@ def test_a_malformed_line_is_named(files, line, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"data_path: .*train\.jsonl cannot be read \(No such file or directory\)"):
         load(tmp_path, "train")
+    (tmp_path / "mine.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"data_path: .*mine\.jsonl is a file: must be a directory"):
+        load(tmp_path / "mine.jsonl", "train")
 
 
 def test_the_hub_is_asked_for_the_main_configuration(monkeypatch):

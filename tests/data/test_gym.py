@@ -54,8 +54,8 @@ def test_exemplars_show_answers_and_are_not_asked():
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [(None, "'' is not one of ab, acre,"), ("nothing:size=3", "'nothing' is not one of ab, acre,")]
-    + [("gcd:sizes=3", "'sizes' is not one of the options of 'gcd': min_numbers, max_numbers")]
+    [(None, "'' is not one of ab, acre,.*; name a task, such as countdown:"), ("countdwn", "; did you mean countdown")]
+    + [("gcd:sizes=3", "'sizes' is not one of the options of 'gcd': min_numbers, max_numbers.*, size")]
     + [("gcd:size=0", "size=0 must be a whole number from 1 to"), ("gcd:min_numbers=9", "'gcd' does not take .*min_")]
     + [("gcd:min_numbers=two", "'gcd' does not take"), ("gcd:size=2,seed=3", "'seed' is not one of the options")]
     + [("game_of_life_halting", "is refused: its scorer pays in full for any text")]

@@ -83,6 +83,12 @@ def test_a_reward_that_fails_on_every_text_shows_with_its_reason(monkeypatch, br
     assert said(found) == [("sure", f"{OURS} fails on every text it was tried on: it broke")] * (broken_on == "all")
 
 
+def test_a_reward_that_fails_is_named_by_its_file_and_function(tmp_path):
+    (tmp_path / "own.v2.py").write_text("def broken(completion, problem):\n    raise KeyError\n")
+    found = look((f"{tmp_path}/own.v2.py:broken", OURS), (), [problem("18")])
+    assert [finding.do for finding in found] == [f"Correct {tmp_path}/own.v2.py, function broken."]
+
+
 def test_ways_to_write_a_right_answer_are_right_but_where_they_say_so():
     odd = {*check_graders.OTHER_FORMS, "no #### before the answer", "an equation on the answer line"}
     for answer in ("18", "1,080", "1080", "-7"):

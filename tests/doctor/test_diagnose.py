@@ -55,7 +55,7 @@ def test_the_summary_says_what_was_counted():
     assert "200 steps, 400 updates, 0.91 epochs of the 7,000 training problems" in text
     assert "8.00 GB  weights, gradient, moments" in text and "reference" not in text
     assert "at most 65,536 tokens per step" in text
-    assert "the data has none" in "\n".join(summary(config(), facts(solution_tokens=())))
+    assert "no worked ones" in "\n".join(summary(config(), facts(solution_tokens=())))
 
 
 def test_a_step_that_can_not_fit_is_refused_with_its_numbers():

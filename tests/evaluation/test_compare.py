@@ -254,7 +254,8 @@ def test_what_evaluations_will_need_is_checked_before(place):
         ({"shots": (-1,)}, "shots is "),
         ({"samples": 2}, "temperature is 0.0: must be finite, >= 0, and > 0 with several samples"),
         ({"graders": ()}, "graders is "),
-        ({"model": None}, "either --model or --regrade"),
+        ({"model": None}, "either --model or --regrade$"),
+        ({"model": "m", "regrade": "d"}, "either --model or --regrade, not both"),
         ({"model": None, "regrade": "d", "budget": 512}, "data: must be left out with --regrade"),
     ],
 )

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import data
 from data.problem import Problem
+from grpo.config import parse_args
 from grpo.tables import constants
 from rewards import gsm8k
 
@@ -48,6 +50,15 @@ def put(copy: Path, where: str, piece: str) -> None:
     else:
         (found,) = re.findall(BELOW[where], text := file.read_text(), re.M)
         file.write_text(text.replace(found, found + piece))
+
+
+def test_every_task_of_the_table_is_a_command(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table = (ROOT / "README.md").read_text().partition("## Tasks\n")[2].partition("\n## ")[0]
+    flags = [shlex.split(words) for words in re.findall(r"^\|[^|]*\| `(--.*?)` \|", table, re.M)]
+    asked = {parse_args(words).data for words in flags}
+    assert asked == {"programs", "gsm8k", "hub", "code", "symbolic", "hendrycks_math", "gym"}
+    assert asked <= set(data._known())
 
 
 @pytest.fixture(scope="module")
