@@ -124,4 +124,5 @@ def prctl(option: int, *values: int) -> None:
     words = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
     if ctypes.CDLL(None, use_errno=True).prctl(option, *words):
         error = ctypes.get_errno()
-        raise OSError(error, f"prctl {option}: {os.strerror(error)}")
+        name = "seccomp" if option == PR_SET_SECCOMP else f"prctl {option}"
+        raise OSError(error, f"{name}: {os.strerror(error)}")

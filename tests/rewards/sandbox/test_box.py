@@ -111,7 +111,7 @@ def test_a_machine_that_can_not_seal_is_refused_in_one_sentence(monkeypatch):
         with pytest.raises(ValueError) as refused:
             proven()
     assert str(refused.value) == (
-        "code rewards: this machine can not seal a program (seccomp: Function not implemented). Use Linux on x86_64, "
+        "rewards: this machine can not seal a program (seccomp: Function not implemented). Use Linux on x86_64, "
         "or set GRPO_UNSAFE_CODE=1 to run what the model writes with your own rights"
     )
 
