@@ -1,7 +1,7 @@
 """The rewards of Reasoning Gym (`data/gym.py`): the answer is what stands between the last `<answer>` and `</answer>`.
 
 Its scorers run sealed and with a limit of CPU time (`sandbox/`, `score_gym.py`). A scorer that fails or hangs gives 0.
-Nine of them execute the answer, which could then give itself any score, so what they get is limited to what an answer
+Eight of them execute the answer, which could then give itself any score, so what they get is limited to what an answer
 needs. Needs the extra `gym`. Left out: a reward between 0 and 1 as a default, since many scorers pay a part for the
 question itself or for any text that contains the gold answer.
 """
@@ -24,14 +24,16 @@ TIP = 0.05
 """What scorers give to any text at all, at most. It counts as nothing."""
 TAGS = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
-PLAIN = re.compile(r"[^(){}.@\\]*")
-"""A text in which nothing can be called: lists of words and numbers."""
+PLAIN = re.compile(r"[A-Z0-9_,\s'\"\[\]-]*")
+"""Numbers, capital letters, and lists of both: not a name of Python, nor of a variable of the scorer."""
+ARITHMETIC = re.compile(r"(?:[0-9]|[-+()\s]|\*(?!\*)|/(?!/))*+")
+"""Whole numbers and the four operations. With a letter x any number could be made, of x/x."""
 WORDS = r"(?:sin|cos|tan|cot|sec|csc|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt|pi|Abs|[A-Za-z])(?![A-Za-z])"
 FORMULA = re.compile(rf"(?:(?<![A-Za-z0-9.]){WORDS}|(?<=[0-9]){WORDS}|[0-9]++(?:\.[0-9]*+)?|\.[0-9]++|[-+*/^(),\s])*+")
 """Numbers, letters and functions with operators between them."""
 ALLOWED = dict.fromkeys(("string_insertion", "spiral_matrix", "binary_matrix", "n_queens"), PLAIN)
 ALLOWED |= dict.fromkeys(("simple_integration", "intermediate_integration", "polynomial_multiplication"), FORMULA)
-ALLOWED |= dict.fromkeys(("puzzle24", "countdown"), FORMULA)
+ALLOWED["countdown"] = ARITHMETIC
 """What an answer may be, for the tasks whose scorers execute it."""
 
 

@@ -6,12 +6,13 @@ that asks (`client.py`).
 """
 
 import builtins
-import codecs
 import contextlib
+import encodings
 import gc
 import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import site
@@ -26,19 +27,17 @@ from rewards.sandbox.filter import seal
 
 LIBRARY = """
 abc argparse array ast asyncio atexit base64 bdb binascii bisect bz2 calendar cmath cmd code codecs collections
-collections.abc colorsys concurrent.futures concurrent.futures.thread configparser contextlib contextvars copy copyreg
-csv ctypes dataclasses datetime decimal difflib dis doctest email.message enum errno faulthandler fnmatch fractions
-functools gc getopt glob gzip hashlib heapq hmac html html.parser http importlib.abc importlib.util inspect io
-ipaddress itertools json keyword linecache locale logging lzma math mimetypes mmap multiprocessing numbers opcode
-operator optparse os os.path pathlib pdb pickle pickletools pkgutil platform pprint profile queue quopri random re
-reprlib resource sched secrets select selectors shelve shlex shutil signal socket sqlite3 stat statistics string
-stringprep struct subprocess symtable sys sysconfig tempfile textwrap threading time timeit token tokenize trace
+collections.abc colorsys cProfile concurrent.futures concurrent.futures.thread configparser contextlib contextvars copy
+copyreg csv ctypes dataclasses datetime decimal difflib dis doctest email.message enum errno faulthandler fileinput
+fnmatch fractions functools gc getopt glob gzip hashlib heapq hmac html html.parser http importlib.abc importlib.util
+inspect io ipaddress itertools json keyword linecache locale logging lzma math mimetypes mmap multiprocessing numbers
+opcode operator optparse os os.path pathlib pdb pickle pickletools pkgutil platform pprint profile pstats queue quopri
+random re reprlib resource sched secrets select selectors shelve shlex shutil signal socket sqlite3 stat statistics
+string stringprep struct subprocess symtable sys sysconfig tempfile textwrap threading time timeit token tokenize trace
 traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.parse urllib.request uuid warnings weakref
 xml.etree.ElementTree zipfile zlib zoneinfo _strptime _pydecimal _pydatetime __future__ graphlib
 """
 """What programs may import: after the seal nothing else can be found."""
-CODECS = "ascii latin-1 utf-8 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 cp1252 cp437 idna punycode hex base64 rot13"
-CODECS += " unicode-escape raw-unicode-escape zlib bz2 shift_jis gbk big5 euc_jp"
 ROLES = {"script": program.script, "solution": program.solution, "checker": checker.main, "function": checker.function}
 """What a child can be."""
 BUSY, MOST_WALLS = 0.1, 3.0
@@ -95,8 +94,9 @@ def load(preload: list[str], path: list[str]) -> None:
             loaded = importlib.import_module(module)
             if function:
                 getattr(loaded, function)()
-    for name in CODECS.split():
-        codecs.lookup(name)
+    for codec in pkgutil.iter_modules(encodings.__path__):
+        with contextlib.suppress(ImportError):  # those of Windows
+            importlib.import_module(f"encodings.{codec.name}")
     time.strptime("2000", "%Y")
     site.setquit()
     builtins.copyright = builtins.credits = builtins.license = None

@@ -28,7 +28,7 @@ PATIENCE = 10.0
 START_SECONDS = 120.0
 UNSAFE = "GRPO_UNSAFE_CODE"
 START = "import sys; sys.path.insert(0, sys.argv[2]); from rewards.sandbox.box import main; main(int(sys.argv[1]))"
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 """All variables that the box and its programs have."""
 ADD_SEALS, ALL_SEALS = 1033, 15
 """fcntl: nobody may shrink, grow or write a memory file, nor take that back."""
@@ -143,13 +143,11 @@ class Box:
                 request.append({"role": child.role, "cpu": child.cpu, "wall": child.wall, "places": places})
             text = json.dumps({"children": request}).encode()
             socket.send_fds(self._control, [len(text).to_bytes(4, "big") + text], sent)
-        finally:
-            for fd in sent + links:
-                os.close(fd)
-        try:
+            while sent:  # or a pipe would not end with the child
+                os.close(sent.pop())
             ended = self._watch(pipes, time.monotonic() + MOST_WALLS * max(child.wall for child in children) + PATIENCE)
         finally:
-            for fd in pipes:
+            for fd in (*sent, *links, *pipes):
                 os.close(fd)
         texts = {(i, place): bytes(text) for i, place, text in pipes.values()}
         return [

@@ -27,18 +27,22 @@ FREE = {
     "sched_yield": 24, "mremap": 25, "dup": 32, "dup2": 33, "pause": 34, "nanosleep": 35, "getitimer": 36, "alarm": 37,
     "setitimer": 38, "getpid": 39, "exit": 60, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "times": 100,
     "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "rt_sigpending": 127,
-    "rt_sigtimedwait": 128, "sigaltstack": 131, "gettid": 186, "time": 201, "futex": 202, "sched_getaffinity": 204,
-    "set_tid_address": 218, "restart_syscall": 219, "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230,
+    "rt_sigtimedwait": 128, "sigaltstack": 131, "gettid": 186, "time": 201, "futex": 202,
+    "set_tid_address": 218, "restart_syscall": 219,
     "exit_group": 231, "pselect6": 270, "ppoll": 271, "set_robust_list": 273, "dup3": 292, "pipe2": 293,
     "getrandom": 318, "membarrier": 324, "rseq": 334, "close_range": 436,
 }  # fmt: skip
 """System calls that are allowed with any arguments."""
 MMAP, MPROTECT, MADVISE, CLONE, KILL_CALL, FCNTL, TGKILL, PRLIMIT, CLONE3 = 9, 10, 28, 56, 62, 72, 234, 302, 435
+AFFINITY = 204
 THREAD = (0x3D0F00, 0x7D0F00)
 """The flags with which glibc and musl start a thread: any others would make a process."""
 EXECUTABLE = 4
-HARMLESS_FCNTL = (0, 1, 2, 3, 4, 1030)
-"""F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL and F_DUPFD_CLOEXEC. Others own signals, leases and locks."""
+HARMLESS_FCNTL = (0, 1, 2, 3, 1030)
+"""F_DUPFD, F_GETFD, F_SETFD, F_GETFL and F_DUPFD_CLOEXEC. Others own signals, leases and locks. F_SETFL would leave a
+mark on /dev/null, which the next program has too."""
+CLOCKS, OF_A_PROCESS = (228, 229, 230), 2**31
+"""clock_gettime, clock_getres and clock_nanosleep. From this number on, a clock is the CPU time of a process."""
 STACK = 3
 """RLIMIT_STACK, the only limit that a program may set."""
 ADVICE = 100
@@ -79,10 +83,12 @@ def program(pid: int) -> Code:
         CLONE: one_of(0, THREAD),
         KILL_CALL: one_of(0, (pid,)),
         TGKILL: one_of(0, (pid,)),
+        AFFINITY: one_of(0, (0, pid)),
         FCNTL: one_of(1, HARMLESS_FCNTL),
         PRLIMIT: own,
         CLONE3: [(RETURN, 0, 0, DENY | errno.ENOSYS)],  # glibc then takes clone, whose flags can be seen
     }
+    checked |= {clock: none_if(AT_LEAST, 0, OF_A_PROCESS) for clock in CLOCKS}
     code: Code = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, ARCH), (RETURN, 0, 0, KILL)]
     code += [(LOAD, 0, 0, 0), (AT_LEAST, 0, 1, X32), (RETURN, 0, 0, KILL)]
     for number in FREE.values():
@@ -118,4 +124,5 @@ def prctl(option: int, *values: int) -> None:
     words = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
     if ctypes.CDLL(None, use_errno=True).prctl(option, *words):
         error = ctypes.get_errno()
-        raise OSError(error, f"prctl {option}: {os.strerror(error)}")
+        name = "seccomp" if option == PR_SET_SECCOMP else f"prctl {option}"
+        raise OSError(error, f"{name}: {os.strerror(error)}")

@@ -11,7 +11,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from rewards.sandbox.box import FAILED, LONGER
+from rewards.sandbox.box import FAILED, LONGER, MOST_WALLS
 from rewards.sandbox.client import Box, Child, Ended
 from rewards.sandbox.equal import equal_texts
 
@@ -64,7 +64,8 @@ def judge(box: Box, program: str, tests: dict, seconds: float) -> Verdict:
 def _on_inputs(box: Box, source: bytes, cases: list[dict], seconds: float) -> Verdict:
     """One process for each input. After the first that takes too long, the rest counts as failed."""
     compiled, ran, passed, reason = False, True, 0, ""
-    left, end = seconds, time.monotonic() + wall_of(seconds)
+    left, began = seconds, time.monotonic()
+    end, last = began + wall_of(seconds), began + MOST_WALLS * wall_of(seconds)
     for case in cases:
         wall = max(1.0, end - time.monotonic())
         (ended,) = box.run([Child("script", source, left, wall, case["input"].encode("utf-8", "surrogatepass"))])
@@ -76,10 +77,12 @@ def _on_inputs(box: Box, source: bytes, cases: list[dict], seconds: float) -> Ve
             passed += 1
         else:
             reason = reason or trouble or "wrong"
-        if trouble == "too slow" or not compiled:
+        if trouble == "too slow" or not compiled or time.monotonic() > last:
             break
     correct = passed == len(cases) > 0
-    return Verdict(compiled, ran and compiled, passed / max(1, len(cases)), correct, "" if correct else reason)
+    return Verdict(
+        compiled, ran and compiled, passed / max(1, len(cases)), correct, "" if correct else reason or "too slow"
+    )
 
 
 def _on_calls(box: Box, source: bytes, tests: dict, seconds: float) -> Verdict:

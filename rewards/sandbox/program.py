@@ -6,6 +6,7 @@ may have taken over everything in here. Left out: what is expected, which never 
 
 import atexit
 import ctypes
+import gc
 import os
 import random
 import struct
@@ -27,8 +28,10 @@ def script() -> None:
     code = _compiled()
     module = _module("__main__")
     status = _status_of(lambda: exec(code, module.__dict__))
-    for last in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush):
+    for last in (threading._shutdown, atexit._run_exitfuncs, _flush):
         status = status or _status_of(last)
+    for last in (module.__dict__.clear, gc.collect, _flush):  # closes the program's own files, which writes them
+        _status_of(last)
     os._exit(status)
 
 
@@ -94,6 +97,13 @@ def _status_of(run) -> int:
     except BaseException:
         return RAISED
     return 0
+
+
+def _flush() -> None:
+    """Flush the standard output, and that which the program may have put in its place."""
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
 
 
 def _answer(module: types.ModuleType, call: dict) -> dict:

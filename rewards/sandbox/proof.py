@@ -10,7 +10,7 @@ from rewards.sandbox.client import UNSAFE, Box, Dead
 from rewards.sandbox.judge import judge
 
 REFUSAL = (
-    "code rewards: this machine can not seal a program ({}). Use Linux on x86_64, or set " + UNSAFE + "=1 to run what "
+    "rewards: this machine can not seal a program ({}). Use Linux on x86_64, or set " + UNSAFE + "=1 to run what "
     "the model writes with your own rights"
 )
 HONEST = (

@@ -28,7 +28,7 @@ def test_an_entry_comes_back_as_it_was_with_its_tuples_and_without_numpy():
         assert entry == reasoning_gym.create_dataset(name, seed=2 * 2 * gym.LARGEST, size=1)[0]
 
 
-@pytest.mark.parametrize("name", ["gcd", "coin_flip", "word_sorting"])
+@pytest.mark.parametrize("name", ["gcd", "leg_counting", "word_sorting"])
 def test_no_question_is_in_two_splits_or_twice(name):
     """The library draws item i of seed s as item i + 1 of seed s - 1: neighbours of a seed share nearly everything."""
     parts = {split: questions(split, f"{name}:size=300") for split in ("train", "validation", "test")}
@@ -75,5 +75,9 @@ def test_a_task_without_gold_answers_has_no_exemplars():
 def test_what_is_refused_is_as_bad_as_said():
     halting = reasoning_gym.create_dataset("game_of_life_halting", seed=1, size=3)
     assert {halting.score_answer("banana", entry) for entry in halting} == {1.0}
+    paid_for = {"coin_flip": "0", "complex_arithmetic": "nan", "puzzle24": "6*4*1*1"}
+    for name, answer in paid_for.items():
+        dataset = reasoning_gym.create_dataset(name, seed=1, size=3)
+        assert {dataset.score_answer(answer, entry) for entry in dataset} == {1.0}
     drawn = [[e["question"] for e in reasoning_gym.create_dataset("list_functions", seed=1, size=5)] for _ in range(2)]
     assert drawn[0] != drawn[1]

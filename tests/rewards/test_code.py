@@ -137,7 +137,7 @@ def test_a_machine_that_can_not_seal_refuses_before_the_first_batch(tmp_path):
         [sys.executable, "-c", run], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ValueError: code rewards: this machine can not seal a program (Function not implemented).")
+    assert last.startswith("ValueError: rewards: this machine can not seal a program (Function not implemented).")
 
 
 def test_the_opt_out_is_said_at_every_start(monkeypatch, capfd):

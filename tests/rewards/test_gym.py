@@ -1,5 +1,6 @@
 """Rewards of Reasoning Gym: tags, every task's gold answers, and answers that its scorers would execute."""
 
+import ast
 import sys
 
 import pytest
@@ -77,6 +78,10 @@ def test_parts_are_paid_by_the_score_alone_and_tips_are_nothing(problem_of):
 FORGED = ["__import__('os').write(4, b'x')", "[__import__('os').system('touch owned')]", "[str(open('owned', 'w'))]"]
 FORGED += ["[[x for x in ().__class__.__base__.__subclasses__()]]", "1/exec('1')", "x.func", "(lambda: 1)()", "S('1')"]
 FORGED += ["preview(x)", "[f'{open}']", "sqrt.__globals__", "\\u005f", "@x"]
+FORGED += ["oracle_answer", 'entry["answer"]', 'entry["metadata"]["solutions"][0]', "[*valid_solutions]", "[y:=1]"]
+FRAME = "+".join(f"b'%c'%{c}" for c in b'\0\0\0\x0e{"value": 1.0}')
+SENT = f"[0 for __builtins__['memoryview'] in [lambda x: {FRAME}]]"
+"""It makes the sandbox itself send the full score, without a call."""
 
 
 @linux
@@ -85,9 +90,17 @@ def test_scorers_that_execute_an_answer_get_none_that_could_do_a_thing(problem_o
     problem = problem_of(name)
     assert gym.ALLOWED[name].fullmatch(problem.answer) and answered(problem, problem.answer) == 1.0
     monkeypatch.setattr(gym, "_scored", lambda *asked: pytest.fail(f"it was scored: {asked}"))
-    for text in FORGED:
-        if not (name in ("string_insertion", "spiral_matrix") and gym.PLAIN.fullmatch(text)):
-            assert answered(problem, text) == 0.0
+    for text in [*FORGED, SENT]:
+        assert answered(problem, text) == 0.0
+
+
+@linux
+def test_countdown_takes_its_numbers_and_four_operations_alone(problem_of):
+    problem = problem_of("countdown")
+    metadata = ast.literal_eval(problem.info["entry"])["metadata"]
+    ones = "+".join(["x/x"] * int(metadata["target"]))
+    assert answered(problem, f"(x-x)*({'+'.join(map(str, metadata['numbers']))})+{ones}") == 0.0
+    assert gym.ARITHMETIC.fullmatch("42*(30 - 4)/2") and not any(map(gym.ARITHMETIC.fullmatch, ("2**3", "7//2", "1.5")))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +112,7 @@ def test_formulas_are_let_through(text):
 
 def test_all_that_execute_are_known():
     """Asked of the library itself: in every other task such an answer leaves no file. See the slow test."""
-    assert set(gym.ALLOWED) <= set(TASKS) and len(gym.ALLOWED) == 9
+    assert set(gym.ALLOWED) <= set(TASKS) and len(gym.ALLOWED) == 8
 
 
 @pytest.mark.slow

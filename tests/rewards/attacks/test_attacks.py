@@ -49,6 +49,8 @@ COMPILED = [
 CALLED, PRINTED, DEEDS = programs("called.txt") + COMPILED, programs("printed.txt"), programs("deeds.txt")
 SCRIPTS, FUNCTIONS = programs("honest.txt"), programs("functions.txt")
 COUNTS = "import sys\nn = sum(1 for _ in sys.stdin)\nprint(n)\nprint('\\n'.join(map(str, range(n))))"
+WINDOWS = 'import sys\r\nfor line in sys.stdin:\r\n    print(len(line), len("""\r\n"""))\r\n'
+SCRIPTS.append(("line ends of Windows", WINDOWS, "a\r\nb\r\n", "2 1\n2 1"))
 SCRIPTS.append(("many lines", COUNTS, "x\n" * 10**5, "100000\n" + "\n".join(map(str, range(10**5)))))
 
 

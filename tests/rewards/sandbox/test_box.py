@@ -50,7 +50,16 @@ def test_a_program_finds_no_secret(monkeypatch):
     monkeypatch.setenv("API_TOKEN", "very secret")
     with Box() as box:
         told = printed(box, "import os, sys\nprint(sorted(os.environ), sys.argv, sys.path)")
-    assert told == "['LANG', 'OMP_NUM_THREADS', 'PYTHONHASHSEED'] [''] []\n"
+    assert told == "['LANG', 'MALLOC_ARENA_MAX', 'OMP_NUM_THREADS', 'PYTHONHASHSEED'] [''] []\n"
+
+
+def test_a_box_that_was_killed_leaves_no_descriptor_open():
+    with Box(without=("namespaces",)) as box:  # so that nothing but the box has the other end
+        printed(box, "")
+        before = len(os.listdir("/proc/self/fd"))
+        box.process.kill()
+        box.process.wait()
+        assert printed(box, "print(1)") == "1\n" and len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_program_has_its_three_descriptors_and_none_of_the_worker(box):
@@ -102,7 +111,7 @@ def test_a_machine_that_can_not_seal_is_refused_in_one_sentence(monkeypatch):
         with pytest.raises(ValueError) as refused:
             proven()
     assert str(refused.value) == (
-        "code rewards: this machine can not seal a program (seccomp: Function not implemented). Use Linux on x86_64, "
+        "rewards: this machine can not seal a program (seccomp: Function not implemented). Use Linux on x86_64, "
         "or set GRPO_UNSAFE_CODE=1 to run what the model writes with your own rights"
     )
 

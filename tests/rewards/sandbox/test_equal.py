@@ -65,3 +65,8 @@ def test_values_that_are_equal(mine, expected):
 )  # fmt: skip
 def test_values_that_are_not(mine, expected):
     assert not equal_values(mine, expected)
+
+
+def test_a_megabyte_of_digits_is_compared_in_linear_time():
+    # Quadratic time is hours here, so that a failure shows as a test that does not end.
+    assert not equal_texts(b"1" * 2**20 + b"x", "1") and equal_texts(b"1" * 2**20 + b".", "1" * 2**20)

@@ -1,12 +1,15 @@
 """Verdicts on programs, in a real box: right and wrong ones, and those that hang, crash, flood or leave early."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from rewards import sandbox
-from rewards.sandbox.client import Box, Child
-from rewards.sandbox.judge import judge
+from rewards.sandbox.client import Box, Child, Ended
+from rewards.sandbox.judge import judge, wall_of
 
-pytestmark = pytest.mark.skipif("linux" not in __import__("sys").platform, reason="the sandbox is for Linux")
+pytestmark = pytest.mark.skipif("linux" not in sys.platform, reason="the sandbox is for Linux")
 SUM = {"kind": "stdin", "cases": [{"input": "1 2", "output": "3"}, {"input": "5 -5", "output": "0\n"}]}
 SQUARE = {"kind": "call", "entry_point": "f", "cases": [{"args": [2], "result": 4}, {"args": [3], "result": 9}]}
 
@@ -151,3 +154,18 @@ def test_trusted_functions_on_texts():
     assert sandbox.run_trusted("builtins:eval", ["__import__('os')._exit(3)"], 1.0).failure == "ended with status 3"
     assert sandbox.run_trusted("nowhere:f", [], 1.0).failure.startswith("ModuleNotFoundError")
     assert sandbox.run_trusted("rewards.gsm8k:one_number", ["1,080"], 1.0, ["rewards.gsm8k"]).value == 1080.0
+
+
+def test_many_inputs_take_no_more_wall_time_than_one(monkeypatch):
+    """A program that sleeps a little on each of 1,000 inputs would end the worker, and make its sample invalid."""
+    passed = [0.0]
+    monkeypatch.setattr(sys.modules[judge.__module__], "time", SimpleNamespace(monotonic=lambda: passed[0]))
+
+    class Slow:
+        def run(self, children):
+            passed[0] += 0.9
+            return [Ended(0, 0.0, False, b"3", b"compiled")]
+
+    tests = {"kind": "stdin", "cases": [{"input": "", "output": "3"}] * 1000}
+    verdict = judge(Slow(), "", tests, 1.0)
+    assert passed[0] <= 3 * wall_of(1.0) + 1 and (verdict.correct, verdict.reason) == (False, "too slow")
