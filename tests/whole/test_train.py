@@ -779,8 +779,8 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(plac
 
 
 def test_without_a_kl_no_reference_is_made(place, monkeypatch):
-    made, make = [], train.frozen_copy
-    monkeypatch.setattr(train, "frozen_copy", lambda policy: made.append(1) or make(policy))
+    made, make = [], train.reference_of
+    monkeypatch.setattr(train, "reference_of", lambda policy: made.append(1) or make(policy))
     assert train.main(argv(place, "no_kl", kl_coef=0, num_steps=2)) == 0
     assert not made and all(line["policy/kl"] is None for line in metrics(place / "no_kl"))
     assert train.main(argv(place, "kl", num_steps=2)) == 0
