@@ -18,9 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from data.outside import import_file
-from rewards.trl import adapted, is_trl
-
 TOLD = ("tokens", "length", "cap", "finished", "whole", "chat")
 """What a reward may ask for by the name of an argument:
 
@@ -46,6 +43,8 @@ def load(name: str) -> Callable:
       ValueError: there is no such file or function (the known ones are listed), it is a helper, or the file cannot be
         imported.
     """
+    from rewards.trl import adapted, is_trl  # here: another `data` than ours is for grpo/__init__.py to name
+
     module, path, function = _place(name)
     reward = getattr(module, function, None)
     if not callable(reward) or isinstance(reward, type) or function.startswith("_"):
@@ -115,6 +114,8 @@ def _place(name: str) -> tuple[ModuleType, Path, str]:
     """The module of a reward, its file, and the name of the function."""
     place, _, function = name.rpartition(":")
     if place:
+        from data.outside import import_file  # here, as above
+
         return import_file(place, "rewards"), Path(place).expanduser(), function
     stem, _, function = name.partition(".")
     path = next((path for path in _files() if path.stem == stem), None)
