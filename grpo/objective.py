@@ -113,7 +113,7 @@ def highest_entropy(
     Returns:
         [B,T] bool, False where `mask` is.
     """
-    bins = (entropy.where(mask, 0) / NATS_PER_BIN).round().long().clamp(0, NUM_BINS - 1)
+    bins = (entropy / NATS_PER_BIN).round().long().clamp(0, NUM_BINS - 1)
     counts = sum_over_ranks(torch.bincount(bins[mask], minlength=NUM_BINS))
     from_here = counts.flip(0).cumsum(0).flip(0)
     threshold = (from_here >= share * counts.sum()).sum() - 1  # the highest bin from which on there are enough

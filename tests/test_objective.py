@@ -10,7 +10,7 @@ from grpo.corrections import mask as masked
 from grpo.corrections import none, truncate
 from grpo.kl import k1, k2, k3, k3_ratio
 from grpo.losses import grpo, reinforce
-from grpo.objective import highest_entropy, next_entropy_coef, next_kl_coef, objective
+from grpo.objective import NATS_PER_BIN, NUM_BINS, highest_entropy, next_entropy_coef, next_kl_coef, objective
 from grpo.tables import constants
 
 # One row of three tokens, the last one not learned from; ratios to the old policy 2, 1/2; of old to sampler 4, 1/2.
@@ -125,6 +125,18 @@ def test_siblings_with_the_same_entropy_but_for_rounding_stay_together():
     for share, kept in ((0.2, 4), (1 / 6, 1)):  # two of six tokens, and one
         chosen = highest_entropy(entropy, torch.ones(3, 2, dtype=torch.bool), share, sum_over_ranks=whole)
         assert chosen.sum() == kept
+
+
+def test_neighbouring_bins_are_told_apart_and_both_ends_hold_what_lies_beyond():
+    one, top, lengths = NATS_PER_BIN, (NUM_BINS - 1) * NATS_PER_BIN, []
+    entropy = torch.tensor([[-1.0, 0.0, one, top - one, top, 100.0, math.nan]], dtype=torch.float64)
+    mask = ~entropy.isnan()
+    for tokens, kept in ((1, 2), (3, 3), (4, 4), (5, 6)):  # of six; two are in the lowest bin and two in the highest
+        chosen = highest_entropy(
+            entropy, mask, tokens / 6, sum_over_ranks=lambda here: lengths.append(len(here)) or here
+        )
+        assert chosen.sum() == kept and not chosen[~mask].any()
+    assert set(lengths) == {NUM_BINS}, "ranks add up counts of the same bins"
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
