@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 train.py --recipe ...      more processes, the same completions and updates
 
 `train` is the whole algorithm; each of its lines calls a function of one file. Left out: replay buffers and
-asynchronous rollouts.
+asynchronous rollouts, of which `lag` shows the effect.
 """
 
 import sys
@@ -57,7 +57,8 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
     distributed.on_main(lambda: diagnose.refuse_unfit(config, sets, device, free))
     policy, tokenizer, reference, base = load(config, device)
     learner = Learner(config, policy, reference)
-    sampler = Sampler(policy, tokenizer, kernels=config.compile)
+    sampler = Sampler(policy, tokenizer, kernels=config.compile, own=config.lag > 0)
+    older = sampler.policy if config.lag else None
     with RewardRunner(config.rewards, config.reward_timeout, config.reward_workers) as rewards:
         facts = rewards.prepare()
         if distributed.is_main():
@@ -65,7 +66,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 say(f"{name}: {text}")
         collector = Collector(config, problems, sampler, rewards, prompt_ids)
         final_dtype = look_ahead(config, sets, policy, tokenizer, device, signals)
-        state = restore_state(directory, learner)
+        state = restore_state(directory, learner, sampler=older)
         stop_before(state, signals)
         made_of = inputs.look(config, base, problems, collector.prompt_ids)
         claim(directory, config, device, state.step, made_of, facts)
@@ -74,11 +75,14 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
             while state.step < config.num_steps:
                 step = state.step + 1
                 sums, clock = Sums(), Clock(log.display.phase)
-                with clock("rollout"):
-                    sampler.refresh(policy)
+                if not config.lag:
+                    with clock("rollout"):
+                        sampler.refresh(policy)
                 rollout = collector.collect(step, clock, state.pass_rates)
                 learned = collector.choose(rollout, sums)
                 save_step(directory, config, step, rollout, learned)
+                if config.lag:
+                    sampler.refresh(policy)  # the next step samples with what this one began with
                 with clock("learn"):
                     budget = learner.max_tokens
                     finite = learner.learn(learned.batch, step, sums, state.coefs)
@@ -92,8 +96,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 coefs = next_coefs(config, state.coefs, metrics)
                 state = state.after(step, finite, coefs=coefs, pass_rates=pass_rates)
                 if due(step, config.eval_every):
-                    with clock("evaluate"):
-                        sampler.refresh(policy)
+                    with clock("evaluate"), sampler.refreshed(policy, take_back=config.lag > 0):
                         state, measured = validate(config, sets, sampler, state)
                     metrics |= measured
                 log.write(step, metrics)
@@ -102,7 +105,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 stop = why_stop(state, signals)
                 best = config.checkpoint_every > 0 and state.best_step == step
                 if stop or best or step == config.num_steps or due(step, config.checkpoint_every):
-                    save_state(directory, learner, state, config.keep_checkpoints)
+                    save_state(directory, learner, state, config.keep_checkpoints, older)
                 if stop:
                     raise Stopped(*stop)
     distributed.on_main(lambda: save_model(policy, tokenizer, directory / "final", final_dtype))

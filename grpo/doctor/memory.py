@@ -60,7 +60,7 @@ def copies(config: Config, facts: Facts) -> dict[str, float]:
         "weights, gradient, moments": whole * (2 * size.parameters + moments),
         "gradient, summed over processes": whole * size.parameters if facts.world_size > 1 else 0,
         "reference": copy if config.kl_coef > 0 else 0,
-        "sampler's copy": copy + head if _half(config) else 0,
+        "sampler's copy": copy + head if _half(config) else copy if config.lag else 0,
     }
 
 
