@@ -218,7 +218,10 @@ def run(config: Config, sets: ProblemSets, directory: Path, device: torch.device
 
 
 def main(argv: list[str]) -> int:
-    """Train, evaluate and report. Returns the exit code: 0, 2 for a wrong option or input, or that of `Stopped`."""
+    """Train, evaluate and report. Returns the exit code.
+
+    It is 0, that of `Stopped`, 1 if another process is lost, or 2 for a wrong option or input.
+    """
     asked, code = parse_args(argv), 0
     try:
         device = distributed.init(asked.device, asked.ddp_timeout)
@@ -243,6 +246,11 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         say(f"train.py: error: {error}")
         return 2
+    except RuntimeError as error:
+        if not (sentence := distributed.lost(error, asked.ddp_timeout)):
+            raise
+        say(f"train.py: error: {sentence}")
+        return 1
     distributed.shutdown()
     return code
 
