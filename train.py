@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 train.py --recipe ...      more processes, the same completions and updates
 
 `train` is the whole algorithm; each of its lines calls a function of one file. Left out: replay buffers and
-asynchronous rollouts.
+asynchronous rollouts, of which `lag` shows the effect.
 """
 
 import sys
@@ -67,7 +67,8 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
     distributed.on_main(lambda: diagnose.refuse_unfit(config, sets, device, free))
     policy, tokenizer, reference, base = load(config, device)
     learner = Learner(config, policy, reference)
-    sampler = Sampler(policy, tokenizer, kernels=config.compile)
+    sampler = Sampler(policy, tokenizer, kernels=config.compile, own=config.lag > 0)
+    older = sampler.policy if config.lag else None
     how = {"reasoning_end": config.reasoning_end, "chat": config.chat}
     with RewardRunner(config.rewards, config.reward_timeout, config.reward_workers, **how) as rewards:
         facts = rewards.prepare()
@@ -76,7 +77,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 say(f"{name}: {text}")
         collector = Collector(config, problems, sampler, rewards, prompt_ids)
         final_dtype = look_ahead(config, sets, policy, tokenizer, device, signals)
-        state = restore_state(directory, learner)
+        state = restore_state(directory, learner, sampler=older)
         stop_before(state, signals)
         made_of = inputs.look(config, base, problems, collector.prompt_ids)
         claim(directory, config, device, state.step, made_of, facts)
@@ -85,11 +86,14 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
             while state.step < config.num_steps:
                 step = state.step + 1
                 sums, clock = Sums(), Clock(log.display.phase)
-                with clock("rollout"):
-                    sampler.refresh(policy)
+                if not config.lag:
+                    with clock("rollout"):
+                        sampler.refresh(policy)
                 rollout = collector.collect(step, clock, state.pass_rates)
                 learned = collector.choose(rollout, sums)
                 save_step(directory, config, step, rollout, learned)
+                if config.lag:
+                    sampler.refresh(policy)  # the next step samples with what this one began with
                 with clock("learn"):
                     budget = learner.max_tokens
                     finite = learner.learn(learned.batch, step, sums, state.coefs)
@@ -103,8 +107,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 coefs = next_coefs(config, state.coefs, metrics)
                 state = state.after(step, finite, coefs=coefs, pass_rates=pass_rates)
                 if due(step, config.eval_every):
-                    with clock("evaluate"):
-                        sampler.refresh(policy)
+                    with clock("evaluate"), sampler.refreshed(policy, take_back=config.lag > 0):
                         state, measured = validate(config, sets, sampler, state)
                     metrics |= measured
                 log.write(step, metrics)
@@ -113,7 +116,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 stop = why_stop(state, signals)
                 best = config.checkpoint_every > 0 and state.best_step == step
                 if stop or best or step == config.num_steps or due(step, config.checkpoint_every):
-                    save_state(directory, learner, state, config.keep_checkpoints)
+                    save_state(directory, learner, state, config.keep_checkpoints, older)
                 if stop:
                     raise Stopped(*stop)
     distributed.on_main(lambda: save_adapters(policy, directory / "adapter", config.model, config.revision))
@@ -229,7 +232,10 @@ def run(config: Config, sets: ProblemSets, directory: Path, device: torch.device
 
 
 def main(argv: list[str]) -> int:
-    """Train, evaluate and report. Returns the exit code: 0, 2 for a wrong option or input, or that of `Stopped`."""
+    """Train, evaluate and report. Returns the exit code.
+
+    It is 0, that of `Stopped`, 1 if another process is lost, or 2 for a wrong option or input.
+    """
     asked, code = parse_args(argv), 0
     try:
         device = distributed.init(asked.device, asked.ddp_timeout)
@@ -254,6 +260,11 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         say(f"train.py: error: {error}")
         return 2
+    except RuntimeError as error:
+        if not (sentence := distributed.lost(error, asked.ddp_timeout)):
+            raise
+        say(f"train.py: error: {sentence}")
+        return 1
     distributed.shutdown()
     return code
 

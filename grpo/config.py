@@ -70,6 +70,8 @@ class Config(Source):
     """Longest completion in tokens."""
     temperature: float = option(1.0, "> 0 and finite")
     """Sampling temperature; it divides the logits of policy, old policy and reference."""
+    lag: int = option(0, ">= 0 and <= 1")
+    """Steps by which the weights that sample are older than those that learn. 1: as if both worked at the same time."""
     flat_groups: Literal["keep", "drop", "refill"] = "keep"
     """Groups whose advantages are all 0. drop: leave them out of learning. refill: also draw other prompts instead."""
     max_refills: int = option(4, ">= 0")

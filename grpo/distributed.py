@@ -1,11 +1,12 @@
 """Processes that work together: rank, world size, sums and exchanges. With one process every exchange is the identity.
 
-`torchrun` starts the processes and gives each its rank through the environment. All functions except `rank`,
-`world_size`, `is_main` and `alone` are collective calls: every rank must make them, in the same order. Left out: when
-gradients are summed (`update.py`), and what the exchanged values mean.
+`torchrun` starts the processes and gives each its rank through the environment. All functions except `lost`,
+`rank`, `world_size`, `is_main` and `alone` are collective calls: every rank must make them, in the same order. Left
+out: when gradients are summed (`update.py`), and what the exchanged values mean.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -58,6 +59,21 @@ def shutdown() -> None:
     """Leave the group. Do not call it after an error: the other ranks notice the error because this process ends."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def lost(error: RuntimeError, timeout: float) -> str:
+    """A sentence, if `error` says that another process is gone or silent; empty for all other errors.
+
+    Gloo has no type of its own for it. NCCL's watchdog ends the process itself, with a message of its own.
+
+    Args:
+      error: what a collective call raised.
+      timeout: seconds that it has waited.
+    """
+    if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+        return ""
+    reason = re.split(r"\.? *\n|\. ", str(error).rpartition("] ")[2])[0]
+    return f"another process ended, or did not answer for {timeout:g} s (ddp_timeout); see what it printed ({reason})"
 
 
 def rank() -> int:

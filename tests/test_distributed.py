@@ -1,11 +1,13 @@
 """Sums and exchanges: the identity alone, the same on every rank together, and an end in time when a rank is lost."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from grpo import distributed
 from tests.fakes.runs import run_ranks
@@ -93,8 +95,8 @@ if d.rank() == 1:
     {fate}
 try:
     d.all_sum(torch.ones(3))
-except RuntimeError:
-    print("learned of it", flush=True)
+except RuntimeError as error:
+    print(d.lost(error, {timeout}), flush=True)
     os._exit(7)
 """
 
@@ -105,7 +107,14 @@ KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 @pytest.mark.parametrize(("fate", "timeout"), [(KILLED, 600), ("time.sleep(600)", 12)], ids=["killed", "hangs"])
 def test_a_lost_rank_raises_in_the_others(fate, timeout, tmp_path):
     ((code, out, err),) = run_ranks(2, LOST.format(fate=fate, timeout=timeout), tmp_path, wait_for=1)
-    assert (code, out) == (7, "learned of it\n"), err
+    said = "another process ended, or did not answer for .* s \\(ddp_timeout\\); see what it printed \\([A-Z].*\\)\n"
+    assert code == 7 and re.fullmatch(said, out), out + err
+
+
+def test_another_error_is_not_that_of_a_lost_process():
+    assert distributed.lost(RuntimeError("shapes do not fit. See [1] and [2] of them"), 600) == ""
+    missing = dist.DistStoreError("Timed out after 9 seconds waiting for clients. 1/2 clients joined.")
+    assert distributed.lost(missing, 9).endswith("(Timed out after 9 seconds waiting for clients)")
 
 
 def test_torchrun_ends_all_ranks_when_one_is_killed(tmp_path):

@@ -127,13 +127,20 @@ def warmup(c: Config, facts: Facts) -> Iterator[Finding]:
 
 
 def anchor(c: Config, facts: Facts) -> Iterator[Finding]:
-    """A correction of what the ratio already contains."""
+    """A correction of what the ratio already contains, or none where it is needed."""
     if c.ratio_to == "sampler" and c.sampler_correction not in ("none", "opsm"):
         yield Finding(
             "warning",
             f"sampler_correction {c.sampler_correction} with ratio_to sampler",
             "The ratio is already against the sampler, so the correction's factor is 1 everywhere.",
             "sampler_correction none, or ratio_to learner.",
+        )
+    if c.lag and c.ratio_to == "learner" and c.sampler_correction == "none":
+        yield Finding(
+            "note",
+            "lag 1 with ratio_to learner and sampler_correction none",
+            "The completions are those of older weights, and nothing corrects for it.",
+            "sampler_correction truncate, or ratio_to sampler.",
         )
 
 

@@ -61,7 +61,7 @@ def copies(config: Config, facts: Facts) -> dict[str, float]:
         "weights, gradient, moments": whole * (2 * learned + moments) + (frozen if lora else 0),
         "gradient, summed over processes": whole * learned if facts.world_size > 1 else 0,
         "reference": linear + others if config.kl_coef > 0 and not lora else 0,
-        "sampler's copy": (linear + (0 if lora else others) if _half(config) or lora else 0)
+        "sampler's copy": (linear + (0 if lora else others) if _half(config) or lora or config.lag else 0)
         + (head if _half(config) else 0),
     }
 

@@ -155,7 +155,7 @@ def entropy(c: Config, steps: Steps) -> str | None:
 def sampler_gap(c: Config, steps: Steps) -> str | None:
     """Sampler and learner compute different probabilities."""
     gap = mean(steps[-1:], "policy/sampler_gap_mean")
-    if gap > SAMPLER_GAP[c.precision]:
+    if gap > SAMPLER_GAP[c.precision] and not c.lag:  # with a lag it is meant
         return (
             f"sampler and learner differ by {gap:.2g} nats per token, more than rounding in {c.precision} explains: "
             "learning is off-policy without knowing it"

@@ -7,6 +7,7 @@ any moment leaves the last good one intact. Left out: what a run keeps in `state
     step_000010/model.safetensors   parameters and buffers, or adapters; shared (tied) tensors are stored once
                 optimizer.pt        `optimizer.state_dict()`
                 reference.safetensors   the same of the reference of the KL, if it changes in the run
+                sampler.safetensors     the same of the sampler's weights, if they are older
                 state.json          step, the caller's state, sizes of the files above, and check sums
 """
 
@@ -16,13 +17,15 @@ import pickle
 import re
 import shutil
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from grpo import distributed
 from grpo.files import check_kinds, give_usual_mode
@@ -31,7 +34,6 @@ _NAME = re.compile(r"step_(\d{6,})(\.old)?")
 _MISFITS = (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 """What torch and safetensors raise for files of another model or version."""
 _FILES = ("model.safetensors", "optimizer.pt")
-_REFERENCE = "reference.safetensors"
 
 
 def save(
@@ -40,7 +42,7 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
-    reference: nn.Module | None = None,
+    others: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> Path:
     """Write the checkpoint of a step, and remove what a crash has left. An older one of the same step is replaced.
 
@@ -50,7 +52,7 @@ def save(
         model: the module itself, not its DistributedDataParallel wrapper; or the part of it that is trained.
         optimizer: the optimiser of its parameters.
         state: JSON values: counters, best result, scaler state. Floats come back exactly.
-        reference: of the KL; None if it stays what the run began with.
+        others: further modules by the names of their files; the reference is one if it changes.
 
     Returns:
         The checkpoint's directory.
@@ -65,9 +67,9 @@ def save(
         new.mkdir(parents=True)
         safetensors.torch.save_model(model, str(new / "model.safetensors"))
         torch.save(optimizer.state_dict(), new / "optimizer.pt")
-        if reference is not None:
-            safetensors.torch.save_model(reference, str(new / _REFERENCE))
-        names = _FILES if reference is None else (*_FILES, _REFERENCE)
+        for name, module in others.items():
+            safetensors.torch.save_file(_distinct(module), str(new / f"{name}.safetensors"))
+        names = (*_FILES, *(f"{name}.safetensors" for name in others))
         content = {"step": step, "state": state, "sizes": {name: (new / name).stat().st_size for name in names}}
         (new / "state.json").write_text(json.dumps(content | {"crc32": _check_sums(new, content)}, indent=1))
         give_usual_mode(new)
@@ -93,9 +95,12 @@ def latest(directory: str | Path) -> Path | None:
 
 
 def load(
-    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, reference: nn.Module | None = None
+    path: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    others: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Load a checkpoint's weights and optimiser state into `model`, `optimizer` and `reference`, exactly to the bit.
+    """Load a checkpoint's weights and optimiser state into `model`, `optimizer` and `others`, exactly to the bit.
 
     Returns:
         `state` as it was given to `save`, with `step` added.
@@ -111,8 +116,10 @@ def load(
         raise ValueError(f"{path} does not match its check sums; remove it to resume from the checkpoint before it")
     try:
         safetensors.torch.load_model(model, path / "model.safetensors")
-        if reference is not None:
-            safetensors.torch.load_model(reference, path / _REFERENCE)
+        for name, module in others.items():
+            found = safetensors.torch.load_file(path / f"{name}.safetensors")
+            for tensor_name, tensor in _distinct(module).items():
+                tensor.copy_(found[tensor_name])
         optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
     except _MISFITS as error:
         reason = " ".join(str(error).split())[:300]
@@ -121,15 +128,15 @@ def load(
     return content["state"] | {"step": content["step"]}
 
 
-def share(model: nn.Module, optimizer: torch.optim.Optimizer, reference: nn.Module | None = None) -> None:
+def share(model: nn.Module, optimizer: torch.optim.Optimizer, others: Iterable[nn.Module] = ()) -> None:
     """Give every rank the weights and the optimiser state that rank 0 has loaded. A collective call.
 
     Args:
         model: the same on all ranks but for its numbers.
         optimizer: of its parameters, with the same names in its state.
-        reference: if it was loaded too.
+        others: what was loaded beside it.
     """
-    for module in (model, reference) if reference is not None else (model,):
+    for module in (model, *others):
         for tensor in module.state_dict().values():
             distributed.broadcast_tensor(tensor)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -176,6 +183,14 @@ def _check_sums(path: Path, content: dict[str, Any]) -> dict[str, int]:
             while piece := file.read(1 << 24):
                 sums[name] = zlib.crc32(piece, sums[name])
     return sums
+
+
+def _distinct(module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors, a tied one under the first of its names. They may be parts of larger ones, as a sampler's."""
+    found: dict[tuple, tuple[str, Tensor]] = {}
+    for name, tensor in sorted(module.state_dict().items()):
+        found.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor))
+    return dict(found.values())
 
 
 def _clean(directory: Path) -> None:

@@ -23,7 +23,7 @@ MAX_SKIPPED = 3
 
 @dataclass
 class State:
-    """What a checkpoint holds beside weights, optimiser, a reference that changes, and fp16's loss scaler."""
+    """What a checkpoint holds beside weights, optimiser, other modules that change, and fp16's loss scaler."""
 
     step: int = 0
     """Number of steps done."""
@@ -91,20 +91,30 @@ def stop_before(state: State, signals: Signals) -> None:
         raise Stopped(f"asked to stop before step {state.step + 1}; go on with --resume auto", 0)
 
 
-def save_state(directory: Path, learner: Learned, state: State, keep: int) -> None:
-    """Write a checkpoint of the present state, and remove old ones except the `keep` newest and the best."""
+def save_state(directory: Path, learner: Learned, state: State, keep: int, sampler: nn.Module | None = None) -> None:
+    """Write a checkpoint of the present state, and remove old ones except the `keep` newest and the best.
+
+    Args:
+        directory: the run's.
+        learner: what has learned.
+        state: of the run.
+        keep: number of newest checkpoints to keep.
+        sampler: the weights that sample, if they are older than the learner's.
+    """
     content = {**asdict(state), "scaler": learner.scaler.state_dict()}
 
     def write() -> None:
-        parts = learner.trained, learner.optimizer, content, learner.moving_reference
+        parts = learner.trained, learner.optimizer, content, _others(learner, sampler)
         checkpoint.save(directory / "checkpoints", state.step, *parts)
         checkpoint.prune(directory / "checkpoints", keep, state.best_step or None)
 
     distributed.on_main(write)
 
 
-def restore_state(directory: Path, learner: Learned, path: Path | None = None) -> State:
-    """Load a checkpoint of a run, by default the newest if there is one, into the learner.
+def restore_state(
+    directory: Path, learner: Learned, path: Path | None = None, sampler: nn.Module | None = None
+) -> State:
+    """Load a checkpoint of a run, by default the newest if there is one, into the learner and older `sampler` weights.
 
     Returns:
         The state to continue from; without a checkpoint, that of a new run.
@@ -124,14 +134,15 @@ def restore_state(directory: Path, learner: Learned, path: Path | None = None) -
     def read() -> dict | None:
         if (found := path or newest()) is None:
             return None
-        content = checkpoint.load(found, learner.trained, learner.optimizer, learner.moving_reference)
+        content = checkpoint.load(found, learner.trained, learner.optimizer, others)
         _check(content, found / "state.json")
         return content | {"path": found}
 
+    others = _others(learner, sampler)
     content = distributed.on_main(read)  # hosts need not share a disk: rank 0 reads, and the others receive
     if content is None:
         return State()
-    checkpoint.share(learner.trained, learner.optimizer, learner.moving_reference)
+    checkpoint.share(learner.trained, learner.optimizer, others.values())
     path = content.pop("path")
     content["pass_rates"] = {int(problem): rate for problem, rate in content["pass_rates"].items()}  # JSON: texts
     try:
@@ -139,6 +150,12 @@ def restore_state(directory: Path, learner: Learned, path: Path | None = None) -
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"resume: {path / 'state.json'}: scaler does not fit ({error})") from error
     return State(**content)
+
+
+def _others(learner: Learned, sampler: nn.Module | None) -> dict[str, nn.Module]:
+    """What a checkpoint holds beside the policy, by name."""
+    found = {"reference": learner.moving_reference, "sampler": sampler}
+    return {name: module for name, module in found.items() if module is not None}
 
 
 def _check(content: dict, file: Path) -> None:

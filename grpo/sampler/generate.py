@@ -10,7 +10,8 @@ begins. It then leaves the batch, and prompts that are still waiting join in its
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 
 import torch
@@ -32,7 +33,14 @@ after a row's end are discarded."""
 class Sampler:
     """Draws completions from a policy. Built once per run; `refresh` brings in the policy's new weights."""
 
-    def __init__(self, model: Policy | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, kernels: bool = True):
+    def __init__(
+        self,
+        model: Policy | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        kernels: bool = True,
+        own: bool = False,
+    ):
         """Wrap a policy, or a causal language model of transformers.
 
         Without autocast the sampler reads the policy's own weights. With autocast it keeps a copy with rounded linear
@@ -43,9 +51,10 @@ class Sampler:
             tokenizer: the model's tokenizer, for EOS, stop strings and texts.
             kernels: allow the Triton kernels for decoding, on a GPU in half precision. They round keys and values as
                 compiled learning does, so pass False if the same policy learns without being compiled.
+            own: keep a copy without autocast too. Then the sampler has older weights until the next `refresh`.
         """
         policy = model if isinstance(model, Policy) else Policy(model, tokenizer)
-        copied = policy.autocast_dtype is not None or trained(policy) is not policy
+        copied = own or policy.autocast_dtype is not None or trained(policy) is not policy
         self.policy = frozen_copy(policy) if copied else policy
         self.tokenizer = tokenizer
         self.is_eos = torch.zeros(policy.vocab_size, dtype=torch.bool)
@@ -61,6 +70,19 @@ class Sampler:
         """Copy the policy's new weights into the sampler's copy, if it has one."""
         if self.policy is not policy:
             mix_in(self.policy, policy, share=1.0)
+
+    @contextmanager
+    def refreshed(self, policy: Policy, take_back: bool = False) -> Iterator[None]:
+        """Sample with the policy's weights; after the block with those from before again, if that is asked for.
+
+        Until then these wait in the memory of the host.
+        """
+        before = [old.to("cpu", copy=True) for old in self.policy.parameters()] if take_back else []
+        self.refresh(policy)
+        yield
+        with torch.no_grad():
+            for new, old in zip(self.policy.parameters() if take_back else [], before, strict=True):
+                new.copy_(old)
 
     def generate(
         self,

@@ -39,6 +39,7 @@ def test_what_is_as_large_as_the_model_is_four_floats_a_weight_and_the_copies():
     assert held(kl_coef=0.1, device="cpu") == 16 * 500_000_000 + copy + copy
     assert held(precision="fp32") == 16 * 500_000_000
     assert held(precision="fp64") == 32 * 500_000_000
+    assert held(lag=1) == held() and held(precision="fp32", lag=1) == 20 * 500_000_000
     two = copies(config(**RECIPE), replace(KNOWN, world_size=2))
     assert two["gradient, summed over processes"] == 4 * 500_000_000
 

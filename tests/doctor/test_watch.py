@@ -75,6 +75,7 @@ def test_what_rounding_explains_depends_on_the_precision():
     assert run(change, config=replace(CONFIG, precision="bf16")) == []
     assert len(run(change, config=replace(CONFIG, precision="fp16"))) == 0
     assert len(run(change)) == 1
+    assert run(change, config=replace(CONFIG, lag=1)) == []
 
 
 def test_the_first_kl_is_no_sign_after_a_resume_or_with_several_updates():

@@ -54,6 +54,21 @@ def test_c64_a_run_is_resumed_and_evaluated_where_only_rank_0_has_the_files(plac
     runs.assert_same_run(shared / "x", place / "host_0" / "runs" / "x")
 
 
+@pytest.mark.parametrize("lacks", ["model", "data"])
+def test_c64_a_host_without_the_model_or_the_data_says_so_in_a_sentence(place, tmp_path, lacks):
+    """Kind: as above. Model and data are read by every rank, so each host needs them."""
+    for rank, names in enumerate((["model", "data"], ["model" if lacks == "data" else "data"])):
+        (tmp_path / f"host_{rank}").mkdir()
+        for name in names:
+            (tmp_path / f"host_{rank}" / name).symlink_to(place / name)
+    words = flags("model", "data", Path("runs"), "x")
+    ranks = runs.start_train_ranks(words, 2, tmp_path / "rank", before=partial(own_directory, tmp_path))
+    assert [rank.wait() for rank in ranks] == [1, 2]
+    (other,), (said,) = (rank.stderr.splitlines() for rank in ranks)
+    assert said.startswith(f"rank 1: train.py: error: {'model' if lacks == 'model' else 'data_path'}: ")
+    assert other.startswith("train.py: error: another process ended, or did not answer")
+
+
 def _read(place: Path) -> None:
     own_directory(place)
     distributed.init("cpu", 60)

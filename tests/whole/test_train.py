@@ -602,8 +602,10 @@ def test_when_a_rank_dies_the_other_stops_with_an_error(place, lost):
     where = killed("grpo.update:Learner._loss", 5, rank=lost)
     ranks = runs.start_train_ranks(argv(place, name, num_steps=50), 2, place / name, before=where)
     assert ranks[lost].wait() == -signal.SIGKILL
-    assert ranks[1 - lost].wait() > 0  # within half of `ddp_timeout`: it is told, it does not wait for that
+    assert ranks[1 - lost].wait() == 1  # within half of `ddp_timeout`: it is told, it does not wait for that
     assert len(metrics(place / name)) < 50 and not (place / name / "final").exists()
+    said = [line for line in ranks[1 - lost].stderr.splitlines() if not line.startswith(("warning:", "trouble:"))]
+    assert "train.py: error: another process ended, or did not answer" in said[-1] and "Traceback" not in "".join(said)
 
 
 @pytest.mark.slow
