@@ -163,12 +163,12 @@ WRONG = [
     ("ResourceConfig InstanceType", "ml.nonsense", "no such choice"),
     ("ResourceConfig InstanceCount", -1, "-1 is not within 0"),
     ("ResourceConfig VolumeSizeInGB", "200", "not a integer"),
-    ("RoleArn", "grpo", "not ^arn"),
-    ("CheckpointConfig S3Uri", "mine/grpo", "not ^(https|s3)"),
-    ("AlgorithmSpecification TrainingImage", "an image", "not .*"),
+    ("RoleArn", "grpo", "not arn:aws"),
+    ("CheckpointConfig S3Uri", "mine/grpo", "not (https|s3)"),
+    ("AlgorithmSpecification TrainingImage", 300 * "a", "300 is not within 0 and 255"),
     ("StoppingCondition MaxRuntimeInSeconds", 0, "0 is not within 1"),
     ("HyperParameters system_prompt", 3000 * "a", "3000 is not within 0 and 2500"),
-    ("TrainingJobName", "a_b", "not ^[a-zA-Z0-9]"),
+    ("TrainingJobName", "a_b", "not [a-zA-Z0-9]"),
     ("OutputDataConfig Compression", "NONE", "unknown"),
 ]
 
@@ -239,16 +239,25 @@ def given(**changes) -> dict:
 
 
 @pytest.mark.slow
-def test_two_processes_leave_a_model_and_checkpoints(tmp_path):
-    box = Container(tmp_path / "ml", 2, given(num_steps=2) | {"reward_weights": [2, 1]})
-    process = box.start()
-    out, _ = process.communicate(timeout=runs.PATIENCE)
-    assert process.returncode == 0, out
-    job = tmp_path / "ml" / "checkpoints" / "job"
+@pytest.mark.parametrize(("hosts", "processes"), [(1, 2), (2, 0)])
+def test_processes_and_hosts_leave_one_model_and_checkpoints(tmp_path, hosts, processes):
+    boxes = [Container(tmp_path / f"algo-{k}", processes, given(num_steps=2)) for k in range(hosts)]
+    port = boxes[0].environment["SM_MASTER_PORT"]
+    for k, box in enumerate(boxes):
+        box.environment |= {"SM_HOST_COUNT": str(hosts), "SM_CURRENT_HOST_RANK": str(k), "SM_MASTER_PORT": port}
+    started = [box.start() for box in boxes]
+    outs = [process.communicate(timeout=runs.PATIENCE)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * hosts, outs
+    job, model = boxes[0].ml / "checkpoints" / "job", boxes[0].ml / "model"
     assert [line["step"] for line in runs.metrics(job)] == [1, 2] and (job / "checkpoints" / "step_000002").is_dir()
-    assert {path.name for path in (tmp_path / "ml" / "model").iterdir()} == {p.name for p in (job / "final").iterdir()}
-    assert not (tmp_path / "ml" / "output" / "failure").exists()
-    assert all(re.search(launch.METRICS["reward"], line) for line in out.splitlines() if line.startswith("step "))
+    assert json.loads((job / "environment.json").read_text())["processes"] == 2
+    assert {path.name for path in model.iterdir()} == {path.name for path in (job / "final").iterdir()}
+    steps = [line for line in outs[0].splitlines() if line.startswith("step ")]
+    assert len(steps) == 2 and all(re.search(launch.METRICS["reward"], line) for line in steps)
+    for box in boxes:
+        assert not (box.ml / "output" / "failure").exists()
+    for box in boxes[1:]:
+        assert not any(box.ml.glob("model/*")) and not any(box.ml.glob("checkpoints/*"))
 
 
 @pytest.mark.slow
@@ -265,7 +274,8 @@ def test_a_stopped_job_goes_on_to_the_same_bits(tmp_path):
     out, _ = process.communicate(timeout=runs.PATIENCE)
     assert process.returncode == 0, out
     data = tmp_path / "ml" / "input" / "data"
-    runs.run(runs.flags(str(data / "model"), str(data / "train"), tmp_path, "whole", num_steps=40), tmp_path / "out")
+    argv = runs.flags(str(data / "model"), str(data / "train"), tmp_path, "whole", num_steps=40)
+    subprocess.run([sys.executable, ROOT / "train.py", *argv], check=True, capture_output=True, timeout=runs.PATIENCE)
     runs.assert_same_run(tmp_path / "whole", job)
 
 
