@@ -5,7 +5,7 @@
 
 Words after `--` are options of train.py. They are checked here, before anything costs money. The job gets this
 repository as it lies on the disk. The same command, given again, continues the run.
-Left out: what happens in the container (`entry.py`), prices, and making roles and buckets.
+Left out: what happens in the container (`entry.py`), prices, and making a role.
 """
 
 import json
@@ -51,7 +51,7 @@ class Job:
     role: str = option()
     """ARN of the role that the job has; it reads and writes the bucket."""
     bucket: str = option()
-    """Name of the S3 bucket for code, data, checkpoints and model."""
+    """Name of the S3 bucket for code, data, checkpoints and model; the SDK makes it if there is none."""
     region: str | None = None
     """AWS region; None: that of the AWS configuration."""
     instance_type: str = "ml.g5.2xlarge"
@@ -195,6 +195,7 @@ def main(argv: list[str]) -> int:
             print(json.dumps(made._create_training_job_args(boto3=True), indent=2))  # the SDK has no public name for it
         else:
             made.train(wait=job.follow, logs=job.follow)
+            print(f"the run is in {made.checkpoint_config.s3_uri}")
     except (ValueError, BotoCoreError, ClientError) as error:
         print(f"launch.py: error: {error}", file=sys.stderr)
         return 2

@@ -10,18 +10,15 @@ import subprocess
 import sys
 from functools import reduce
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from grpo.config import parse_args
-from grpo.options import parse
 from grpo.run.log import step_line
 from launch.sagemaker import entry, launch
 from tests.fakes import runs
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "launch" / "sagemaker" / "gsm8k.ipynb"
 RECIPE = "recipes/gsm8k-qwen2.5-0.5b.yaml"
 JOB = {"recipe": ROOT / RECIPE, "role": "arn:aws:iam::123456789012:role/grpo", "bucket": "mine", "region": "us-east-1"}
 OPTIONS = ["--run_name", "qwen_0.5b", "--reward_weights", "1.0", "0.5", "--num_steps", "7"]
@@ -312,29 +309,3 @@ def test_a_wrong_option_and_a_crash_are_reasons_too(tmp_path, monkeypatch, capsy
     with pytest.raises(RuntimeError):
         entry.main()
     assert reason.read_text().startswith("RuntimeError: broken!") and len(reason.read_text()) == 1024
-
-
-def test_the_notebook_is_one_and_its_cells_compile():
-    notebook = json.loads(NOTEBOOK.read_text())
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert len(cells) >= 6 and not any(cell["outputs"] for cell in cells)
-    sources = ["".join(cell["source"]) for cell in cells]
-    for source in sources:
-        source = "\n".join(line for line in source.splitlines() if not line.startswith("!"))
-        compile(source, str(NOTEBOOK), "exec")
-    start = next(source for source in sources if source.startswith("from launch.sagemaker"))
-    calls = []
-    text = start.replace("from launch.sagemaker import launch\n", "").replace(RECIPE, str(ROOT / RECIPE))
-    names = {
-        "launch": SimpleNamespace(main=calls.append),
-        "ROLE": "r",
-        "BUCKET": "b",
-        "REGION": "us-east-1",
-        "RUN": "x",
-    }
-    exec(text, names)
-    ((*ours, dry_run, dashes, _, _),) = calls
-    job = parse(launch.Job, ours, "launch.py")
-    assert (dry_run, dashes, job.spot, job.data) == ("--dry_run", "--", True, "s3://b/gsm8k")
-    nbformat = pytest.importorskip("nbformat", reason="only it knows whether the notebook is valid")
-    nbformat.validate(nbformat.read(NOTEBOOK, 4))
