@@ -2,7 +2,6 @@ r"""Rewards of answers in `\boxed{}`: the form, what counts as an answer, hostil
 
 import os
 import signal
-import sys
 from itertools import pairwise
 
 import pytest
@@ -10,8 +9,9 @@ import pytest
 import data
 from data.problem import Problem
 from rewards import boxed, sandbox
+from tests.fakes.sealing import only_here
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
+linux = only_here
 real = pytest.mark.skipif("GRPO_TEST_DATA" not in os.environ, reason="GRPO_TEST_DATA names no folder of real data")
 
 

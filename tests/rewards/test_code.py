@@ -14,8 +14,9 @@ import rewards
 from data.problem import Problem
 from rewards import code, sandbox
 from rewards.runner import RewardRunner
+from tests.fakes.sealing import only_here
 
-pytestmark = pytest.mark.skipif("linux" not in sys.platform, reason="the sandbox is for Linux")
+pytestmark = only_here
 ROOT = Path(__file__).parents[2]
 TESTS = {"kind": "stdin", "cases": [{"input": "1 2", "output": "3"}, {"input": "2 2", "output": "4"}]}
 NAMES = ["code.extracts", "code.compiles", "code.runs", "code.passed", "code.correctness"]

@@ -1,16 +1,16 @@
 """Rewards of Reasoning Gym: tags, every task's gold answers, and answers that its scorers would execute."""
 
 import ast
-import sys
 
 import pytest
 
 import data
 from data.problem import Problem
 from rewards import gym
+from tests.fakes.sealing import only_here
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
+linux = only_here
 TASKS = sorted(set(reasoning_gym.factory.DATASETS) - set(data.importlib.import_module("data.gym").REFUSED))
 
 

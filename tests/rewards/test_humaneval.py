@@ -8,16 +8,16 @@ import os
 import random
 import resource
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 from data.problem import Problem
 from rewards import code
+from tests.fakes.sealing import only_here
 
 pytestmark = [
-    pytest.mark.skipif("linux" not in sys.platform, reason="the sandbox is for Linux"),
+    only_here,
     pytest.mark.skipif("GRPO_TEST_DATA" not in os.environ, reason="GRPO_TEST_DATA names no folder of real data"),
 ]
 SECONDS = 4.0

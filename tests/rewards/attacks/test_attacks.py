@@ -5,16 +5,16 @@ A tenth runs each time; all run where time allows, in boxes of several kinds of 
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 from rewards.sandbox.client import Box, Child
 from rewards.sandbox.judge import judge
+from tests.fakes.sealing import only_here
 from tests.rewards.attacks.calls import CALLS, PATH
 
-pytestmark = pytest.mark.skipif("linux" not in sys.platform, reason="the sandbox is for Linux")
+pytestmark = only_here
 SECONDS = 0.5
 SECRETS = ["s3cr3t-81736", "s3cr3t-29175"]
 ARGUMENTS = [[3, 1], [5]]

@@ -12,8 +12,9 @@ import pytest
 from rewards.sandbox import layers, proof
 from rewards.sandbox.client import Box, Child, Dead
 from rewards.sandbox.proof import described, proven
+from tests.fakes.sealing import only_here
 
-pytestmark = pytest.mark.skipif("linux" not in sys.platform, reason="the sandbox is for Linux")
+pytestmark = only_here
 ROOT = Path(__file__).parents[3]
 MACHINES = {
     "this": (),

@@ -8,8 +8,9 @@ import pytest
 from rewards import sandbox
 from rewards.sandbox.client import Box, Child, Ended
 from rewards.sandbox.judge import judge, wall_of
+from tests.fakes.sealing import only_here
 
-pytestmark = pytest.mark.skipif("linux" not in sys.platform, reason="the sandbox is for Linux")
+pytestmark = only_here
 SUM = {"kind": "stdin", "cases": [{"input": "1 2", "output": "3"}, {"input": "5 -5", "output": "0\n"}]}
 SQUARE = {"kind": "call", "entry_point": "f", "cases": [{"args": [2], "result": 4}, {"args": [3], "result": 9}]}
 
