@@ -3,7 +3,9 @@
 One succeeds if it returns 0 or more. The arguments are such that nothing is harmed where it does.
 """
 
-PATH, HERE = b"/tmp/grpo-canary", -100
+import os
+
+PATH, HERE = b"/tmp/grpo-canary-%d" % os.getpid(), -100  # tests run side by side
 CALLS = [
     ("open", 2, (b"/", 0)),
     ("creat", 85, (PATH, 0)),

@@ -30,11 +30,14 @@ check(f)
 PRINT = {"kind": "stdin", "cases": [{"input": "3\n", "output": "1 2 3\n"}]}
 MACHINES = {"this": (), "plain user": ("root",), "seccomp alone": ("user", "namespaces", "landlock")}
 EVERY = 10
+ATTACK = PATH.decode().replace("canary", "attack")
+"""A file that some attacks want to make."""
 
 
 def programs(file: str) -> list[tuple[str, ...]]:
     """(name, program, and what follows it) of a file."""
-    text = (Path(__file__).parent / file).read_text()
+    text = (Path(__file__).parent / file).read_text().replace("/tmp/grpo-canary", PATH.decode())
+    text = text.replace("/tmp/grpo-attack", ATTACK)
     parts = [part.partition("\n") for part in re.split(r"^=== ", text, flags=re.M)[1:]]
     pieces = [(name, *re.split(r"^--- \w+\n", body, flags=re.M)) for name, _, body in parts]
     return [tuple(text.rstrip("\n") for text in piece) for piece in pieces]
@@ -75,7 +78,7 @@ def boxes(request):
 @pytest.fixture(scope="module", autouse=True)
 def canary():
     """A file that everyone may change, and its neighbour that nobody has made."""
-    file, made = Path(PATH.decode()), Path("/tmp/grpo-attack")
+    file, made = Path(PATH.decode()), Path(ATTACK)
     file.write_text("whole")
     file.chmod(0o666)
     yield
