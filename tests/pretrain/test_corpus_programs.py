@@ -3,11 +3,15 @@
 import random
 import re
 from itertools import islice
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from data import load, programs
+from grpo.policy import model_directory
 from grpo.pretrain import corpus_programs
+from grpo.pretrain.__main__ import train_tokenizer
 
 PROGRAM = re.compile(r'def f\(x, y\):\n    """(.*)"""\n    return (.*)')
 CALCULATION = ("x", "-", "y"), (("*", "7"), ("+", "2"))
@@ -42,3 +46,13 @@ def test_the_corpus_follows_its_seed():
     first, again, other = (list(islice(corpus_programs.corpus(seed), 5)) for seed in (0, 0, 1))
     assert first == again != other
     assert programs.SIZES["test"] >= 300
+
+
+def test_the_shipped_model_reads_this_corpus_and_both_are_small():
+    directory = Path(model_directory("embedded_programs"))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    texts = list(islice(corpus_programs.corpus(0), 2000))
+    assert tokenizer.get_vocab() == train_tokenizer(texts).get_vocab()
+    assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]
+    files = [file for name in ("embedded", "embedded_programs") for file in Path(model_directory(name)).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 8_000_000
