@@ -371,3 +371,12 @@ def test_what_each_advantage_climbs_by_enumeration(p):
         assert weight(partial(pkpo, pass_k=k)) == pytest.approx(k * (1 - p) ** (k - 1))
     roots = [math.comb(N, K) * p**K * (1 - p) ** (N - K) * math.sqrt(K * (N - K) * (N - 1) / N) for K in range(N + 1)]
     assert weight(grpo) == pytest.approx(sum(roots) / (N * p * (1 - p)), rel=1e-3)  # 1e-4 is added to the std
+
+
+def test_a_term_that_does_not_apply_adds_nothing_to_the_sum_and_is_not_in_its_own_baseline():
+    """By hand: sums 3, 1, 2 with mean 2. Own baselines: 2 of 1 and 3 for the first term, 2/3 for the second."""
+    terms = torch.tensor([[[1.0, -math.inf, 3.0]], [[2.0, 1.0, -1.0]]], dtype=torch.float64)
+    found = combine(terms, (1.0, 1.0), ADVANTAGES["dr_grpo"], "rewards")
+    torch.testing.assert_close(found, torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64))
+    found = combine(terms, (1.0, 1.0), ADVANTAGES["dr_grpo"], "advantages")
+    torch.testing.assert_close(found, torch.tensor([[1 / 3, 1 / 3, -2 / 3]], dtype=torch.float64))
