@@ -5,7 +5,6 @@ parameters can work through the steps, but can hardly guess the result of two. T
 problem, so a test problem is never a training problem in other words. This file reads no data and grades nothing.
 """
 
-import hashlib
 import operator
 import random
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 
 from data import prompts
 from data.problem import Problem
-from data.splits import SPLITS
+from data.splits import by_hash
 
 SIZES = {"train": 4000, "validation": 500, "test": 1000}
 LARGEST = 50
@@ -109,20 +108,7 @@ def load(split: str, *, path: str | None = None, num_shots: int = 0, seed: int =
     """
     if path is not None:
         raise ValueError(f"data_path: {path!r} given, but the arithmetic problems are generated; leave it out")
-    if split not in SPLITS:
-        raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-    train = _distinct("train", seed)
-    shots = prompts.choose_shots(train, num_shots, seed)
-    examples = prompts.without_shots(train, shots) if split == "train" else _distinct(split, seed=0)
-    prompts.check_no_leak(examples, shots)
-    return [
-        Problem(
-            prompt=prompts.completion_prompt(example["question"], shots),
-            answer=example["answer"],
-            info={**example, "shots": shots, "stop": prompts.STOP},
-        )
-        for example in examples
-    ]
+    return prompts.completed(*prompts.with_shots(split, _distinct, num_shots, seed))
 
 
 def stream(split: str, rng: random.Random) -> Iterator[dict]:
@@ -150,10 +136,7 @@ def split_of(operators: str, numbers: dict[str, int]) -> str:
     if operators[0] in "+*":
         first, second = sorted((first, second))
     key = f"{first} {operators[0]} {second} {operators[1:]} {numbers.get('c', '')}"
-    percent = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
-    if percent < 80:
-        return "train"
-    return "validation" if percent < 85 else "test"
+    return by_hash(key, train=80, validation=5)
 
 
 def _distinct(split: str, seed: int) -> list[dict]:

@@ -9,23 +9,14 @@ calculation alone decides the split of a task, so a test task is never a trainin
 no data and grades nothing: `rewards/code.py` calls the function.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator
 
-from data import prompts
-from data.problem import Problem, Task
-from data.splits import SPLITS
+from data import code, prompts
+from data.problem import Problem
+from data.splits import by_hash
 
-TASK = Task(
-    rewards=("code.correctness", "code.compiles"),
-    reward_weights=(1.0, 1.0),
-    timeout=20.0,
-    correct="code.correctness",
-    format=None,
-    graders=("code.correctness",),
-    lenient=None,
-)
+TASK = code.TASK
 SIZES = {"train": 2000, "validation": 300, "test": 500}
 STOP = ["\n"]
 """The expression is one line."""
@@ -59,12 +50,7 @@ def load(split: str, *, path: str | None = None, num_shots: int = 0, seed: int =
     """
     if path is not None:
         raise ValueError(f"data_path: {path!r} given, but the programs are generated; leave it out")
-    if split not in SPLITS:
-        raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-    train = _distinct("train", seed)
-    shots = prompts.choose_shots(train, num_shots, seed)
-    examples = prompts.without_shots(train, shots) if split == "train" else _distinct(split, seed=0)
-    prompts.check_no_leak(examples, shots)
+    examples, shots = prompts.with_shots(split, _distinct, num_shots, seed)
     shown = "".join(f"{ask(shot['question'])}{shot['answer']}\n\n" for shot in shots)
     return [
         Problem(
@@ -158,10 +144,7 @@ def split_of(calculation: Calculation) -> str:
     if sign in "+*":
         left, right = sorted((left, right))
     key = expression(((left, sign, right), rest))
-    percent = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
-    if percent < 70:
-        return "train"
-    return "validation" if percent < 80 else "test"
+    return by_hash(key, train=70, validation=10)
 
 
 def _distinct(split: str, seed: int) -> list[dict]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.problem import Problem
+from data.splits import SPLITS
 
 STOP = ["\n\nQuestion:"]
 """After its answer a base model writes the next question. The first words of that question end the completion."""
@@ -155,6 +156,41 @@ def without_shots(examples: Sequence[dict], shots: Sequence[dict]) -> list[dict]
     """The examples whose question is not a shot. Use it for training and validation; a test set stays complete."""
     shown = {_words(shot["question"]) for shot in shots}
     return [example for example in examples if _words(example["question"]) not in shown]
+
+
+def with_shots(
+    split: str, draw: Callable[[str, int], list[dict]], num_shots: int, seed: int
+) -> tuple[list[dict], list[dict]]:
+    """The examples of a split of a generated data set, and the shots of their prompts, which are drawn from train.
+
+    Args:
+      split: `train`, which is without the shots, `validation` or `test`.
+      draw: (split, seed) -> its examples. Validation and test are those of seed 0, whatever the run's is.
+      num_shots: how many shots.
+      seed: decides the train split and the shots.
+
+    Raises:
+      ValueError: the split is unknown, `num_shots` is out of range, or a shot is also asked.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
+    train = draw("train", seed)
+    shots = choose_shots(train, num_shots, seed)
+    examples = without_shots(train, shots) if split == "train" else draw(split, 0)
+    check_no_leak(examples, shots)
+    return examples, shots
+
+
+def completed(examples: Sequence[dict], shots: Sequence[dict]) -> list[Problem]:
+    """A problem for each example, in the prompt format. `info` has all of the example."""
+    return [
+        Problem(
+            prompt=completion_prompt(example["question"], shots),
+            answer=example["answer"],
+            info={**example, "shots": shots, "stop": STOP},
+        )
+        for example in examples
+    ]
 
 
 def check_no_leak(examples: Sequence[dict], shots: Sequence[dict]) -> None:

@@ -1,5 +1,6 @@
-"""The names of the splits, and a seeded division of examples into two of them. Reads nothing."""
+"""The names of the splits, and how examples are divided among them: by a seed, or by what they are. Reads nothing."""
 
+import hashlib
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -49,3 +50,17 @@ def part_of(split: str, parts: Mapping[str, Callable[[], list]], seed: int, *, k
             if name == split:
                 return held_out
     return kept
+
+
+def by_hash(key: str, *, train: int, validation: int) -> str:
+    """The split of an example that is generated, decided by its key alone. So other words do not move it.
+
+    Args:
+      key: equal for examples that are the same.
+      train: percent of all keys.
+      validation: percent of all keys; what is left is test.
+    """
+    percent = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
+    if percent < train:
+        return "train"
+    return "validation" if percent < train + validation else "test"

@@ -7,14 +7,13 @@ problem with its terms in another order. This file reads no data. Left out: grad
 problems themselves (`symbolic_calculus.py`, `symbolic_algebra.py`).
 """
 
-import hashlib
 import random
 from collections.abc import Sequence
 
 from data import prompts
 from data.options import span, split_path, whole
 from data.problem import Problem, Task
-from data.splits import SPLITS
+from data.splits import by_hash
 from data.symbolic_algebra import ALGEBRA
 from data.symbolic_calculus import DERIVATIVES
 
@@ -47,8 +46,6 @@ def load(split: str, *, path: str | None = None, num_shots: int = 0, seed: int =
     Raises:
       ValueError: an option is unknown or out of range, or there are fewer problems than asked for.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     names, options = split_path(path or "+".join(FORMS), ("level", "size"))
     tasks = names.split("+")
     for task in tasks:
@@ -56,29 +53,17 @@ def load(split: str, *, path: str | None = None, num_shots: int = 0, seed: int =
             raise ValueError(f"data_path: {task!r} is not one of {', '.join(FORMS)}; such as derivative:level=2")
     levels = span(options.get("level", "1"), "level", *LEVELS)
     size = whole(options.get("size", str(SIZES["train"])), "size", 1, 10**6)
-    train = _distinct("train", tasks, levels, size, seed)
-    shots = prompts.choose_shots(train, num_shots, seed)
-    if split == "train":
-        examples = prompts.without_shots(train, shots)
-    else:
-        examples = _distinct(split, tasks, levels, SIZES[split], seed=0)
-    prompts.check_no_leak(examples, shots)
-    return [
-        Problem(
-            prompt=prompts.completion_prompt(example["question"], shots),
-            answer=example["answer"],
-            info={**example, "shots": shots, "stop": prompts.STOP},
-        )
-        for example in examples
-    ]
+    sizes = SIZES | {"train": size}
+
+    def draw(part: str, seed: int) -> list[dict]:
+        return _distinct(part, tasks, levels, sizes[part], seed)
+
+    return prompts.completed(*prompts.with_shots(split, draw, num_shots, seed))
 
 
 def split_of(key: str) -> str:
     """The split of a problem, decided by its form and its numbers: 80 % train, 5 % validation, 15 % test."""
-    percent = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
-    if percent < 80:
-        return "train"
-    return "validation" if percent < 85 else "test"
+    return by_hash(key, train=80, validation=5)
 
 
 def _distinct(split: str, tasks: Sequence[str], levels: Sequence[int], size: int, seed: int) -> list[dict]:
