@@ -33,12 +33,13 @@ NO_NUMBER = "12345"
 LINE, WRONG_LINE = "the answer line alone", "the answer line of a wrong answer"
 BARE, WRONG_BARE = "the answer as it stands", "a wrong answer as it stands"
 WORKED, SOLUTION = "the worked solution", "the data's solution as it stands"
-SAMPLE, WRONG_SAMPLE = "the answer as {} reads it", "a wrong answer as {} reads it"
-"""By the `sample` of a file of rewards."""
-RIGHT = (LINE, WORKED, BARE, SOLUTION)
-"""Right answers in the forms that are known here."""
-OTHER_FORMS = (BARE, WRONG_BARE, SOLUTION)
-"""What is not in the form of the exemplars. Graders that judge it differently may both be right."""
+SAMPLE, WRONG_SAMPLE = "the answer as", "a wrong answer as"
+"""By the `sample` of a file of rewards; `boxed.py reads it` follows."""
+RIGHT = (LINE, WORKED, BARE, SOLUTION, SAMPLE)
+"""How the names of right answers begin, in the forms that are known here."""
+OTHER_FORMS = (BARE, WRONG_BARE, SOLUTION, SAMPLE, WRONG_SAMPLE)
+"""How the names of what is not in the form of the exemplars begin. Graders that judge it differently may both be right.
+"""
 
 Graded = tuple[Problem, dict[str, dict[str, float | None]]]
 """A problem, and what each function gave for each of its `writings`: {function: {writing: value}}."""
@@ -116,8 +117,7 @@ def _right_answers(c: Config, name: str, graded: list[Graded], needed: float, er
     """
     never, highest, failed = [], 0.0, True
     for problem, earned in graded:
-        forms = [*RIGHT, *(form for form in earned[name] if form.startswith(SAMPLE.partition("{")[0]))]
-        values = [earned[name][form] for form in forms if form in earned[name]]
+        values = [value for form, value in earned[name].items() if form.startswith(RIGHT)]
         values = [value for value in values if value != -math.inf]  # which says that it does not apply
         if not values:
             failed = False
@@ -178,7 +178,7 @@ def _disagreements(reward: str, judge: str, graded: list[Graded], needed: float)
     tried: dict[str, list[tuple]] = {}
     for problem, earned in graded:
         for writing, text in writings(problem).items():
-            if writing not in OTHER_FORMS and "reads it" not in writing and earned[reward][writing] != -math.inf:
+            if not writing.startswith(OTHER_FORMS) and earned[reward][writing] != -math.inf:
                 case = (text, problem.answer, earned[reward][writing] or 0.0, earned[judge][writing])
                 tried.setdefault(writing, []).append(case)
     most = max(value for cases in tried.values() for _, _, value, _ in cases)
@@ -214,10 +214,8 @@ def writings(problem: Problem, samples: Mapping[str, Callable[[Problem], str]] |
     line = whole = answer_line(gold)
     texts = {LINE: line, WRONG_LINE: answer_line(wrong), BARE: gold, WRONG_BARE: wrong}
     for file, sample in (samples or {}).items():
-        texts |= {
-            SAMPLE.format(file): sample(problem),
-            WRONG_SAMPLE.format(file): sample(replace(problem, answer=wrong)),
-        }
+        texts[f"{SAMPLE} {file} reads it"] = sample(problem)
+        texts[f"{WRONG_SAMPLE} {file} reads it"] = sample(replace(problem, answer=wrong))
     if isinstance(problem.info.get("solution"), str):
         whole = worked_answer({**problem.info, "answer": gold})
         texts |= {WORKED: whole, SOLUTION: problem.info["solution"]}
