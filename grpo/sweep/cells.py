@@ -21,6 +21,8 @@ from grpo.run.directory import check_resumable
 
 OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
 """Options of a run that the sweep sets itself."""
+ALLOWED = [field.name for field in fields(Config) if field.name not in OURS]
+"""The others, which may be varied."""
 DONE = "done"
 NAMED = "setting"
 """Where the name of a setting stands among the options of a cell."""
@@ -105,15 +107,14 @@ def parse_grid(words: tuple[str, ...]) -> dict[str, list[str]]:
     Raises:
         ValueError: a word stands before the first option, or an option is unknown, repeated or set by the sweep.
     """
-    allowed = [field.name for field in fields(Config) if field.name not in OURS]
     grid: dict[str, list[str]] = {}
     values: list[str] | None = None
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
             value = word
-        elif name in grid or name not in allowed:
-            hint = options.did_you_mean(name, allowed)
+        elif name in grid or name not in ALLOWED:
+            hint = options.did_you_mean(name, ALLOWED)
             raise ValueError(f"grid is {' '.join(words)!r}: {name} must be an option of train.py, once{hint}")
         else:
             values = grid[name] = []
@@ -135,12 +136,11 @@ def read_settings(path: str | None) -> dict[str, dict[str, list[str]]]:
         read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"settings: {path} cannot be read ({' '.join(str(error).split())})") from error
-    allowed = [field.name for field in fields(Config) if field.name not in OURS]
     if not isinstance(read, dict) or not read or not all(isinstance(setting, dict) for setting in read.values()):
         raise ValueError(f"settings: {path} must hold names, and under each one options with their values")
     for label, setting in read.items():
-        for unknown in [name for name in setting if name not in allowed]:
-            hint = options.did_you_mean(str(unknown), allowed)
+        for unknown in [name for name in setting if name not in ALLOWED]:
+            hint = options.did_you_mean(str(unknown), ALLOWED)
             raise ValueError(f"settings: {path}, {label}: {unknown!r} must be an option of train.py{hint}")
     return {str(name): {option: _words(value) for option, value in of.items()} for name, of in read.items()}
 
