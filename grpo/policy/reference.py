@@ -28,17 +28,17 @@ class WithoutAdapters(nn.Module):
         """Take the policy itself, not its DistributedDataParallel wrapper: no gradient is exchanged here."""
         super().__init__()
         self.policy = policy
+        self.switched = list(adapted(policy).values())
 
     def forward(self, tree: PackedTree, temperature: float) -> tuple[Tensor, Tensor]:
         """As of the policy, without a gradient."""
         assert not torch.is_grad_enabled(), "what is computed again in backward would have adapters"
-        layers = adapted(self.policy).values()
         try:
-            for layer in layers:
+            for layer in self.switched:
                 layer.on = False
             return self.policy(tree, temperature)
         finally:
-            for layer in layers:
+            for layer in self.switched:
                 layer.on = True
 
 
