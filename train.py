@@ -27,19 +27,9 @@ from grpo.doctor.watch import Watch
 from grpo.evaluation import headline, protocol
 from grpo.evaluation.compare import check_planned, compare_models, evaluate
 from grpo.evaluation.transcribe import Interrupted
-from grpo.kernels.compiled import compile_layers
 from grpo.metrics import Sums
 from grpo.optimizer import next_coefs
-from grpo.policy import (
-    Policy,
-    add_adapters,
-    load_policy,
-    model_directory,
-    prepare_saving,
-    reference_of,
-    save_adapters,
-    save_model,
-)
+from grpo.policy import Policy, load_policy, model_directory, prepare_saving, save_adapters, save_model
 from grpo.record import measure, write_transcripts
 from grpo.replay.saved import save_step
 from grpo.report import write_report
@@ -51,7 +41,7 @@ from grpo.run.machine import device_memory, peak_bytes, settings, settle
 from grpo.run.signals import Signals
 from grpo.run.state import State, Stopped, due, restore_state, save_state, stop_before, why_stop
 from grpo.sampler import Sampler
-from grpo.update import Learner
+from grpo.update import Learner, make_ready
 from rewards.runner import RewardRunner
 
 
@@ -133,11 +123,7 @@ def load(config: Config, device: torch.device) -> tuple[Policy, Any, nn.Module |
         activation_checkpointing=config.activation_checkpointing,
     )
     base = inputs.of_model(policy)
-    add_adapters(policy, config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
-    reference = reference_of(policy) if config.kl_coef > 0 else None
-    if config.compile:
-        compile_layers(policy, reference)
-    return policy, tokenizer, reference, base
+    return policy, tokenizer, make_ready(policy, config, config.kl_coef > 0), base
 
 
 def look_ahead(

@@ -20,15 +20,34 @@ from grpo.batch import Batch
 from grpo.budget import Budget, Pass
 from grpo.config import Config
 from grpo.corrections import CORRECTIONS
+from grpo.kernels.compiled import compile_layers
 from grpo.kl import KL, k3
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
 from grpo.microbatch import Microbatch, counts_of, cut_groups, distinct_tokens, empty
 from grpo.objective import highest_entropy, objective
 from grpo.optimizer import clip_and_step, coefficients, learning_rate, make_optimizer
-from grpo.policy import Policy, mix_in, scatter, trained
+from grpo.policy import Policy, add_adapters, mix_in, reference_of, scatter, trained
 from grpo.tables import asked, constants, lookup
 from grpo.weighting import WEIGHTINGS
+
+
+def make_ready(policy: Policy, config: Config, with_reference: bool) -> nn.Module | None:
+    """Give a policy, as it was loaded, what learning needs beside its weights: adapters and compiled layers.
+
+    Args:
+        policy: changed in place.
+        config: the run's.
+        with_reference: whether there is a KL.
+
+    Returns:
+        the reference, or None.
+    """
+    add_adapters(policy, config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
+    reference = reference_of(policy) if with_reference else None
+    if config.compile:
+        compile_layers(policy, reference)
+    return reference
 
 
 class Learner:

@@ -20,18 +20,17 @@ from grpo.batch import Batch
 from grpo.config import Config, from_yaml
 from grpo.corrections import CORRECTIONS
 from grpo.files import read_object
-from grpo.kernels.compiled import compile_layers
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
 from grpo.optimizer import coefficients
-from grpo.policy import add_adapters, load_policy, reference_of
+from grpo.policy import load_policy
 from grpo.replay.saved import Saved, place_of, read_step
 from grpo.rollout import advantage_of, judge
 from grpo.run import checkpoint
 from grpo.run.machine import settings, settle
 from grpo.run.state import restore_state
 from grpo.tables import constants
-from grpo.update import Learner
+from grpo.update import Learner, make_ready
 
 OF_OBJECTIVE = (
     ("reward_weights", "combine", "advantage", "whiten", "mask_truncated", "loss", "weighting", "entropy_coef")
@@ -148,10 +147,7 @@ def learners(was: Config, asked: Config, device: torch.device) -> tuple[Learner,
         precision=was.precision,
         activation_checkpointing=was.activation_checkpointing,
     )
-    add_adapters(policy, was.lora_rank, was.lora_alpha, was.lora_targets, was.seed)
-    reference = reference_of(policy) if was.kl_coef > 0 or asked.kl_coef > 0 else None
-    if was.compile:
-        compile_layers(policy, reference)
+    reference = make_ready(policy, was, was.kl_coef > 0 or asked.kl_coef > 0)
     taken = Learner(was, policy, reference if was.kl_coef > 0 else None)
     if asked == was:
         return taken, None

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import data
 import train
-from grpo import distributed
+from grpo import distributed, update
 from grpo.advantages import ADVANTAGES
 from grpo.config import Config, from_yaml
 from grpo.evaluation import grading
@@ -781,8 +781,8 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(plac
 
 
 def test_without_a_kl_no_reference_is_made(place, monkeypatch):
-    made, make = [], train.reference_of
-    monkeypatch.setattr(train, "reference_of", lambda policy: made.append(1) or make(policy))
+    made, make = [], update.reference_of
+    monkeypatch.setattr(update, "reference_of", lambda policy: made.append(1) or make(policy))
     assert train.main(argv(place, "no_kl", kl_coef=0, num_steps=2)) == 0
     assert not made and all(line["policy/kl"] is None for line in metrics(place / "no_kl"))
     assert train.main(argv(place, "kl", num_steps=2)) == 0
@@ -792,7 +792,7 @@ def test_without_a_kl_no_reference_is_made(place, monkeypatch):
 
 def test_compiling_is_for_policy_and_reference_and_off_on_a_cpu(place, monkeypatch):
     seen = []
-    monkeypatch.setattr(train, "compile_layers", lambda *policies: seen.append(policies))
+    monkeypatch.setattr(update, "compile_layers", lambda *policies: seen.append(policies))
     assert train.main(argv(place, "plain", num_steps=1)) == 0 and not seen
     assert train.main(argv(place, "compiled", num_steps=1, compile=True)) == 0
     ((policy, reference),) = seen
