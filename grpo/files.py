@@ -67,6 +67,21 @@ def read_object(text: bytes, where: object, kinds: Mapping[str, Any]) -> dict:
     return found
 
 
+def read_metrics(file: Path) -> list[dict[str, float | None]]:
+    """The lines of a run's `metrics.jsonl`, one for each step. The run may still be writing.
+
+    Raises:
+        ValueError: a line (named) is none that a run writes.
+        OSError: the file can not be read.
+    """
+    lines = []
+    for i, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):  # the last line may not be whole
+        where = f"{file}, line {i}"
+        lines.append(read_object(line, where, {"step": int}))
+        check_kinds(lines[-1], where, dict.fromkeys(lines[-1], int | float | None))
+    return lines
+
+
 def check_kinds(found: dict, where: object, kinds: Mapping[str, Any]) -> None:
     """Raise ValueError for the first name of `kinds` that is missing or has another type. It names `where`."""
     for name, kind in kinds.items():

@@ -19,7 +19,7 @@ from grpo.advantages import ADVANTAGES, FACTS
 from grpo.batch import Batch
 from grpo.config import Config, from_yaml
 from grpo.corrections import CORRECTIONS
-from grpo.files import read_object
+from grpo.files import read_metrics
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
 from grpo.optimizer import coefficients
@@ -231,6 +231,5 @@ def columns(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
 def logged_metrics(run: Path, step: int) -> dict[str, float | None] | None:
     """The line of metrics.jsonl of a step; None: there is none."""
     file = run / "metrics.jsonl"
-    lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []  # the last line may not be whole
-    found = [read_object(line, file, {"step": int}) for line in lines]
-    return next((line for line in found if line["step"] == step), None)
+    lines = read_metrics(file) if file.is_file() else []
+    return next((line for line in lines if line["step"] == step), None)

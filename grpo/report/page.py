@@ -20,7 +20,7 @@ import yaml
 from grpo.config import Config
 from grpo.evaluation import headline
 from grpo.evaluation.graders import ALSO_CALLED
-from grpo.files import check_kinds, read_object, write_whole
+from grpo.files import read_metrics, read_object, write_whole
 from grpo.report import curves
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -93,7 +93,7 @@ def read_run(path: Path) -> Run:
         if not (path / name).is_file():
             raise ValueError(f"{path} is not a run directory: it has no {name}")
     config = _config(path / "config.yaml")
-    metrics = _metrics(path / "metrics.jsonl")
+    metrics = read_metrics(path / "metrics.jsonl")
     environment = _environment(path / "environment.json")
     evaluations = [headline.read_result(file) for file in sorted(path.glob("eval*/eval.json"))]
     own = config.get("eval_correct")
@@ -109,15 +109,6 @@ def _config(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
         raise ValueError(f"{file} must hold `name: value` lines")
     return config
-
-
-def _metrics(file: Path) -> list[dict[str, float | None]]:
-    lines = []
-    for i, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):  # the last line may not be whole
-        where = f"{file}, line {i}"
-        lines.append(read_object(line, where, {"step": int}))
-        check_kinds(lines[-1], where, dict.fromkeys(lines[-1], int | float | None))
-    return lines
 
 
 def _environment(file: Path) -> dict[str, str]:
