@@ -258,6 +258,38 @@ def refuse_auto(config: Config) -> None:
             raise ValueError(f"{name} is 'auto': must have a value by now; `grpo.run.machine.settle` gives one")
 
 
+def check_resumable(saved: Config, now: Config) -> None:
+    """Check that a run with the config `saved` may continue with the config `now`.
+
+    `num_steps` may change only under a constant schedule, because the other schedules depend on it. What is right may
+    change only if no problem is drawn by it. Files of data and rewards may lie elsewhere; `inputs.py` compares them.
+
+    Raises:
+        ValueError: an option differs that may not; the message names the first one.
+    """
+    may_change = set(options.facts_of(type(now), "may_change"))
+    if now.schedule != "constant":
+        may_change -= {"num_steps"}
+    if now.curriculum != "none":
+        may_change -= {"eval_correct", "eval_threshold"}
+    for name, before in vars(saved).items():
+        after = getattr(now, name)
+        if name in ("data", "rewards"):
+            same = _unplaced(before) == _unplaced(after)
+        else:
+            same = before == after
+        if name not in may_change and not same:
+            raise ValueError(
+                f"{name} is {after!r}, but the run to resume has {before!r}: must be the same; "
+                "for another value, give the run another run_name"
+            )
+
+
+def _unplaced(names: str | tuple[str, ...]) -> list[str]:
+    """Names of data or rewards, without the directories of Python files such as `my/task.py:reward`."""
+    return [re.sub(r".*/(?=[^/]+\.py\b)", "", name) for name in ([names] if isinstance(names, str) else names)]
+
+
 def parse_args(argv: list[str]) -> Config:
     """The config of a command line: flags override `--recipe FILE`, which overrides defaults. Errors exit with 2."""
     return options.parse(Config, argv, prog="train.py")

@@ -12,13 +12,12 @@ import pytest
 
 from grpo import config as module
 from grpo.advantages import ADVANTAGES
-from grpo.config import Config, from_yaml, parse_args, refuse_auto, to_yaml
+from grpo.config import Config, check_resumable, from_yaml, parse_args, refuse_auto, to_yaml
 from grpo.evaluation.protocol import EvalOptions
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.options import facts_of
 from grpo.prompts.source import Source
-from grpo.run.directory import check_resumable
 from grpo.tables import constants, lookup
 from grpo.weighting import WEIGHTINGS
 

@@ -7,7 +7,6 @@ Left out: what a checkpoint holds (`state.py`).
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,9 +16,8 @@ from pathlib import Path
 import torch
 
 from grpo import distributed
-from grpo.config import Config, from_yaml, refuse_auto, to_yaml
+from grpo.config import Config, check_resumable, from_yaml, refuse_auto, to_yaml
 from grpo.files import lock_directory, write_whole
-from grpo.options import facts_of
 from grpo.run import checkpoint, inputs
 from grpo.run.log import Display
 from grpo.run.machine import environment
@@ -47,38 +45,6 @@ def begun(asked: Config) -> Config | None:
             "put it back, or take another run_name"
         )
     return None
-
-
-def check_resumable(saved: Config, now: Config) -> None:
-    """Check that a run with the config `saved` may continue with the config `now`.
-
-    `num_steps` may change only under a constant schedule, because the other schedules depend on it. What is right may
-    change only if no problem is drawn by it. Files of data and rewards may lie elsewhere; `inputs.py` compares them.
-
-    Raises:
-        ValueError: an option differs that may not; the message names the first one.
-    """
-    may_change = set(facts_of(type(now), "may_change"))
-    if now.schedule != "constant":
-        may_change -= {"num_steps"}
-    if now.curriculum != "none":
-        may_change -= {"eval_correct", "eval_threshold"}
-    for name, before in vars(saved).items():
-        after = getattr(now, name)
-        if name in ("data", "rewards"):
-            same = _unplaced(before) == _unplaced(after)
-        else:
-            same = before == after
-        if name not in may_change and not same:
-            raise ValueError(
-                f"{name} is {after!r}, but the run to resume has {before!r}: must be the same; "
-                "for another value, give the run another run_name"
-            )
-
-
-def _unplaced(names: str | tuple[str, ...]) -> list[str]:
-    """Names of data or rewards, without the directories of Python files such as `my/task.py:reward`."""
-    return [re.sub(r".*/(?=[^/]+\.py\b)", "", name) for name in ([names] if isinstance(names, str) else names)]
 
 
 def open_directory(config: Config, before: Config | None) -> Path:

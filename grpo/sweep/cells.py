@@ -13,11 +13,10 @@ from pathlib import Path
 import yaml
 
 from grpo import options
-from grpo.config import Config, from_yaml, parse_args
+from grpo.config import Config, check_resumable, from_yaml, parse_args
 from grpo.evaluation.headline import read_result
 from grpo.evaluation.protocol import is_evaluated, options_of
 from grpo.options import option
-from grpo.run.directory import check_resumable
 
 OURS = ("run_name", "out_dir", "resume", "check", "final_eval", "eval_shots")
 """Options of a run that the sweep sets itself."""
