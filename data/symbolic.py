@@ -1,10 +1,10 @@
 """Generated problems of symbolic manipulation: derivatives, products to expand, equations, formulas to simplify.
 
 `data_path` says which: `derivative:level=2`, `expand+solve:level=1-3,size=500`. Without it there are all four tasks at
-level 1. A problem has a solution in one to three lines, and the answer line of GSM8K with a formula in place of the
-number. A hash of the numbers and the form of a problem decides its split, so a test problem is never a training
-problem with its terms in another order. This file reads no data. Left out: grading (`rewards/symbolic.py`), and the
-problems themselves (`symbolic_calculus.py`, `symbolic_algebra.py`).
+level 1. Level 0 is for small models. A problem has a solution in one to three lines, and the answer line of GSM8K with
+a formula in place of the number. A hash of the numbers and the form of a problem decides its split, so a test problem
+is never a training problem with its terms in another order. This file reads no data. Left out: grading
+(`rewards/symbolic.py`), and the problems themselves (`symbolic_calculus.py`, `symbolic_algebra.py`).
 """
 
 import random
@@ -21,13 +21,13 @@ TASK = Task(
     rewards=("symbolic.format", "symbolic.correctness"),
     correct="symbolic.correctness",
     format="symbolic.format",
-    graders=("symbolic.correctness", "symbolic.last_line"),
+    graders=("symbolic.correctness", "symbolic.last_line", "symbolic.same_text"),
     lenient="symbolic.last_line",
 )
 FORMS = {"derivative": DERIVATIVES, **ALGEBRA}
 """{task: {level: forms}}; each form is drawn equally often."""
 SIZES = {"train": 2000, "validation": 200, "test": 500}
-LEVELS = (1, 3)
+LEVELS = (0, 3)
 IN_VAIN = 1000
 """Draws in a row that give nothing new, after which there is taken to be nothing new."""
 

@@ -99,6 +99,13 @@ def _homogeneous(*coefficients: int) -> str:
     return join(*(times(number, name) for number, name in zip(coefficients, names, strict=True)))
 
 
+def _number_times_linear(rng: random.Random) -> Made:
+    a, b, c = factor(rng), rng.randint(1, 15), nonzero(rng, 15)
+    step = f"{a}*{b} = {a * b}, {a}*{c} = {a * c}"
+    inner = polynomial(b, c)
+    return Made(f"expand {a * b} {a * c}", EXPAND, f"{a}*({inner})", (step,), polynomial(a * b, a * c))
+
+
 def _number_times_polynomial(rng: random.Random) -> Made:
     a, inner = factor(rng), [rng.randint(1, 9), nonzero(rng, 9), nonzero(rng, 9)]
     return _expand([a], inner, key=f"{[a * number for number in inner]}")
@@ -123,6 +130,17 @@ def _cube(rng: random.Random) -> Made:
 
 
 # Equations
+
+
+def _equation_of_one_step(rng: random.Random) -> Made:
+    """a x = c or x + b = c, with a whole solution."""
+    x = rng.randint(-30, 30)
+    if rng.random() < 0.5:
+        a = rng.randint(2, 12)
+        return Made(f"solve {a} {a * x}", SOLVE, f"{a}*x = {a * x}", (f"x = {a * x}/{a}",), str(x))
+    b = nonzero(rng, 30)
+    step = f"x = {join(str(x + b), str(-b))}"
+    return Made(f"solve 1 {b} {x + b}", SOLVE, f"{polynomial(1, b)} = {x + b}", (step,), str(x))
 
 
 def _linear_equation(rng: random.Random) -> Made:
@@ -158,6 +176,14 @@ def _quadratic_equation(rng: random.Random) -> Made:
 
 def _made(key: object, text: str, step: str, answer: str) -> Made:
     return Made(f"simplify {key}", SIMPLIFY, text, (step,), answer)
+
+
+def _two_like_terms(rng: random.Random) -> Made:
+    a, b = rng.randint(1, 60), nonzero(rng, 60)
+    while a + b == 0:
+        b = nonzero(rng, 60)
+    step = f"{join(str(a), str(b))} = {a + b}"
+    return _made(("two", *sorted((a, b))), join(times(a, "x"), times(b, "x")), step, times(a + b, "x"))
 
 
 def _like_terms(rng: random.Random) -> Made:
@@ -211,12 +237,19 @@ def _roots(rng: random.Random) -> Made:
 
 ALGEBRA: dict[str, dict[int, tuple[Form, ...]]] = {
     "expand": {
+        0: (_number_times_linear,),
         1: (_number_times_polynomial,),
         2: (_two_linear("x"), _two_linear("xy")),
         3: (_linear_times_quadratic, _cube),
     },
-    "solve": {1: (_linear_equation,), 2: (_equation_of_two_sides,), 3: (_quadratic_equation,)},
+    "solve": {
+        0: (_equation_of_one_step,),
+        1: (_linear_equation,),
+        2: (_equation_of_two_sides,),
+        3: (_quadratic_equation,),
+    },
     "simplify": {
+        0: (_two_like_terms,),
         1: (_like_terms,),
         2: (_cancel, _powers),
         3: (_logarithms, _exponentials, _pythagoras, _roots),

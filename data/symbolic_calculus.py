@@ -119,6 +119,14 @@ CHAIN = (_power_of_linear, _logarithm, _root, _power_times("sin"), _power_times(
 HARD = (_quotient, _of_quadratic("sin"), _of_quadratic("exp"), _of_quadratic("log"), _exponential_times_sine)
 
 
+def _derivative_of_trinomial(rng: random.Random) -> Made:
+    """(a x^n + b x + c)' = a n x^(n-1) + b"""
+    a, n, b, c = factor(rng), rng.randint(2, 9), nonzero(rng, 9), nonzero(rng, 9)
+    text = join(times(a, power("x", n)), times(b, "x"), str(c))
+    answer = join(times(a * n, power("x", n - 1)), str(b))
+    return Made(f"derivative {a} {n} {b} {c}", DERIVATIVE, text, (f"{a}*{n} = {a * n}",), answer)
+
+
 def _derivative_of_sum(first: Sequence, second: Sequence) -> Form:
     """A term of one of the first kinds plus one of another of the second kinds."""
 
@@ -136,6 +144,7 @@ def _derivative_of_sum(first: Sequence, second: Sequence) -> Form:
 
 
 DERIVATIVES: dict[int, tuple[Form, ...]] = {
+    0: (_derivative_of_trinomial,),
     1: (_derivative_of_sum(SIMPLE, SIMPLE),),
     2: (_derivative_of_sum(CHAIN, SIMPLE),),
     3: (_derivative_of_sum(HARD, [*SIMPLE, *CHAIN]),),

@@ -36,8 +36,7 @@ format.full_value = 0.5
 
 def correctness(completion: str, problem: Problem) -> float:
     """1.0 if the last line that starts with `####` is equal to the gold answer and in the form asked for, else 0."""
-    lines = [line for line in completion.split("\n") if line.startswith("####")]
-    return _grade(lines[-1].removeprefix("####").strip().removeprefix(WORDS.strip()), problem) if lines else 0.0
+    return _grade(_answer(completion), problem)
 
 
 def last_line(completion: str, problem: Problem) -> float:
@@ -50,6 +49,21 @@ def last_line(completion: str, problem: Problem) -> float:
         return 0.0
     pieces = re.split(r"####|\bis\b|:|=", lines[-1])
     return max(_grade(lines[-1], problem), _grade(pieces[-1], problem))
+
+
+def same_text(completion: str, problem: Problem) -> float:
+    """1.0 if `correctness` pays and the answer is written as in the data, spaces apart.
+
+    This is the strict form of `correctness`: `3 + 2*x` is not `2*x + 3`.
+    """
+    same = _answer(completion).replace(" ", "") == problem.answer.replace(" ", "")
+    return correctness(completion, problem) if same else 0.0
+
+
+def _answer(completion: str) -> str:
+    """What stands on the last line that starts with `####`; empty without one."""
+    lines = [line for line in completion.split("\n") if line.startswith("####")]
+    return lines[-1].removeprefix("####").strip().removeprefix(WORDS.strip()).strip() if lines else ""
 
 
 def _grade(text: str, problem: Problem) -> float:

@@ -11,7 +11,7 @@ from data.symbolic import FORMS
 from rewards.formula import parse
 from tests.rewards.test_equality import to_sympy
 
-PATHS = [f"{task}:level={level}" for task in FORMS for level in (1, 2, 3)]
+PATHS = [f"{task}:level={level}" for task in FORMS for level in range(4)]
 X = sympy.Symbol("x", positive=True)
 PINNED = [
     ("Simplify 20*x + 20 - 17*x + 14 for positive x.", "3*x + 34"),
@@ -23,7 +23,7 @@ def drawn(path, split="train", size=40):
     return load("symbolic", split, path=f"{path},size={size}")
 
 
-@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_derivatives_as_sympy_computes_them(level):
     for problem in drawn(f"derivative:level={level}", size=60):
         slope = sympy.diff(to_sympy(parse(problem.info["expression"])), X)
@@ -31,13 +31,13 @@ def test_derivatives_as_sympy_computes_them(level):
         assert abs(gap) < 1e-30, problem.info["question"]
 
 
-@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_expansions_as_sympy_computes_them(level):
     for problem in drawn(f"expand:level={level}"):
         assert to_sympy(parse(problem.answer)) == sympy.expand(to_sympy(parse(problem.info["expression"])))
 
 
-@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_equations_as_sympy_solves_them(level):
     x = sympy.Symbol("x")
     for problem in drawn(f"solve:level={level}"):
@@ -45,7 +45,7 @@ def test_equations_as_sympy_solves_them(level):
         assert sympy.solveset(left - right, x) == {sympy.Rational(root) for root in problem.answer.split(", ")}
 
 
-@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_simplifications_are_equal_and_shorter(level):
     for problem in drawn(f"simplify:level={level}"):
         question, answer = to_sympy(parse(problem.info["expression"])), to_sympy(parse(problem.answer))
@@ -102,8 +102,8 @@ def test_the_splits_have_their_sizes():
 
 
 def test_every_form_is_drawn():
-    problems = load("symbolic", "train", path="derivative+expand+solve+simplify:level=1-3,size=1500")
-    assert {(p.info["task"], p.info["level"]) for p in problems} == {(task, n) for task in FORMS for n in (1, 2, 3)}
+    problems = load("symbolic", "train", path="derivative+expand+solve+simplify:level=0-3,size=2000")
+    assert {(p.info["task"], p.info["level"]) for p in problems} == {(task, n) for task in FORMS for n in range(4)}
     written = " ".join(problem.info["expression"] for problem in problems)
     for piece in ("sin(", "cos(", "exp(", "log(", "sqrt(", ")/(", "^2*sin(", "*y", " = 0", ")^3", "^2 + 3)"):
         assert piece in written, piece
@@ -134,7 +134,7 @@ def test_first_problems_are_pinned():
 @pytest.mark.parametrize(
     ("path", "message"),
     [("integral", "data_path: 'integral' is not one of derivative, expand, solve, simplify")]
-    + [("derivative:level=4", "data_path: level=4 must be a whole number from 1 to 3")]
+    + [("derivative:level=4", "data_path: level=4 must be a whole number from 0 to 3")]
     + [("derivative:level=3-1", "data_path: level=3-1 ends before it begins")]
     + [("derivative:levels=1", "data_path: 'levels' in 'derivative:levels=1' is not one of level, size")]
     + [("derivative:level=1,level=2", "data_path: 'level' stands twice")]

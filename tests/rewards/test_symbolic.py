@@ -90,6 +90,14 @@ def test_what_each_task_asks_for(task, gold, said, right):
 
 
 @pytest.mark.parametrize(
+    ("said", "right"),
+    [("2*x + 3", 1.0), (" 2*x+3", 1.0), ("3 + 2*x", 0.0), ("2x + 3", 0.0), ("2*x + 3.", 0.0), ("2*x", 0.0), ("", 0.0)],
+)
+def test_the_strict_form_wants_the_text_of_the_data(said, right):
+    assert symbolic.same_text(f"so\n{IS} {said}", Problem("", "2*x + 3", {"task": "derivative"})) == right
+
+
+@pytest.mark.parametrize(
     ("text", "right"),
     [("so it is 2*x + 3.", 1.0), ("f = 2*x + 3", 1.0), ("first: x\nThe derivative is: 2*x + 3", 1.0), ("2*x + 3", 1.0)]
     + [(f"{IS} 2*x + 3", 1.0), ("#### 2*x + 3", 1.0), ("2*x + 3\nI think", 0.0), ("", 0.0), ("x = 2*x", 0.0)],
@@ -99,7 +107,7 @@ def test_the_last_line_is_read_however_it_is_marked(text, right):
 
 
 PATHS = [
-    f"{task}:level={level},size=60" for task in ("derivative", "expand", "solve", "simplify") for level in (1, 2, 3)
+    f"{task}:level={level},size=60" for task in ("derivative", "expand", "solve", "simplify") for level in range(4)
 ]
 
 
