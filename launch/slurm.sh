@@ -21,5 +21,7 @@ trap 'asked=yes; kill -USR1 $step' USR1 TERM
 wait $step
 code=$?
 while kill -0 $step 2> /dev/null; do wait $step; code=$?; done # a signal has ended the wait, not the step
+# A preemption with time to save is told to the processes only. Without this line the job would count as done.
+case $(scontrol show job "$SLURM_JOB_ID") in *" PreemptTime=2"*) asked=yes ;; esac
 if [ -n "$asked" ]; then exec scontrol requeue "$SLURM_JOB_ID"; fi
 exit $code

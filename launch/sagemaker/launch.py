@@ -114,7 +114,9 @@ def session_of(job: Job):
         def default_bucket(self):
             return job.bucket
 
-    boto = boto3.Session(region_name=job.region)
+    if job.region:  # to follow a job, the SDK makes a session of its own
+        os.environ["AWS_DEFAULT_REGION"] = job.region
+    boto = boto3.Session()
     if boto.region_name is None:
         raise ValueError("region is None: must be given, because AWS has no default configured here")
     if job.dry_run:
@@ -178,12 +180,13 @@ def trainer(job: Job, words: list[str], session):
 
 
 def main(argv: list[str]) -> int:
-    """Start the job, or print its request. Returns the exit code: 0, or 2 for a wrong option."""
+    """Start the job, or print its request. Exit code: 0, 1 if a followed job fails, 2 for a wrong option."""
     cut = argv.index("--") if "--" in argv else len(argv)
     job, words = options.parse(Job, argv[:cut], "launch.py"), argv[cut + 1 :]
     try:
         import sagemaker.train  # noqa: F401
         from botocore.exceptions import BotoCoreError, ClientError
+        from sagemaker.core.utils.exceptions import SageMakerCoreError
     except ImportError as error:
         print(f"launch.py: error: {error.name} is missing: pip install '.[sagemaker]' brings it", file=sys.stderr)
         return 2
@@ -194,8 +197,16 @@ def main(argv: list[str]) -> int:
         if job.dry_run:
             print(json.dumps(made._create_training_job_args(boto3=True), indent=2))  # the SDK has no public name for it
         else:
-            made.train(wait=job.follow, logs=job.follow)
+            made.train(wait=False, logs=False)
             print(f"the run is in {made.checkpoint_config.s3_uri}")
+            if job.follow:
+                made._latest_training_job.wait(logs=True)  # no public name either
+    except SageMakerCoreError as error:
+        print(f"launch.py: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("the job goes on, and is no longer followed", file=sys.stderr)
+        return 130
     except (ValueError, BotoCoreError, ClientError) as error:
         print(f"launch.py: error: {error}", file=sys.stderr)
         return 2

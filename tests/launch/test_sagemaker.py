@@ -16,7 +16,7 @@ import pytest
 from grpo.config import parse_args
 from grpo.run.log import step_line
 from launch.sagemaker import entry, launch
-from tests.fakes import runs
+from tests.fakes import runs, sagemaker
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/gsm8k-qwen2.5-0.5b.yaml"
@@ -124,7 +124,8 @@ def dry(monkeypatch, capsys):
     """Runs launch.py with --dry_run, without credentials; gives (exit code, stdout, stderr)."""
     pytest.importorskip("sagemaker.train", reason="needs the extra sagemaker")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that afterwards it is what it was
+        monkeypatch.delenv(name)
     nowhere = {"AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none", "AWS_EC2_METADATA_DISABLED": "true"}
     for name, value in (nowhere | {"SAGEMAKER_VALIDATE_ROLE": "false"}).items():
         monkeypatch.setenv(name, value)
@@ -196,6 +197,25 @@ def test_a_mistake_costs_one_sentence_and_no_money(dry, tmp_path):
         assert (code, out) == (2, "") and err.startswith(sentence) and err.count("\n") == 1, err
     with pytest.raises(SystemExit, match="2"):
         dry(["--nun_steps", "3"])
+
+
+@pytest.mark.parametrize(("status", "code"), [("Completed", 0), ("Failed", 1)])
+def test_following_needs_no_default_region_and_a_failure_is_a_sentence(monkeypatch, capsys, status, code):
+    with sagemaker.cloud() as (_, requests):
+        from botocore.client import BaseClient
+
+        call = BaseClient._make_api_call
+
+        def answered(client, name, request):
+            ended = {"TrainingJobStatus": status, "FailureReason": "train.py: error: no"}
+            return call(client, name, request) | (ended if name == "DescribeTrainingJob" else {})
+
+        monkeypatch.setattr(BaseClient, "_make_api_call", answered)
+        flags = [word for name, value in JOB.items() for word in (f"--{name}", str(value))]
+        assert launch.main([*flags, "--follow", "--", *OPTIONS]) == code
+    out, err = capsys.readouterr()
+    assert len(requests) == 1 and "the run is in s3://mine/grpo/qwen-0-5b/" in out
+    assert ("launch.py: error: " in err and "train.py: error: no" in err) == (status == "Failed"), err
 
 
 # The entry in something like a container.

@@ -29,7 +29,8 @@ for pid in $pids; do while kill -0 $pid 2> /dev/null; do wait $pid; code=$?; don
 exit $code
 """
 SCONTROL = """#!/bin/bash
-case "$1 $2" in "show hostnames") echo 127.0.0.1; echo other;; requeue*) echo "$2" >> "$PLACE/requeued";; esac
+case "$1 $2" in "show hostnames") echo 127.0.0.1; echo other;; requeue*) echo "$2" >> "$PLACE/requeued";;
+"show job") echo "   PreemptEligibleTime=2026-11-30T10:00:00 PreemptTime=${PREEMPTED:-None}";; esac
 """
 PYTHON = """#!/bin/bash
 echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*" >> "$PLACE/started"
@@ -82,6 +83,12 @@ def test_a_job_that_ends_by_itself_is_not_queued_again(tmp_path, code):
     script = submitted(tmp_path, PYTHON, CODE=str(code))
     assert script.wait(timeout=60) == code
     assert len(lines_of(tmp_path / "started")) == 2 and not (tmp_path / "requeued").exists()
+
+
+def test_a_preemption_that_only_the_processes_are_told_is_queued_again(tmp_path):
+    """Slurm with a GraceTime: they save and end well, and the job would be COMPLETED (tests/launch/test_slurm.py)."""
+    assert submitted(tmp_path, PYTHON, CODE="0", PREEMPTED="2026-11-30T10:05:00").wait(timeout=60) == 0
+    assert lines_of(tmp_path / "requeued") == ["29017"]
 
 
 @pytest.mark.slow

@@ -5,16 +5,14 @@ checkpoint. Needs root and `ip`; the machine's own network is not touched.
 """
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import runs
+from tests.fakes.nodes import ADDRESSES, ip, two_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -34,41 +32,13 @@ call_main("train", sys.argv[2:], TROUBLE[sys.argv[1]] if os.environ["TORCHELASTI
 FRESH = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Without it a restarted process may find the address of a dead one in the store that torchrun keeps: it then hangs or
 fails (https://github.com/pytorch/pytorch/issues/135712)."""
-ADDRESSES = ("10.213.7.1", "10.213.7.2")
-
-
-def ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=30)
-    if done.returncode:
-        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout
 
 
 @pytest.fixture
 def nodes():
-    """The names of two namespaces with a link between them. They and all that runs in them end with the test."""
-    if os.geteuid() or not shutil.which("ip"):
-        pytest.skip("network namespaces need root and `ip`")
-    names = [f"grpo-test-{os.getpid()}-{k}" for k in (0, 1)]
-    try:
-        try:
-            for name in names:
-                ip("netns", "add", name)
-            ip("link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1])
-        except OSError as error:
-            pytest.skip(f"network namespaces can not be made here ({error})")
-        for name, address in zip(names, ADDRESSES, strict=True):
-            ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
-            for device in ("lo", "eth0"):
-                ip("-n", name, "link", "set", device, "up")
+    """The names of two namespaces with a link between them."""
+    with two_nodes() as names:
         yield names
-    finally:
-        for name in names:
-            with suppress(OSError):
-                for process in ip("netns", "pids", name).split():
-                    with suppress(ProcessLookupError):
-                        os.kill(int(process), signal.SIGKILL)
-                ip("netns", "delete", name)
 
 
 @pytest.fixture(scope="module")

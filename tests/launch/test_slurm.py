@@ -1,0 +1,55 @@
+"""`launch/slurm.sh` on a real Slurm of two nodes: preempted, told of its time limit, and each time queued again.
+
+Needs root, `ip`, Slurm and munge (Debian: slurm-wlm and munge). What Slurm sends before a time limit is sent by hand.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import runs, slurm
+
+pytestmark = pytest.mark.slow
+ONE_EACH = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1"]
+
+
+def test_a_job_is_preempted_and_stopped_and_equals_a_run_without_a_break(tmp_path, monkeypatch):
+    model, data = runs.save_digits(tmp_path / "model"), runs.write_problems(tmp_path / "data")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    (tmp_path / "slurm").mkdir()
+
+    def argv(name: str) -> list[str]:
+        return runs.flags(model, data, tmp_path, name, num_steps=60, checkpoint_every=0)
+
+    with slurm.cluster(tmp_path / "slurm") as cluster:
+
+        def submit(*words: str) -> str:
+            return cluster.ask(
+                "sbatch", "--parsable", f"--chdir={runs.ROOT}", f"--output={tmp_path}/out", *words
+            ).strip()
+
+        def wait_for(number: str, **expected: str) -> None:
+            runs.wait_until(lambda: expected.items() <= cluster.job(number).items() | {("JobState", "FAILED")})
+            assert expected.items() <= cluster.job(number).items(), (tmp_path / "out").read_text()
+
+        def wait_for_step(step: int) -> None:
+            runs.wait_until(lambda: (tmp_path / "cut" / "rollouts" / f"step_{step:06}.jsonl").exists())
+
+        number = submit(*ONE_EACH, str(runs.ROOT / "launch" / "slurm.sh"), *argv("cut"))
+        wait_for_step(2)
+        cluster.ask("sbatch", "--partition=high", "--output=/dev/null", "--nodes=2", "--exclusive", "--wrap=srun true")
+        wait_for(number, Restarts="1")
+        first = len(runs.metrics(tmp_path / "cut"))
+        wait_for_step(first + 2)
+        cluster.ask("scancel", "--signal=USR1", "--batch", number)
+        wait_for(number, Restarts="2")
+        second = len(runs.metrics(tmp_path / "cut"))
+        assert 2 <= first < second < 60
+        wait_for(number, JobState="COMPLETED", Restarts="2", ExitCode="0:0")
+    said = (tmp_path / "out").read_text()
+    assert all(f"asked to stop; saved after step {step}" in said for step in (first, second))
+    ranks = runs.start_train_ranks(argv("whole"), 2, tmp_path / "whole")
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
+    runs.assert_same_run(tmp_path / "whole", tmp_path / "cut")
