@@ -151,7 +151,8 @@ def whole(tensor: Tensor, dtype: torch.dtype | None = None, host: bool = False) 
     tensor = tensor.detach() if dtype is None else tensor.detach().to(dtype)
     if not isinstance(tensor, DTensor):
         return tensor
-    return tensor.full_tensor().cpu() if host else tensor.full_tensor()
+    full = tensor.full_tensor()
+    return full.to("cpu", copy=True) if host else full  # a copy: `full` may be part of a larger one, with padding
 
 
 def hand_to_main(pieces: Iterable[S], action: Callable[[Iterator[S]], T]) -> T:

@@ -211,13 +211,7 @@ class Learner:
         return replace(batch, ref_logprobs=self._without_gradient(self.reference, whole)[0])
 
     def rehearse(self, longest: int) -> None:
-        """Compute a micro-batch as large as one can be, so that a lack of memory shows. Nothing is learned from it.
-
-        A collective call.
-
-        Args:
-            longest: tokens of the longest sequence that there may be.
-        """
+        """Compute the largest micro-batch, with sequences of `longest` tokens, to see whether memory suffices for it."""
         tree = largest(max(self.max_tokens, longest), longest).to(self.policy.device)
         logprobs, _ = self.module(tree, self.config.temperature)
         logprobs.sum().backward()

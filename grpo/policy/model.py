@@ -90,8 +90,12 @@ class Policy(nn.Module):
         return self.autocast_dtype is not None or self.dtype.itemsize < 4
 
     def autocast(self) -> torch.autocast:
-        """The autocast context that sampling, learning and the reference all use."""
-        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        """The autocast context that sampling, learning and the reference all use.
+
+        It keeps no rounded weights: each is used once, and those of a layer that was sharded are to go with the layer.
+        """
+        on = self.autocast_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=on, cache_enabled=False)
 
     def checkpoint_activations(self) -> None:
         """From now on compute each layer's activations again in backward, instead of keeping them."""
