@@ -246,6 +246,7 @@ class Config(Source):
             ("eval_correct", f"one of rewards {self.rewards} under curriculum {self.curriculum}", ranked),
             ("kl_horizon", "above a fifth of prompts_per_step * group_size", slow),
             ("reference_sync_every", "0 with lora_rank: that reference is fixed", not (adapters and renews)),
+            ("shard", "none with optimizer muon", self.shard == "none" or self.optimizer != "muon"),
             ("pass_k", f"1 or below group_size ({group_size})", self.pass_k == 1 or self.pass_k < group_size),
         )
         for name, allowed, holds in rules:

@@ -211,7 +211,7 @@ class Learner:
         return replace(batch, ref_logprobs=self._without_gradient(self.reference, whole)[0])
 
     def rehearse(self, longest: int) -> None:
-        """Compute the largest micro-batch, with sequences of `longest` tokens, to see whether memory suffices for it."""
+        """Compute the largest micro-batch, of sequences of `longest` tokens, to see whether memory suffices."""
         tree = largest(max(self.max_tokens, longest), longest).to(self.policy.device)
         logprobs, _ = self.module(tree, self.config.temperature)
         logprobs.sum().backward()
