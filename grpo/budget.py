@@ -63,7 +63,7 @@ class Pass:
             ValueError: memory runs out with a micro-batch of a single row, or with a sharded policy.
         """
         while True:
-            attempt = Attempt(self.microbatches, ends_well=not is_sharded(self.budget.policy))
+            attempt = Attempt(self.microbatches, recovers=not is_sharded(self.budget.policy))
             yield attempt
             end = int(distributed.all_max(torch.tensor(attempt.end)))
             if end == SUFFICED:
@@ -84,12 +84,12 @@ class Pass:
 class Attempt:
     """An iterator over micro-batches. Within `with attempt`, running out of memory ends the block without an error.
 
-    If it may not `ends_well`, as other ranks wait in the middle of a layer, it ends with one.
+    Unless it `recovers`, it ends with one: other ranks may wait in the middle of a layer.
     """
 
-    def __init__(self, microbatches: list[Microbatch], ends_well: bool = True):
+    def __init__(self, microbatches: list[Microbatch], recovers: bool = True):
         """Start with the first micro-batch."""
-        self.microbatches, self.end, self.ends_well = microbatches, SUFFICED, ends_well
+        self.microbatches, self.end, self.recovers = microbatches, SUFFICED, recovers
         self.present: Microbatch | None = None
 
     def __iter__(self) -> Iterator[Microbatch]:
@@ -103,7 +103,7 @@ class Attempt:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> bool:
         if not isinstance(error, torch.OutOfMemoryError):
             return False
-        if not self.ends_well:
+        if not self.recovers:
             raise ValueError(
                 f"shard: out of memory in learning from {len(self.present.tree.input_ids)} tokens, and sharded "
                 "processes can not repeat a pass; lower max_tokens_per_microbatch, or use activation_checkpointing"

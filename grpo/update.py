@@ -5,7 +5,8 @@ A step is rollout plus learning; an update is one optimiser step. The loss of a 
 gradient is the same however rows are cut into micro-batches or spread over ranks.
 
 The way to the formula: `Learner.learn`, `accumulate`, `_loss`, `objective` of `objective.py`, then one of `losses.py`.
-Left out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and sharding.
+Left out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and how a policy is
+sharded (`policy/sharding.py`).
 """
 
 from collections.abc import Callable, Mapping

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from grpo.config import from_yaml
+from grpo.kernels import compiled
 from grpo.policy import shard
 from tests.fakes import runs
 from tests.fakes.models import tiny_policy
@@ -69,6 +70,11 @@ def test_under_autocast_the_first_step_has_no_kl(place, changes):
     assert lines[0]["optim/grad_norm"] == pytest.approx(lines[1]["optim/grad_norm"], rel=1e-5)
 
 
+def without_kernels() -> None:
+    """Compiling traces as for a GPU, and runs plain operations."""
+    compiled.SETTINGS = {"dynamic": True, "backend": "aot_eager"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
@@ -78,7 +84,7 @@ def test_under_autocast_the_first_step_has_no_kl(place, changes):
 def test_shards_go_together_with_other_options(place, changes):
     name = "-".join(changes)
     for how in ("none", "full"):
-        go(place, f"{name}_{how}", how, 2, **changes)
+        go(place, f"{name}_{how}", how, 2, before=without_kernels, **changes)
     runs.assert_alike(place / f"{name}_none", place / f"{name}_full")
 
 
