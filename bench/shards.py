@@ -1,9 +1,10 @@
 """Measure what each process of a sharded run holds in memory, on a CPU under Linux.
 
-    torchrun --nproc_per_node 2 -m bench.shards --model DIR --shard full
+    MALLOC_MMAP_THRESHOLD_=1000000 torchrun --nproc_per_node 2 -m bench.shards --model DIR --shard full
 
 Prints, of the process with the most: megabytes above those of the libraries once the policy is loaded, once it is
-sharded and has an optimiser, and at the peak of an update. Left out: the sampler, whose copy is whole everywhere.
+sharded and has an optimiser, and at the peak of an update. With that variable glibc gives freed memory back. Left out:
+the sampler, whose copy is whole everywhere.
 """
 
 import sys

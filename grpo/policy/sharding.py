@@ -27,15 +27,6 @@ def is_sharded(policy: nn.Module) -> bool:
     return isinstance(policy, FSDPModule)
 
 
-def refuse_unshardable(policy: Policy, how: str) -> None:
-    """Raise ValueError if `shard` asks for what can not be sharded: a model of transformers, or uneven machines."""
-    if shards(how) and not policy.is_decoder:
-        raise ValueError(
-            f"shard is {how!r}: a {type(policy.model).__name__} runs as transformers wrote it, and only models of our "
-            "decoder can be sharded; must be none"
-        )
-
-
 def shard(policy: nn.Module, how: str) -> None:
     """Shard a policy, or a reference that is one, in place, on the device of this process. A collective call.
 
@@ -46,11 +37,15 @@ def shard(policy: nn.Module, how: str) -> None:
         how: the option `shard`. `full`: over all processes. `hybrid`: over those of a machine; each machine has all.
 
     Raises:
-        ValueError: as `refuse_unshardable`; or `hybrid`, and machines do not have the same number of processes.
+        ValueError: transformers' own code computes the model; or `hybrid`, and machines run unequal numbers of processes.
     """
     if not shards(how) or not isinstance(policy, Policy) or is_sharded(policy):
         return
-    refuse_unshardable(policy, how)
+    if not policy.is_decoder:
+        raise ValueError(
+            f"shard is {how!r}: a {type(policy.model).__name__} runs as transformers wrote it, and only models of our "
+            "decoder can be sharded; must be none"
+        )
     # The root is given back too: so at rest every weight is a shard, whoever looks.
     options = {"mesh": mesh(how), "reshard_after_forward": True}
     for layer in policy.layers:
