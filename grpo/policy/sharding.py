@@ -37,7 +37,7 @@ def shard(policy: nn.Module, how: str) -> None:
         how: the option `shard`. `full`: over all processes. `hybrid`: over those of a machine; each machine has all.
 
     Raises:
-        ValueError: transformers' own code computes the model; or `hybrid`, and machines run unequal numbers of processes.
+        ValueError: transformers' own code computes the model; or `hybrid`, and machines run unequal numbers of them.
     """
     if not shards(how) or not isinstance(policy, Policy) or is_sharded(policy):
         return
