@@ -268,12 +268,13 @@ def test_the_embedded_model_with_shots_on_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_same_run(inputs, by_one):
+@pytest.mark.parametrize("how", ["none", "full"])
+def test_torchrun_starts_the_same_run(inputs, by_one, how):
     model, data, place = inputs
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*launch, *runs.flags(model, data, place, "torchrun", **OPTIONS)]
+    command = [*launch, *runs.flags(model, data, place, f"torchrun_{how}", **OPTIONS | {"shard": how})]
     done = subprocess.run(command, cwd=runs.ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"base model: {model}\n" in done.stdout
-    runs.assert_alike(by_one, place / "torchrun")
+    runs.assert_alike(by_one, place / f"torchrun_{how}")
