@@ -59,12 +59,12 @@ def test_adapters_are_sharded_too_and_their_base_is_the_reference(place):
     assert all(torch.allclose(one[name], other[name], rtol=1e-6, atol=1e-9) for name in one)
 
 
-@pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"precision": "fp16", "activation_checkpointing": True}])
 def test_under_autocast_the_first_step_has_no_kl(place, changes):
     lines = []
     for how in ("none", "full"):
-        name = f"{how}_{len(changes)}"
-        go(place, name, how, 2, precision="bf16", num_steps=1, **changes)
+        name = f"{how}_{changes['precision']}"
+        go(place, name, how, 2, num_steps=1, **changes)
         lines += runs.metrics(place / name)
     assert [line["policy/kl"] for line in lines] == [0.0, 0.0]
     assert lines[0]["optim/grad_norm"] == pytest.approx(lines[1]["optim/grad_norm"], rel=1e-5)
