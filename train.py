@@ -9,6 +9,7 @@ asynchronous rollouts, of which `lag` shows the effect.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,23 @@ from grpo.evaluation.compare import check_planned, compare_models, evaluate
 from grpo.evaluation.transcribe import Interrupted
 from grpo.metrics import Sums
 from grpo.optimizer import next_coefs
-from grpo.policy import Policy, load_policy, model_directory, prepare_saving, save_adapters, save_model
+from grpo.policy import Policy, load_policy, model_directory, prepare_saving, save_adapters, save_model, shards
 from grpo.record import measure, write_transcripts
 from grpo.replay.saved import save_step
 from grpo.report import write_report
 from grpo.rollout import Collector
 from grpo.run import inputs
-from grpo.run.directory import begun, claim, is_trained, keep_smaller, open_directory, sole_user, take_evaluation
+from grpo.run.directory import (
+    after_rehearsal,
+    begun,
+    claim,
+    is_trained,
+    keep_smaller,
+    open_directory,
+    rehearsal,
+    sole_user,
+    take_evaluation,
+)
 from grpo.run.log import Clock, Log, say
 from grpo.run.machine import device_memory, peak_bytes, settings, settle
 from grpo.run.signals import Signals
@@ -56,8 +67,9 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
     free = least_free(device)
     distributed.on_main(lambda: diagnose.refuse_unfit(config, sets, device, free))
     policy, tokenizer, reference, base = load(config, device)
-    learner = Learner(config, policy, reference)
-    sampler = Sampler(policy, tokenizer, kernels=config.compile, own=config.lag > 0)
+    own = config.lag > 0 or shards(config.shard)
+    sampler = Sampler(policy, tokenizer, kernels=config.compile, own=own, device=device)
+    learner = Learner(config, policy, reference)  # it shards the policy, of which no copy can be made then
     older = sampler.policy if config.lag else None
     how = {"reasoning_end": config.reasoning_end, "chat": config.chat}
     with RewardRunner(config.rewards, config.reward_timeout, config.reward_workers, **how) as rewards:
@@ -71,7 +83,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
         stop_before(state, signals)
         made_of = inputs.look(config, base, problems, collector.prompt_ids)
         claim(directory, config, device, state.step, made_of, facts)
-        watch = Watch(config)
+        watch, first = Watch(config), state.step + 1
         with Log(directory, config, state.step) as log:
             while state.step < config.num_steps:
                 step = state.step + 1
@@ -84,6 +96,8 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 save_step(directory, config, step, rollout, learned)
                 if config.lag:
                     sampler.refresh(policy)  # the next step samples with what this one began with
+                if step == first:
+                    rehearse(config, directory, learner, prompt_ids)
                 with clock("learn"):
                     budget = learner.max_tokens
                     finite = learner.learn(learned.batch, step, sums, state.coefs)
@@ -109,8 +123,8 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                     save_state(directory, learner, state, config.keep_checkpoints, older)
                 if stop:
                     raise Stopped(*stop)
-    distributed.on_main(lambda: save_adapters(policy, directory / "adapter", config.model, config.revision))
-    distributed.on_main(lambda: save_model(policy, tokenizer, directory / "final", final_dtype))
+    save_adapters(policy, directory / "adapter", config.model, config.revision)
+    save_model(policy, tokenizer, directory / "final", final_dtype)
 
 
 def load(config: Config, device: torch.device) -> tuple[Policy, Any, nn.Module | None, dict]:
@@ -118,7 +132,7 @@ def load(config: Config, device: torch.device) -> tuple[Policy, Any, nn.Module |
     policy, tokenizer = load_policy(
         config.model,
         revision=config.revision,
-        device=device,
+        device="cpu" if shards(config.shard) else device,  # sharding moves what a process keeps
         precision=config.precision,
         activation_checkpointing=config.activation_checkpointing,
     )
@@ -143,6 +157,13 @@ def look_ahead(
     )
     distributed.on_main(lambda: diagnose.warn(config, sets, device, signals.asked))
     return dtype
+
+
+def rehearse(config: Config, directory: Path, learner: Learner, prompt_ids: Sequence[Sequence[int]]) -> None:
+    """Show before the first update whether learning fits into memory, where processes could not go on without it."""
+    if shards(config.shard):
+        with rehearsal(directory, learner.max_tokens):
+            learner.rehearse(max(map(len, prompt_ids)) + config.max_new_tokens)
 
 
 def validate(config: Config, sets: ProblemSets, sampler: Sampler, state: State) -> tuple[State, dict[str, float]]:
@@ -232,6 +253,7 @@ def main(argv: list[str]) -> int:
             with Signals() as signals, settings(device):
                 before = distributed.on_main(lambda: begun(asked))
                 config = settled(asked, sets, device, before)
+                config = distributed.on_main(lambda: after_rehearsal(config))
                 directory = distributed.on_main(lambda: open_directory(config, before))
                 run(config, sets, directory, device, signals)
     except Stopped as reason:

@@ -2,7 +2,9 @@
 
 A pass walks once over some rows of every rank, micro-batch by micro-batch. No rank may wait for another inside a pass,
 because that one may have run out of memory. So the ranks agree after each attempt whether it succeeded everywhere.
-Left out: what a pass computes (`update.py`), and the first budget, which machine and doctor choose.
+Ranks that share a sharded policy do wait for each other, in every layer. There a lack of memory ends the run, and
+`Learner.rehearse` shows it before the first update. Left out: what a pass computes (`update.py`), and the first budget,
+which machine and doctor choose.
 """
 
 import gc
@@ -14,7 +16,7 @@ import torch
 from grpo import distributed
 from grpo.batch import Batch
 from grpo.microbatch import Microbatch, cut_rows, empty
-from grpo.policy import Policy
+from grpo.policy import Policy, is_sharded
 
 SUFFICED, TOO_MANY, ONE_ROW = 0, 1, 2
 """How an attempt ended: well; without memory, so cut smaller; without memory for a single row, which can not be cut."""
@@ -58,10 +60,10 @@ class Pass:
         What a failed attempt has left in the policy's gradients is removed.
 
         Raises:
-            ValueError: memory runs out with a micro-batch of a single row.
+            ValueError: memory runs out with a micro-batch of a single row, or with a sharded policy.
         """
         while True:
-            attempt = Attempt(self.microbatches)
+            attempt = Attempt(self.microbatches, recovers=not is_sharded(self.budget.policy))
             yield attempt
             end = int(distributed.all_max(torch.tensor(attempt.end)))
             if end == SUFFICED:
@@ -80,11 +82,14 @@ class Pass:
 
 
 class Attempt:
-    """An iterator over micro-batches. Within `with attempt`, running out of memory ends the block without an error."""
+    """An iterator over micro-batches. Within `with attempt`, running out of memory ends the block without an error.
 
-    def __init__(self, microbatches: list[Microbatch]):
+    Unless it `recovers`, it ends with one: other ranks may wait in the middle of a layer.
+    """
+
+    def __init__(self, microbatches: list[Microbatch], recovers: bool = True):
         """Start with the first micro-batch."""
-        self.microbatches, self.end = microbatches, SUFFICED
+        self.microbatches, self.end, self.recovers = microbatches, SUFFICED, recovers
         self.present: Microbatch | None = None
 
     def __iter__(self) -> Iterator[Microbatch]:
@@ -98,5 +103,10 @@ class Attempt:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> bool:
         if not isinstance(error, torch.OutOfMemoryError):
             return False
+        if not self.recovers:
+            raise ValueError(
+                f"shard: out of memory in learning from {len(self.present.tree.input_ids)} tokens, and sharded "
+                "processes can not repeat a pass; lower max_tokens_per_microbatch, or use activation_checkpointing"
+            ) from error
         self.end = TOO_MANY if len(self.present.rows) > 1 else ONE_ROW
         return True

@@ -190,6 +190,8 @@ class Config(Source):
     """Decoupled weight decay of matrices; sgd adds it to the gradient."""
     max_grad_norm: float = option(1.0, ">= 0 and finite")
     """A gradient with a larger norm is scaled down to this norm; 0: off."""
+    shard: Literal["none", "full", "hybrid"] = option("none", may_change=True)
+    """Divide weights, gradient, moments and reference. full: over all processes; hybrid: over those of each machine."""
     max_tokens_per_microbatch: Literal["auto"] | int = option("auto", ">= 1", may_change=True, settled=True)
     """Tokens of a forward and backward pass, per process; auto: by memory. Halved if a GPU runs out of memory."""
     activation_checkpointing: bool = option(False, may_change=True)
@@ -244,6 +246,7 @@ class Config(Source):
             ("eval_correct", f"one of rewards {self.rewards} under curriculum {self.curriculum}", ranked),
             ("kl_horizon", "above a fifth of prompts_per_step * group_size", slow),
             ("reference_sync_every", "0 with lora_rank: that reference is fixed", not (adapters and renews)),
+            ("shard", "none with optimizer muon", self.shard == "none" or self.optimizer != "muon"),
             ("pass_k", f"1 or below group_size ({group_size})", self.pass_k == 1 or self.pass_k < group_size),
         )
         for name, allowed, holds in rules:

@@ -1,14 +1,16 @@
 """Processes that work together: rank, world size, sums and exchanges. With one process every exchange is the identity.
 
-`torchrun` starts the processes and gives each its rank through the environment. All functions except `lost`,
-`rank`, `world_size`, `is_main` and `alone` are collective calls: every rank must make them, in the same order. Left
-out: when gradients are summed (`update.py`), and what the exchanged values mean.
+`torchrun` starts the processes and gives each its rank through the environment. All functions except `lost`, `rank`,
+`world_size`, `is_main`, `alone` and `carrier` are collective calls: every rank must make them, in the same order. Left
+out: when gradients are summed (`update.py`), how a model is sharded (`policy/sharding.py`), and what the exchanged
+values mean.
 """
 
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,9 +18,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 
 def init(device: str = "auto", timeout: float = 600.0) -> torch.device:
@@ -130,11 +133,63 @@ def broadcast_tensor(tensor: Tensor) -> None:
     """Overwrite a tensor, in place, with that of rank 0, which has the same shape and dtype."""
     if not dist.is_initialized():
         return
-    sent = tensor.detach().to(_carrier()).contiguous()
+    sent = tensor.detach().to(carrier()).contiguous()
     dist.broadcast(sent.reshape(-1).view(torch.uint8), src=0)  # as bytes: not every dtype can be sent
     if not is_main():
         with torch.no_grad():
             tensor.copy_(sent)
+
+
+def whole(tensor: Tensor, dtype: torch.dtype | None = None, host: bool = False) -> Tensor:
+    """A tensor gathered from its shards, without gradient. One that is not sharded stays where it is.
+
+    Args:
+      tensor: the same on all ranks but for the numbers of its shard.
+      dtype: of the result. Shards are rounded before they are sent. None: the tensor's own.
+      host: put what was gathered into the memory of the host.
+    """
+    tensor = tensor.detach() if dtype is None else tensor.detach().to(dtype)
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full = tensor.full_tensor()
+    return full.to("cpu", copy=True) if host else full  # a copy: `full` may be part of a larger one, with padding
+
+
+def hand_to_main(pieces: Iterable[S], action: Callable[[Iterator[S]], T]) -> T:
+    """`on_main(action)` with pieces of which each is a collective call, so that one at a time lies in memory.
+
+    Args:
+      pieces: all ranks walk through them, also if rank 0 fails on the way.
+      action: gets them on rank 0.
+    """
+    walk = iter(pieces)
+
+    def act() -> T:
+        try:
+            return action(walk)
+        finally:
+            deque(walk, maxlen=0)
+
+    if not is_main():
+        deque(walk, maxlen=0)
+    return on_main(act)
+
+
+def put(tensor: Tensor, value: Tensor | None) -> None:
+    """Overwrite a tensor in place, whole or sharded, with rank 0's `value`, which has the same shape.
+
+    Args:
+      tensor: the same on all ranks but for its numbers.
+      value: read on rank 0 only. It gets the tensor's dtype.
+    """
+    with torch.no_grad():
+        if not isinstance(tensor, DTensor):
+            if is_main():
+                tensor.copy_(value)
+            return broadcast_tensor(tensor)
+        all_of_it = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        put(all_of_it, value)
+        tensor.copy_(distribute_tensor(all_of_it, tensor.device_mesh, tensor.placements, src_data_rank=None))
 
 
 def on_main(action: Callable[[], T]) -> T:
@@ -164,16 +219,16 @@ def alone(module: nn.Module) -> AbstractContextManager:
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
+def carrier() -> torch.device:
+    """Where contiguous tensors must lie to be sent: NCCL moves those of its own device only, gloo those of the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
 def _gather(tensor: Tensor) -> Tensor:
     """[...] on each rank -> [world size, ...] on every rank, without gradient, on the tensor's own device."""
     if not dist.is_initialized():
         return tensor.detach().clone()[None]
-    sent = tensor.detach().to(_carrier()).contiguous()
+    sent = tensor.detach().to(carrier()).contiguous()
     received = [torch.empty_like(sent) for _ in range(world_size())]
     dist.all_gather(received, sent)
     return torch.stack(received).to(tensor.device)
-
-
-def _carrier() -> torch.device:
-    """Where contiguous tensors must lie to be sent: NCCL moves those of its own device only, gloo those of the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -36,6 +36,16 @@ def empty() -> Microbatch:
     return Microbatch([], pack([[0]], [[[]]]))
 
 
+def largest(tokens: int, longest: int) -> PackedTree:
+    """A tree that takes as much memory as any of so many tokens: sequences of length `longest` that share nothing.
+
+    Every token is predicted from; this is what no micro-batch exceeds.
+    """
+    here, length = torch.arange(tokens), max(1, longest - 1)  # a last token is no part of a tree
+    row, column, zeros = here // length, here % length, torch.zeros_like(here)
+    return PackedTree(zeros, column, ((row + 1) * length).clamp(max=tokens), here, zeros, row, column)
+
+
 def cut_batch(batch: Batch, max_tokens: int) -> list[Batch]:
     """Cut a batch into smaller ones by a token budget. For a loop of your own, on one process.
 

@@ -156,7 +156,7 @@ def clip_and_step(
         lowered its scale instead.
     """
     scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm or torch.inf)
+    norm = distributed.whole(nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm or torch.inf))
     finite = bool(norm.isfinite())
     if finite:
         sums.add("optim/grad_norm", norm, 1)

@@ -5,7 +5,8 @@ A step is rollout plus learning; an update is one optimiser step. The loss of a 
 gradient is the same however rows are cut into micro-batches or spread over ranks.
 
 The way to the formula: `Learner.learn`, `accumulate`, `_loss`, `objective` of `objective.py`, then one of `losses.py`.
-Left out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and sharding.
+Left out: the weight of a token (`weighting.py`), what happens when memory runs out (`budget.py`), and how a policy is
+sharded (`policy/sharding.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -24,10 +25,10 @@ from grpo.kernels.compiled import compile_layers
 from grpo.kl import KL, k3
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
-from grpo.microbatch import Microbatch, counts_of, cut_groups, distinct_tokens, empty
+from grpo.microbatch import Microbatch, counts_of, cut_groups, distinct_tokens, empty, largest
 from grpo.objective import highest_entropy, objective
 from grpo.optimizer import clip_and_step, coefficients, learning_rate, make_optimizer
-from grpo.policy import Policy, add_adapters, mix_in, reference_of, scatter, trained
+from grpo.policy import Policy, add_adapters, is_sharded, mix_in, reference_of, scatter, shard, trained
 from grpo.tables import asked, constants, lookup
 from grpo.weighting import WEIGHTINGS
 
@@ -47,14 +48,21 @@ def make_ready(policy: Policy, config: Config, with_reference: bool) -> nn.Modul
     reference = reference_of(policy) if with_reference else None
     if config.compile:
         compile_layers(policy, reference)
+    if reference is not None:
+        shard(reference, config.shard)
     return reference
 
 
 class Learner:
-    """Makes the updates of a step. Built once per run; calls the policy only through `module`, as DDP requires."""
+    """Makes the updates of a step. Built once per run; calls the policy only through `module`, as DDP requires.
+
+    A sharded policy is called as it is.
+    """
 
     def __init__(self, config: Config, policy: Policy, reference: nn.Module | None):
-        """Look up the functions that the config names, and wrap the policy in DDP where there are several ranks.
+        """Look up the functions that the config names. With several ranks shard the policy, or wrap it in DDP.
+
+        Copies of the policy, such as a sampler's, have to be made before.
 
         Args:
             config: the run's config, with `max_tokens_per_microbatch` resolved to a number.
@@ -75,9 +83,10 @@ class Learner:
         self.kl = lookup(KL, config.kl, "kl")
         self.weighting = lookup(WEIGHTINGS, config.weighting, "weighting")
         self.budget = Budget(policy, config.max_tokens_per_microbatch)
-        self.module = distributed.data_parallel(policy)
-        for _ in range(2):  # DDP rearranges its buckets, with all ranks, in the forward after its first backward
-            self._sum_gradients_over_ranks()
+        shard(policy, config.shard)
+        self.module = policy if is_sharded(policy) else distributed.data_parallel(policy)
+        for _ in range(0 if is_sharded(policy) else 2):
+            self._sum_gradients_over_ranks()  # in the forward after its first backward DDP rearranges its buckets
         policy.zero_grad(set_to_none=True)
         self.optimizer = make_optimizer(policy, config)
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.autocast_dtype == torch.float16)
@@ -202,6 +211,13 @@ class Learner:
         whole = whole or Pass(self.budget, batch)
         return replace(batch, ref_logprobs=self._without_gradient(self.reference, whole)[0])
 
+    def rehearse(self, longest: int) -> None:
+        """Compute the largest micro-batch, of sequences of `longest` tokens, to see whether memory suffices."""
+        tree = largest(max(self.max_tokens, longest), longest).to(self.policy.device)
+        logprobs, _ = self.module(tree, self.config.temperature)
+        logprobs.sum().backward()
+        self.policy.zero_grad(set_to_none=True)
+
     @property
     def trained(self) -> nn.Module:
         """What changes of the policy in the run, and so belongs into a checkpoint."""
@@ -288,12 +304,14 @@ class Learner:
     def _sum_gradients_over_ranks(self) -> None:
         """Replace every gradient by its sum over the ranks, which have accumulated theirs alone. Nothing else does so.
 
-        DDP averages them in the backward pass of an empty micro-batch, which itself adds 0. Weights are made from
-        counts over all ranks, so the sum is wanted: the average times the number of ranks.
+        DDP averages them in the backward pass of an empty micro-batch, which itself adds 0. Shards are averaged in
+        that of each micro-batch. Weights are made from counts over all ranks, so the sum is wanted: the average times
+        the number of ranks.
         """
-        if self.module is self.policy:
+        if distributed.world_size() == 1:
             return
-        logprobs, _ = self.module(empty().tree.to(self.policy.device), self.config.temperature)
-        logprobs.sum().backward()
+        if self.module is not self.policy:
+            logprobs, _ = self.module(empty().tree.to(self.policy.device), self.config.temperature)
+            logprobs.sum().backward()
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, distributed.world_size())

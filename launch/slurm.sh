@@ -15,6 +15,7 @@ export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) SRUN_CPUS_PER_T
 
 # shellcheck disable=SC2016  # each process has its own numbers
 srun --kill-on-bad-exit=1 bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS \
+    LOCAL_WORLD_SIZE=${SLURM_NTASKS_PER_NODE:-$SLURM_NTASKS} \
     exec python train.py --resume auto "$@"' train "$@" &
 step=$!
 trap 'asked=yes; kill -USR1 $step' USR1 TERM

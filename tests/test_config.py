@@ -226,7 +226,7 @@ def another(name: str):
         "final_dtype": "float32", "flat_groups": "drop", "kl_stop": 0.1, "optimizer": "sgd",
         "muon_momentum": 0.5, "tracker": "wandb", "sgd_momentum": 0.5, "reference_mix": 0.5,
         "curriculum": "pass_rate", "pool_weights": (0.0, 1.0, 0.5), "entropy_step": 0.1, "entropy_share": 0.2,
-        "lora_targets": ("q_proj",),
+        "lora_targets": ("q_proj",), "shard": "full",
     }  # fmt: skip
     if name in special:
         return special[name]

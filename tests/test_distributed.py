@@ -39,9 +39,28 @@ def test_a_device_that_is_not_there_is_an_error_that_names_the_option(monkeypatc
 
 TOGETHER = """
 import json, torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from grpo import distributed as d
 device = d.init("cpu", 60)
 r = d.rank()
+part = distribute_tensor(torch.zeros(4, 2), init_device_mesh("cpu", (3,)), [Shard(0)])  # two rows, two and none
+d.put(part, torch.arange(8.0).reshape(4, 2) if r == 0 else None)
+walked = []
+
+def pieces():
+    for i in range(3):
+        walked.append(d.broadcast_object(i))
+        yield walked[-1]
+
+def fail(given):
+    next(given)
+    raise OSError("full")
+
+try:
+    d.hand_to_main(pieces(), fail)
+except OSError as error:
+    said = str(error)
 big = torch.tensor([1e16, 1.0, -1e16], dtype=torch.float64)[r]
 square = torch.arange(4.0).reshape(2, 2)
 print(json.dumps({
@@ -56,6 +75,9 @@ print(json.dumps({
     "any": [d.any_true(r == 2), d.any_true(False)],
     "objects": d.gather_objects({"from": r, "rows": list(range(r))}),
     "broadcast": d.broadcast_object(["of", r]),
+    "shards": [d.whole(part).tolist(), d.whole(part, torch.int64, host=True).tolist()],
+    "failed": [said, walked[:]],
+    "handed": d.hand_to_main(pieces(), sum),
 }))
 d.any_true(False)
 d.shutdown()
@@ -83,6 +105,9 @@ def test_together_every_rank_gets_the_same(tmp_path):
         "any": [True, False],
         "objects": [{"from": 0, "rows": []}, {"from": 1, "rows": [0]}, {"from": 2, "rows": [0, 1]}],
         "broadcast": ["of", 0],
+        "shards": [[[0, 1], [2, 3], [4, 5], [6, 7]]] * 2,
+        "failed": ["full", [0, 1, 2]],  # the others have walked with rank 0 to the end
+        "handed": 3,
     }
 
 

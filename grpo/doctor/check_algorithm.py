@@ -206,7 +206,14 @@ def curriculum(c: Config, facts: Facts) -> Iterator[Finding]:
 
 
 def idle_processes(c: Config, facts: Facts) -> Iterator[Finding]:
-    """Fewer prompts than processes."""
+    """Fewer prompts than processes, and shards for a single one."""
+    if c.shard != "none" and memory.shards(c, facts) == 1:
+        yield Finding(
+            "note",
+            f"shard {c.shard} with a single process" + (" on each machine" if facts.world_size > 1 else ""),
+            "There is none to divide the weights with, so it has no effect.",
+            "More processes, started by torchrun, or shard full on several machines.",
+        )
     if c.prompts_per_step < facts.world_size:
         yield Finding(
             "warning",

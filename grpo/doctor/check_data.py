@@ -5,6 +5,7 @@ them. Left out: the options of the algorithm (`check_algorithm.py`).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from grpo.config import Config
 from grpo.doctor import memory
@@ -86,12 +87,16 @@ def fits(c: Config, facts: Facts) -> Iterator[Finding]:
     expected = memory.estimate(c, facts)
     if expected.peak <= facts.device_bytes:
         return
+    divided = memory.estimate(replace(c, shard="full"), facts).peak
+    advice = "kl_coef 0 (no reference), activation_checkpointing, a smaller max_tokens_per_microbatch, a smaller model."
+    if divided < expected.peak:
+        advice = f"shard full, with which about {divided / 1e9:.1f} GB are needed; {advice}"
     yield Finding(
         "sure" if memory.least(c, facts).peak > facts.device_bytes else "warning",
         f"about {expected.peak / 1e9:.1f} GB are needed, {expected.held / 1e9:.1f} GB of them for weights and "
         f"optimiser; the device has {facts.device_bytes / 1e9:.1f} GB",
         "The run would go out of memory in its first steps.",
-        "kl_coef 0 (no reference), activation_checkpointing, a smaller max_tokens_per_microbatch, a smaller model.",
+        advice,
     )
 
 

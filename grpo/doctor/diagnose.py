@@ -72,6 +72,7 @@ def refuse_too_large(c: Config, facts: Facts) -> None:
     remedy = "lower " + ", ".join(f"{name} ({getattr(c, name)})" for name in lower)
     if least.held + least.learning > facts.free_bytes:
         remedy = "take a smaller model, or kl_coef 0"
+        remedy += ", or shard full" if facts.world_size > 1 and c.shard == "none" else ""
     raise ValueError(
         f"a step does not fit into memory: it needs {least.held / 1e9:.2f} GB for weights, optimiser and copies, plus "
         f"{least.sampling / 1e9:.2f} GB for keys and values while sampling or {least.learning / 1e9:.2f} GB for "
@@ -109,7 +110,8 @@ def check(config: Config, sets: ProblemSets, device: torch.device) -> tuple[str,
 
 def summary(c: Config, facts: Facts) -> list[str]:
     """The numbers of a recipe as lines of text: prompts, steps and memory."""
-    needed, worked = memory.estimate(c, facts), facts.solution_tokens
+    needed, worked, parts = memory.estimate(c, facts), facts.solution_tokens, memory.gathered(c, facts)
+    divided = f", each with 1/{memory.shards(c, facts)} of the weights" if parts else ""
     too_long = facts.left_out + sum(length > c.max_prompt_tokens for length in facts.prompt_tokens)
     too_short = sum(length >= c.max_new_tokens for length in worked)
     drawn = c.num_steps * c.prompts_per_step
@@ -119,7 +121,7 @@ def summary(c: Config, facts: Facts) -> list[str]:
         solutions = f"{spread_of(worked)} tokens; {limit}"
     rows = [
         ("model", f"{facts.sizes.parameters / 1e6:,.1f} million parameters, vocabulary {facts.sizes.vocabulary:,}"),
-        ("runs on", f"{facts.device}, {c.precision}, processes: {facts.world_size}"),
+        ("runs on", f"{facts.device}, {c.precision}, processes: {facts.world_size}{divided}"),
         ("prompts", f"{spread_of(facts.prompt_tokens)} tokens, {facts.shared_tokens} common to all; limit "
                     f"{c.max_prompt_tokens}: {too_long} over it"),
         ("solutions", solutions),
@@ -131,7 +133,8 @@ def summary(c: Config, facts: Facts) -> list[str]:
         ("memory", f"about {needed.peak / 1e9:.2f} GB at the peak; the device has {facts.device_bytes / 1e9:.1f} GB"),
         *(("", f"{size / 1e9:.2f} GB  {name}") for name, size in memory.copies(c, facts).items() if size),
         ("", f"{needed.sampling / 1e9:.2f} GB  sampling: keys, values, logits, packed weights"),
-        ("", f"{needed.learning / 1e9:.2f} GB  learning: activations, logits"),
+        *(("", f"{size / 1e9:.2f} GB  {name}, while learning") for name, size in parts.items()),
+        ("", f"{(needed.learning - facts.sharing * sum(parts.values())) / 1e9:.2f} GB  learning: activations, logits"),
     ]  # fmt: skip
     return [f"{name:<10} {text}" for name, text in rows]
 

@@ -92,6 +92,8 @@ class Facts:
     found: tuple[Finding, ...] = ()
     """What was found while looking: what would stop the run, and what the checks of tokens and graders say."""
     world_size: int = 1
+    nearby: int = 1
+    """Processes on this machine."""
     sharing: int = 1
     """Processes that share the device's memory: all of this machine on a CPU, one on a GPU."""
     device: str = "cpu"
@@ -153,6 +155,7 @@ def outline(config: Config, sets: ProblemSets, device: torch.device) -> Facts:
         refuse_lengths(encoded, NO_LIMIT)
     model, tokenizer = sets.shapes
     processes, (free, total) = distributed.world_size(), device_memory(device)
+    nearby = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     return Facts(
         sizes=sizes(model, config.lora_targets),
         num_train=len(train),
@@ -161,7 +164,8 @@ def outline(config: Config, sets: ProblemSets, device: torch.device) -> Facts:
         shared_tokens=shared_prefix(encoded),
         found=tuple(look_at_tokens(model, tokenizer, config.chat, train, encoded, stop_strings(train))),
         world_size=processes,
-        sharing=1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
+        nearby=nearby,
+        sharing=1 if device.type == "cuda" else nearby,
         device=device.type,
         device_bytes=total,
         free_bytes=free,

@@ -46,8 +46,14 @@ def updates_per_step(config: Config) -> int:
     return config.num_epochs * math.ceil(config.prompts_per_step / per_update)
 
 
+def shards(config: Config, facts: Facts) -> int:
+    """Processes among which each weight is divided."""
+    return {"none": 1, "full": facts.world_size, "hybrid": facts.nearby}[config.shard]
+
+
 def copies(config: Config, facts: Facts) -> dict[str, float]:
     """{what is as large as the model: its exact bytes in one process}."""
+    parts = shards(config, facts)
     size, whole, learned, lora = facts.sizes, _whole(config), trained(config, facts), config.lora_rank > 0
     moments = {
         "adamw": 2 * learned,
@@ -56,13 +62,32 @@ def copies(config: Config, facts: Facts) -> dict[str, float]:
     }[config.optimizer]
     linear, others = _product(config) * size.rounded, whole * (size.parameters - size.rounded)
     head = _product(config) * size.vocabulary * size.width if config.device == "cuda" else 0  # of the sampler
+    copied = _half(config) or lora or config.lag or parts > 1
     frozen = (linear if _stored_rounded(config, facts) else whole * size.rounded) + others
     return {
-        "weights, gradient, moments": whole * (2 * learned + moments) + (frozen if lora else 0),
-        "gradient, summed over processes": whole * learned if facts.world_size > 1 else 0,
-        "reference": linear + others if config.kl_coef > 0 and not lora else 0,
-        "sampler's copy": (linear + (0 if lora else others) if _half(config) or lora or config.lag else 0)
+        "weights, gradient, moments": (whole * (2 * learned + moments) + (frozen if lora else 0)) / parts,
+        "gradient, summed over processes": whole * learned if facts.world_size > 1 and parts == 1 else 0,
+        "reference": (linear + others) / parts if config.kl_coef > 0 and not lora else 0,
+        "sampler's copy": (linear + (0 if lora and parts == 1 else others) if copied else 0)
         + (head if _half(config) else 0),
+    }
+
+
+def gathered(config: Config, facts: Facts) -> dict[str, float]:
+    """{what is whole of a sharded policy at one time while it learns: an estimate of its bytes}.
+
+    Two layers are gathered, one of them ahead. A gradient is whole until it is sent, from a buffer of its size. Tables
+    are embedding and head. The head's gradient is not counted here, because it is whole without shards too.
+    """
+    if shards(config, facts) == 1:
+        return {}
+    size, number = facts.sizes, _product(config) if _stored_rounded(config, facts) else _whole(config)
+    table = size.vocabulary * size.width
+    tables = 1 if config.lora_rank else 3 if size.parameters - size.rounded < 2 * table else 4
+    layers = 2 if config.lora_rank else 4
+    return {
+        "embedding and head, gathered": _whole(config) * tables * table,
+        "layers, gathered": number * layers * size.rounded / size.layers,
     }
 
 
@@ -94,7 +119,7 @@ def least(config: Config, facts: Facts) -> Memory:
     For sampling this counts keys and values of the shortest prompts, as small as the fused kernels store them. For
     learning only the gradient is exact, so it alone counts; it does not exist while sampling.
     """
-    gradient = _whole(config) * trained(config, facts)
+    gradient = _whole(config) * trained(config, facts) / shards(config, facts)
     shortest = facts.prompt_tokens[0] - facts.shared_tokens
     return Memory(
         held=facts.sharing * (sum(copies(config, facts).values()) - gradient),
@@ -182,11 +207,14 @@ def _packed(config: Config, facts: Facts) -> float:
 
 def _fixed(config: Config, facts: Facts) -> float:
     """Bytes of learning that do not grow with tokens: weights rounded by autocast, a chunk of logits, the head and its
-    gradient."""
-    size = facts.sizes
+    gradient, and what is gathered from shards. Rounded weights of a shard are made again where activations are."""
+    size, parts = facts.sizes, shards(config, facts)
     rounded = _product(config) * size.rounded if _half(config) and not _stored_rounded(config, facts) else 0
+    if parts > 1 and (config.activation_checkpointing or config.compile is True):
+        rounded /= size.layers
     head = _product(config) + (0 if config.lora_rank else _whole(config))
     chunk = vocabularies_per_chunk(size.vocabulary, torch.device("cuda" if config.device == "cuda" else "cpu"))
+    rounded += sum(gathered(config, facts).values())
     return rounded + size.vocabulary * (3 * 4 * chunk + head * size.width)
 
 

@@ -9,6 +9,7 @@ from grpo.policy.lora import add_adapters, linear_layers, trained
 from grpo.policy.model import Policy, scatter, token_logprobs
 from grpo.policy.reference import frozen_copy, mix_in, reference_of
 from grpo.policy.save import prepare_saving, save_adapters, save_model
+from grpo.policy.sharding import is_sharded, shard, shards
 from grpo.policy.spec import head_sizes
 from grpo.policy.tokens import eos_ids, num_ids, special_tokens
 
@@ -19,6 +20,7 @@ __all__ = [
     "eos_ids",
     "frozen_copy",
     "head_sizes",
+    "is_sharded",
     "linear_layers",
     "load_policy",
     "load_shapes",
@@ -32,6 +34,8 @@ __all__ = [
     "save_adapters",
     "save_model",
     "scatter",
+    "shard",
+    "shards",
     "special_tokens",
     "token_logprobs",
     "trained",

@@ -6,11 +6,12 @@ is no plain LoRA of linear layers, which is refused.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from grpo.policy.lora import adapted, linear_layers
 
@@ -86,11 +87,12 @@ def merge_from(place: Path, model: nn.Module) -> None:
         raise ValueError(f"its {WEIGHTS} holds {min(found)}, which is no adapter of a linear layer")
 
 
-def write(model: nn.Module, directory: Path, base: str, revision: str | None) -> None:
+def write(model: nn.Module, factors: Iterable[Tensor], directory: Path, base: str, revision: str | None) -> None:
     """Write a model's adapters.
 
     Args:
         model: with adapters.
+        factors: their A and B, layer by layer, as they are to be written.
         directory: exists.
         base: the model without them, a directory or hub name.
         revision: of a hub model.
@@ -109,7 +111,8 @@ def write(model: nn.Module, directory: Path, base: str, revision: str | None) ->
         "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
         "inference_mode": True,
     }
-    pairs = ((f"{PREFIX}{name}.lora_{x}.weight", p) for name, layer in layers.items()
-             for x, p in layer.adapter.named_parameters())  # fmt: skip
-    save_file({name: p.detach().contiguous() for name, p in pairs}, directory / WEIGHTS, {"format": "pt"})
+    names = [f"{PREFIX}{name}.lora_{x}.weight" for name, layer in layers.items()
+             for x, _ in layer.adapter.named_parameters()]  # fmt: skip
+    found = {name: factor.contiguous() for name, factor in zip(names, factors, strict=True)}
+    save_file(found, directory / WEIGHTS, {"format": "pt"})
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -84,7 +84,7 @@ def add_adapters(policy: Policy, rank: int, alpha: float, targets: str | Sequenc
     """
     if rank == 0:
         return
-    chosen, dtype = linear_layers(policy.model, targets), policy.head.dtype
+    chosen, dtype = linear_layers(policy.model, targets), policy.dtype
     policy.requires_grad_(False)
     for layer in linear_layers(policy.model).values():
         if policy.autocast_dtype is not None and _holds(policy.autocast_dtype, layer):

@@ -61,7 +61,12 @@ class Policy(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.head.device
+        return self.model.get_output_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of master weights. Asking `head` for it could gather a sharded one."""
+        return self.model.get_output_embeddings().weight.dtype
 
     @property
     def is_decoder(self) -> bool:
@@ -82,11 +87,15 @@ class Policy(nn.Module):
     @property
     def is_half(self) -> bool:
         """Whether products are rounded to half precision: by autocast, or because the weights are."""
-        return self.autocast_dtype is not None or self.head.dtype.itemsize < 4
+        return self.autocast_dtype is not None or self.dtype.itemsize < 4
 
     def autocast(self) -> torch.autocast:
-        """The autocast context that sampling, learning and the reference all use."""
-        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        """The autocast context that sampling, learning and the reference all use.
+
+        It keeps no rounded weights: each is used once, and those of a layer that was sharded are to go with the layer.
+        """
+        on = self.autocast_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=on, cache_enabled=False)
 
     def checkpoint_activations(self) -> None:
         """From now on compute each layer's activations again in backward, instead of keeping them."""

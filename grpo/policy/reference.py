@@ -7,7 +7,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from grpo import distributed
 from grpo.policy.lora import adapted, merge, merged
 from grpo.policy.model import Policy
 from grpo.tree import PackedTree
@@ -70,4 +72,6 @@ def mix_in(reference: nn.Module, policy: nn.Module, share: float) -> None:
     With share 1 it becomes what `frozen_copy(policy)` is. Weights that are stored rounded are rounded after mixing.
     """
     for old, (_, new) in zip(reference.parameters(), merged(policy), strict=True):
+        if isinstance(new, DTensor) and not isinstance(old, DTensor):  # a sampler's copy: weight by weight
+            new = distributed.whole(new, old.dtype)
         old.copy_(new if share == 1 else old.to(new.dtype).lerp(new, share))

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo import distributed
 from grpo.files import give_usual_mode, write_whole
 from grpo.policy import adapter_files, weights
 from grpo.policy.decoder import CausalLM
@@ -51,7 +53,7 @@ def prepare_saving(
         path, revision, _ = base_and_adapters(path, revision)
         config = AutoConfig.from_pretrained(model_directory(path), revision=revision)
         base = config.dtype or config.get_text_config().dtype
-    return base if dtype == "base" and base in (torch.bfloat16, torch.float16) else policy.head.dtype
+    return base if dtype == "base" and base in (torch.bfloat16, torch.float16) else policy.dtype
 
 
 def _keep_savable(config: GenerationConfig, place: str) -> None:
@@ -78,7 +80,7 @@ def save_model(
 ) -> None:
     """Write a Hugging Face directory (safetensors, configs, tokenizer), whole or not at all; replaces an older one.
 
-    Adapters are merged into the weights.
+    A collective call: rank 0 writes. Adapters are merged into the weights. Shards are gathered weight by weight.
 
     Args:
         dtype: of the weights in the files; None: as they are.
@@ -86,20 +88,25 @@ def save_model(
     Raises:
         OSError: the disk is full or not writable; the message is one sentence.
     """
-    dtype, model = dtype or policy.head.dtype, policy.model
-    with _whole(Path(directory)) as place:
-        _save_all_but_weights(model, tokenizer, place)
-        if policy.is_decoder:
-            weights.write(merged(model), place, dtype, joint=model.model.spec.joint)
-        else:
-            model.save_pretrained(place, state_dict=_in_dtype(model, dtype), max_shard_size=weights.SHARD)
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        config["dtype"] = str(dtype).removeprefix("torch.")
-        write_whole(place / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    dtype, model = dtype or policy.dtype, policy.model
+
+    def write(named: Iterator[tuple[str, Tensor]]) -> None:
+        with _whole(Path(directory)) as place:
+            _save_all_but_weights(model, tokenizer, place)
+            if policy.is_decoder:
+                weights.write(named, place, joint=model.model.spec.joint)
+            else:
+                model.save_pretrained(place, state_dict=_in_dtype(model, dtype), max_shard_size=weights.SHARD)
+            config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+            config["dtype"] = str(dtype).removeprefix("torch.")
+            write_whole(place / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    named = merged(model) if policy.is_decoder else ()
+    distributed.hand_to_main(((name, distributed.whole(weight, dtype, host=True)) for name, weight in named), write)
 
 
 def save_adapters(policy: Policy, directory: str | Path, path: str, revision: str | None = None) -> None:
-    """Write the adapters of a policy as peft does, whole or not at all; nothing if it has none.
+    """Write the adapters of a policy as peft does, whole or not at all; nothing if it has none. A collective call.
 
     Args:
         path, revision: what the policy was loaded from, which the files name as the base model.
@@ -107,9 +114,14 @@ def save_adapters(policy: Policy, directory: str | Path, path: str, revision: st
     Raises:
         OSError: as `save_model`.
     """
-    if adapted(policy):
+
+    def write(factors: Iterator[Tensor]) -> None:
         with _whole(Path(directory)) as place:
-            adapter_files.write(policy.model, place, model_directory(path), revision)
+            adapter_files.write(policy.model, factors, place, model_directory(path), revision)
+
+    if found := adapted(policy.model):
+        factors = (p for layer in found.values() for p in layer.adapter.parameters())
+        distributed.hand_to_main((distributed.whole(p, host=True) for p in factors), write)
 
 
 @contextmanager

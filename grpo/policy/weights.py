@@ -170,16 +170,15 @@ def _files(directory: Path) -> list[Path]:
     raise ValueError(f"it has no weights ({SAFE})")
 
 
-def write(named: Iterable[tuple[str, Tensor]], directory: Path, dtype: torch.dtype, *, joint: bool) -> None:
+def write(named: Iterable[tuple[str, Tensor]], directory: Path, *, joint: bool) -> None:
     """Write weights as safetensors, in files of at most `SHARD`, with the names that the family's files have.
 
     Args:
-        named: those of a decoder.
+        named: those of a decoder, in the dtype of the files.
         directory: exists.
-        dtype: of the weights in the files.
         joint: the family's files join matrices (`JOINT`).
     """
-    state = {name: weight.detach().to(dtype) for name, weight in named}
+    state = dict(named)
     if joint:
         for whole, parts in JOINT.items():
             for first in [name for name in state if name.endswith(f"{parts[0]}.weight")]:

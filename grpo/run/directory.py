@@ -19,8 +19,11 @@ from grpo import distributed
 from grpo.config import Config, check_resumable, from_yaml, refuse_auto, to_yaml
 from grpo.files import lock_directory, write_whole
 from grpo.run import checkpoint, inputs
-from grpo.run.log import Display
+from grpo.run.log import Display, say
 from grpo.run.machine import environment
+
+REHEARSAL = "rehearsal"
+"""Name of a file that is there while learning is rehearsed, and after that has failed."""
 
 
 def begun(asked: Config) -> Config | None:
@@ -147,6 +150,43 @@ def keep_smaller(directory: Path, config: Config, before: int, after: int, displ
             f"warning: out of memory in learning; the updates were made again from the start with "
             f"max_tokens_per_microbatch {after} instead of {before}, and so will be all further ones"
         )
+
+
+def after_rehearsal(config: Config) -> Config:
+    """The config; with half as large micro-batches if an earlier start ended in a rehearsal (`rehearsal`)."""
+    file = place_of(config) / REHEARSAL
+    if config.resume == "never" or not file.exists():
+        return config
+    half = min(config.max_tokens_per_microbatch, max(1, int(file.read_text()) // 2))
+    say(f"warning: the last start ended in a rehearsal of learning; max_tokens_per_microbatch is {half} from now on")
+    return replace(config, max_tokens_per_microbatch=half)
+
+
+@contextmanager
+def rehearsal(directory: Path, tokens: int) -> Iterator[None]:
+    """Around a trial of the largest micro-batch, which may run out of memory and leave other processes waiting.
+
+    A mark of it lies in the directory meanwhile, so that the next start takes half.
+
+    Args:
+        directory: the run's.
+        tokens: of a micro-batch.
+
+    Raises:
+        ValueError: memory does not suffice.
+    """
+    mark = directory / REHEARSAL
+    distributed.on_main(lambda: write_whole(mark, f"{tokens}\n"))
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"max_tokens_per_microbatch is {tokens}: out of memory in a rehearsal of learning; start again with "
+            "--resume auto, which takes half (torchrun --max-restarts does so by itself), or use "
+            f"activation_checkpointing ({error})"
+        ) from error
+    distributed.any_true(False)  # until all have come so far
+    distributed.on_main(lambda: mark.unlink())
 
 
 @contextmanager

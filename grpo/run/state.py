@@ -94,6 +94,8 @@ def stop_before(state: State, signals: Signals) -> None:
 def save_state(directory: Path, learner: Learned, state: State, keep: int, sampler: nn.Module | None = None) -> None:
     """Write a checkpoint of the present state, and remove old ones except the `keep` newest and the best.
 
+    A collective call.
+
     Args:
         directory: the run's.
         learner: what has learned.
@@ -102,13 +104,9 @@ def save_state(directory: Path, learner: Learned, state: State, keep: int, sampl
         sampler: the weights that sample, if they are older than the learner's.
     """
     content = {**asdict(state), "scaler": learner.scaler.state_dict()}
-
-    def write() -> None:
-        parts = learner.trained, learner.optimizer, content, _others(learner, sampler)
-        checkpoint.save(directory / "checkpoints", state.step, *parts)
-        checkpoint.prune(directory / "checkpoints", keep, state.best_step or None)
-
-    distributed.on_main(write)
+    place, parts = directory / "checkpoints", (learner.trained, learner.optimizer, content, _others(learner, sampler))
+    checkpoint.save(place, state.step, *parts)
+    distributed.on_main(lambda: checkpoint.prune(place, keep, state.best_step or None))
 
 
 def restore_state(
@@ -131,19 +129,11 @@ def restore_state(
             raise ValueError(f"resume: none of the checkpoints {', '.join(found)} in {folder} is complete")
         return path
 
-    def read() -> dict | None:
-        if (found := path or newest()) is None:
-            return None
-        content = checkpoint.load(found, learner.trained, learner.optimizer, others)
-        _check(content, found / "state.json")
-        return content | {"path": found}
-
-    others = _others(learner, sampler)
-    content = distributed.on_main(read)  # hosts need not share a disk: rank 0 reads, and the others receive
-    if content is None:
+    path = distributed.on_main(lambda: path or newest())
+    if path is None:
         return State()
-    checkpoint.share(learner.trained, learner.optimizer, others.values())
-    path = content.pop("path")
+    content = checkpoint.load(path, learner.trained, learner.optimizer, _others(learner, sampler))
+    _check(content, path / "state.json")
     content["pass_rates"] = {int(problem): rate for problem, rate in content["pass_rates"].items()}  # JSON: texts
     try:
         learner.scaler.load_state_dict(content.pop("scaler"))

@@ -40,6 +40,7 @@ class Sampler:
         *,
         kernels: bool = True,
         own: bool = False,
+        device: torch.device | None = None,
     ):
         """Wrap a policy, or a causal language model of transformers.
 
@@ -52,15 +53,16 @@ class Sampler:
             kernels: allow the Triton kernels for decoding, on a GPU in half precision. They round keys and values as
                 compiled learning does, so pass False if the same policy learns without being compiled.
             own: keep a copy without autocast too. Then the sampler has older weights until the next `refresh`.
+            device: of its copy; None: the policy's.
         """
         policy = model if isinstance(model, Policy) else Policy(model, tokenizer)
         copied = own or policy.autocast_dtype is not None or trained(policy) is not policy
-        self.policy = frozen_copy(policy) if copied else policy
+        self.policy = frozen_copy(policy).to(device or policy.device) if copied else policy
         self.tokenizer = tokenizer
         self.is_eos = torch.zeros(policy.vocab_size, dtype=torch.bool)
         self.is_eos[[i for i in eos_ids(policy.model, tokenizer) if i < policy.vocab_size]] = True
         self.positions = policy.positions
-        self.check_every = CHECK_EVERY[policy.device.type]
+        self.check_every = CHECK_EVERY[self.policy.device.type]
         self.rows = Rows(self.policy, own=self.policy is not policy, kernels=kernels)
         self._stops: dict[tuple[str, ...], StopStrings] = {}
         if not policy.is_decoder:

@@ -47,6 +47,7 @@ def test_a_good_recipe_has_no_finding():
             "warning",
             "sampler_correction mask with ratio_to sampler",
         ),
+        ({"shard": "full"}, "note", "shard full with a single process"),
         ({"lag": 1}, "note", "lag 1 with ratio_to learner and sampler_correction none"),
         ({"kl_target": 0.1}, "warning", "kl_target 0.1 with kl_coef 0"),
         ({"reference_sync_every": 5}, "warning", "reference_sync_every 5 with kl_coef 0"),

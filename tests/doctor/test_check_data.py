@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from grpo.doctor.check_data import DATA_CHECKS
+from grpo.doctor.check_data import DATA_CHECKS, fits
 from tests.fakes.known_facts import EVALUATION, SIZES, config, facts
 
 
@@ -64,3 +64,9 @@ def test_beside_the_border_is_silence(known, changes):
 def test_memory_that_only_the_estimate_exceeds_is_a_warning():
     findings = found(facts(device_bytes=int(9.8e9)))
     assert [level for level, _ in findings] == ["warning"]
+
+
+def test_where_a_whole_model_does_not_fit_shards_are_advised():
+    small, many = facts(device_bytes=8 * 10**9), facts(device_bytes=8 * 10**9, world_size=8, nearby=8)
+    advice = [next(fits(config(), known)).do for known in (small, many)]
+    assert "shard" not in advice[0] and advice[1].startswith("shard full, with which about ")

@@ -61,6 +61,31 @@ def test_adapters_have_gradient_and_moments_alone_and_share_what_is_not_linear()
     assert fixed[0].learning - fixed[1].learning == fewer + frozen_norms
 
 
+def test_shards_divide_what_is_held_but_not_the_sampler_s_copy():
+    copy = 2 * 350_000_000 + 4 * 150_000_000
+    eight, table = replace(KNOWN, world_size=8, nearby=4), SIZES.vocabulary * SIZES.width
+    for how, parts in (("full", 8), ("hybrid", 4)):
+        found = copies(config(**RECIPE, shard=how, kl_coef=0.1), eight)
+        assert found["weights, gradient, moments"] == 16 * 500_000_000 / parts
+        assert found["reference"] == copy / parts and found["sampler's copy"] == copy + 2 * table
+        assert found["gradient, summed over processes"] == 0
+    assert copies(config(**RECIPE, shard="full", precision="fp32"), eight)["sampler's copy"] == 4 * 500_000_000
+    assert copies(config(**RECIPE, shard="full"), KNOWN) == copies(config(**RECIPE), KNOWN)  # one process
+    divided = config(**RECIPE, shard="full")
+    assert least(divided, eight).learning == 4 * 500_000_000 / 8
+    known = {"embedding and head, gathered": 3 * 4 * table, "layers, gathered": 4 * 4 * 350_000_000 / 24}
+    assert memory.gathered(divided, eight) == known and memory.gathered(config(**RECIPE), eight) == {}
+    untied = replace(eight, sizes=replace(SIZES, parameters=350_000_000 + 2 * table))
+    assert memory.gathered(divided, untied)["embedding and head, gathered"] == 4 * 4 * table
+    frozen = {"embedding and head, gathered": 4 * table, "layers, gathered": 2 * 2 * 350_000_000 / 24}
+    assert memory.gathered(replace(divided, lora_rank=8), eight) == frozen
+    grown = estimate(divided, eight).learning - estimate(config(**RECIPE), eight).learning
+    assert grown == pytest.approx(sum(known.values()))
+    again = estimate(replace(divided, activation_checkpointing=True), eight)
+    fewer = estimate(divided, eight).learning - again.learning
+    assert fewer > 2 * 350_000_000 * 23 / 24  # rounded weights are then those of a layer
+
+
 def test_sizes_of_adapters_are_counted_from_the_layers():
     policy, targets = tiny_policy(), ("q_proj", "down_proj")
     for chosen in ("all", targets):

@@ -17,7 +17,7 @@ from grpo.batch import Batch
 from grpo.config import Config
 from grpo.losses import LOSSES
 from grpo.metrics import Sums
-from grpo.policy import frozen_copy
+from grpo.policy import frozen_copy, shard
 from grpo.update import Learner
 from grpo.weighting import WEIGHTINGS
 from tests.fakes import runs
@@ -41,6 +41,8 @@ CASES = {
     "gaps, several updates": {"minibatch_size": 4, "num_epochs": 2, "max_tokens_per_microbatch": 14},
 }
 CUTS = list(CASES)[:3]
+SPREAD = [("none", 2), ("none", 4), ("full", 2), ("hybrid", 4), pytest.param(("full", 4), marks=pytest.mark.slow)]
+"""The option `shard`, and the number of processes."""
 
 
 def experience(case: str) -> Batch:
@@ -68,37 +70,39 @@ def experience(case: str) -> Batch:
     return batch.select([0, 1]) if case == "two prompts" else batch
 
 
-def learned(case: str, loss: str, weighting: str, policy) -> dict:
+def learned(case: str, loss: str, weighting: str, policy, how: str = "none") -> dict:
     """Metrics and gradient of this rank's share (plain descent at rate 1: weights move by the gradient)."""
     batch = experience(case)
     mine = batch.select(list(range(distributed.rank(), len(batch.prompt_ids), distributed.world_size())))
     options = {"max_tokens_per_microbatch": 4096, "learning_rate": 0.1 if "several updates" in case else 1.0}
     config = Config(
         **{"precision": "fp64", "group_size": 2, "max_new_tokens": 7, "kl_coef": 0.3, "max_grad_norm": 0.0}
-        | {"loss": loss, "weighting": weighting, "clip_low": 0.5, "clip_high": 0.5}
+        | {"loss": loss, "weighting": weighting, "clip_low": 0.5, "clip_high": 0.5, "shard": how}
         | options
         | CASES[case]
     )
     reference = frozen_copy(policy)
     with torch.no_grad():
         reference.model.get_input_embeddings().weight.mul_(1.1)
+    shard(reference, how)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     learner = Learner(config, policy, reference)
     learner.optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
-    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     sums = Sums()
     finite = learner.learn(mine, 1, sums)
-    gradient = {name: before[name] - p.detach() for name, p in policy.named_parameters()}
+    gradient = {name: before[name] - distributed.whole(p) for name, p in policy.named_parameters()}
     return {"metrics": sums.reduce(), "gradient": gradient, "finite": finite, "max_tokens": learner.max_tokens}
 
 
-def learn_all(in_full: list[str], out: Path | None = None) -> dict:
+def learn_all(in_full: list[str], out: Path | None = None, how: str = "none") -> dict:
     """`learned` for every case, those of `in_full` in every combination. On several ranks: each saves its results."""
+    os.environ["LOCAL_WORLD_SIZE"] = "2"  # machines of two processes, where that matters
     torch.use_deterministic_algorithms(True)
     distributed.init("cpu", 120)
     policy = tiny_policy(precision="fp64")
     torch.set_default_dtype(torch.float64)
     results = {
-        (case, loss, weighting): learned(case, loss, weighting, copy.deepcopy(policy))
+        (case, loss, weighting): learned(case, loss, weighting, copy.deepcopy(policy), how)
         for case in CASES
         for loss, weighting in (COMBINATIONS if case in in_full else FIRST)
     }
@@ -115,13 +119,14 @@ def alone() -> dict:
     return results
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=SPREAD, ids=str)
 def together(request, tmp_path_factory) -> list[dict]:
     """The results of every rank."""
+    how, world_size = request.param
     out = tmp_path_factory.mktemp("ranks") / "learned"
-    ranks = runs.start_ranks(partial(learn_all, ["some cuts"], out), request.param, out)
-    assert [rank.wait() for rank in ranks] == [0] * request.param, ranks[0].stderr
-    return [torch.load(f"{out}_{r}.pt") for r in range(request.param)]
+    ranks = runs.start_ranks(partial(learn_all, ["some cuts"], out, how), world_size, out)
+    assert [rank.wait() for rank in ranks] == [0] * world_size, ranks[0].stderr
+    return [torch.load(f"{out}_{r}.pt") for r in range(world_size)]
 
 
 def assert_same(one: dict, other: dict) -> None:
@@ -207,12 +212,14 @@ def by_one(inputs) -> Path:
     return place / "one"
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_c28_c32_c33_any_world_size_draws_the_same_completions_and_makes_the_same_updates(inputs, by_one, world_size):
+@pytest.mark.parametrize(("how", "world_size"), [*SPREAD[:3], pytest.param("full", 3, marks=pytest.mark.slow)])
+def test_c28_c32_c33_any_world_size_draws_the_same_completions_and_makes_the_same_updates(
+    inputs, by_one, how, world_size
+):
     """Five prompts on two and on four processes: none is dropped, and what a rank draws does not depend on it."""
     model, data, place = inputs
-    name = f"by_{world_size}"
-    ranks = runs.start_train_ranks(runs.flags(model, data, place, name, **OPTIONS), world_size, place / name)
+    name, options = f"by_{world_size}_{how}", OPTIONS | {"shard": how}
+    ranks = runs.start_train_ranks(runs.flags(model, data, place, name, **options), world_size, place / name)
     assert [rank.wait() for rank in ranks] == [0] * world_size, ranks[0].stderr
     runs.assert_alike(by_one, place / name)
     for line in runs.transcripts(place / name)["step_000001.jsonl"]:
@@ -261,12 +268,13 @@ def test_the_embedded_model_with_shots_on_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_same_run(inputs, by_one):
+@pytest.mark.parametrize("how", ["none", "full"])
+def test_torchrun_starts_the_same_run(inputs, by_one, how):
     model, data, place = inputs
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*launch, *runs.flags(model, data, place, "torchrun", **OPTIONS)]
+    command = [*launch, *runs.flags(model, data, place, f"torchrun_{how}", **OPTIONS | {"shard": how})]
     done = subprocess.run(command, cwd=runs.ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"base model: {model}\n" in done.stdout
-    runs.assert_alike(by_one, place / "torchrun")
+    runs.assert_alike(by_one, place / f"torchrun_{how}")
