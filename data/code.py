@@ -28,6 +28,8 @@ from data.code_tests import MOST, Unfit
 from data.problem import Problem, Task
 from data.rows import fields_of, read_rows, split_of_files
 
+MOST_SECONDS = 15
+"""Of the processor, that a line may allow its program."""
 TASK = Task(
     rewards=("code.correctness", "code.compiles"),
     reward_weights=(1.0, 1.0),
@@ -104,8 +106,8 @@ def _problem(row: dict, name: str, form: str, parts: Parts) -> Problem:
     if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
         raise ValueError(f"'stop' must be a list of strings, none empty, not {stop!r}")
     if seconds is not None:
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 600:
-            raise ValueError(f"'seconds' must be a number > 0 and <= 600, not {seconds!r}")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MOST_SECONDS:
+            raise ValueError(f"'seconds' must be a number > 0 and <= {MOST_SECONDS}, not {seconds!r}")
         info["seconds"] = seconds
     if isinstance(row.get("system"), str):
         info["system"] = row["system"]
