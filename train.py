@@ -90,7 +90,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                     learner.renew_reference(step)
                     keep_smaller(directory, config, budget, learner.max_tokens, log.display)
 
-                measure(rollout, config.rewards, sums)
+                measure(rollout, config.rewards, sums, rewards.reported())
                 pass_rates = collector.pass_rates(rollout, step, state.pass_rates, sums)
                 write_transcripts(directory / "rollouts" / f"step_{step:06d}.jsonl", rollout, config.rewards, tokenizer)
                 metrics = sums.reduce() | clock.seconds() | peak_bytes(device)

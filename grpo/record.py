@@ -4,7 +4,7 @@ Left out: what learning measures (`update.py`), and how metrics are written (`ru
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from grpo import distributed
@@ -14,8 +14,17 @@ from grpo.rollout import Rollout
 from rewards import label
 
 
-def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
-    """Add a rollout to the step's metrics: rewards of valid samples, flat groups, lengths, truncation."""
+def measure(
+    rollout: Rollout, reward_names: Sequence[str], sums: Sums, reported: Mapping[str, tuple[float, int]] | None = None
+) -> None:
+    """Add a rollout to the step's metrics: rewards of valid samples, flat groups, lengths, truncation.
+
+    Args:
+        rollout: all that was drawn in the step.
+        reward_names: K names.
+        sums: the step's metrics.
+        reported: {name: sum and count} of what reward functions reported themselves (`RewardRunner.reported`).
+    """
     valid, mask = rollout.valid, rollout.completions.completion_mask
     sums.add_where("reward/mean", rollout.rewards, valid)
     for name, term in zip(reward_names, rollout.reward_terms, strict=True):
@@ -25,6 +34,8 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     sums.add("completion/length", mask.sum(), len(mask))
     sums.add("tokens/sampled", mask.sum())
     sums.add("completion/truncated", (~rollout.completions.finished).sum(), len(mask))
+    for name, (total, count) in (reported or {}).items():
+        sums.add(f"reward_metrics/{name}", total, count)
 
 
 def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-TOLD = ("tokens", "length", "cap", "finished", "whole", "chat")
+TOLD = ("tokens", "length", "cap", "finished", "whole", "chat", "log_metric")
 """What a reward may ask for by the name of an argument:
 
 - tokens: list of int, the sampled token ids, with the one that ended the completion;
@@ -26,9 +26,11 @@ TOLD = ("tokens", "length", "cap", "finished", "whole", "chat")
 - cap: int, the most tokens that there may be (`max_new_tokens`);
 - finished: bool, whether the completion ended by itself, with EOS or a stop string;
 - whole: str, the completion with its reasoning, which `completion` lacks under the option `reasoning_end`;
-- chat: bool, whether the prompt went through a chat template.
+- chat: bool, whether the prompt went through a chat template;
+- log_metric: function (name, number), which reports a number beside the reward. Its mean over the samples of a step is
+  the metric `reward_metrics/NAME` of a run. Evaluations leave it out.
 """
-OF_TEXT = ("whole", "chat")
+OF_TEXT = ("whole", "chat", "log_metric")
 """Those that are known of any text, however it was made."""
 NOT_REWARDS = {"__init__", "equality", "formula", "runner", "score_gym", "trl", "verify_math", "worker"}
 NUMBERS = {"float", "int", "bool", "None", "Optional", "Union", "Any", "SupportsFloat", "Real", "Number", "np", "numpy"}
