@@ -114,20 +114,24 @@ class RewardRunner:
         B, n = len(completions), len(self._workers)
         assert len(problems) == B, (B, len(problems))
         values: list[list[float | None]] = [[None] * B for _ in self.names]
+        errors: dict[tuple[int, int], str] = {}
         try:
             for w, worker in enumerate(self._workers):  # every n-th sample, so that a group is shared evenly
                 known = {name: given[w::n] for name, given in told.items()}
                 worker.begin((list(completions[w::n]), list(problems[w::n]), known))
             while any(worker.calls_left for worker in self._workers):
                 worker, call, (value, reason, message) = self._reply()
-                k, b = divmod(call, len(worker.samples[0]))
-                values[k][self._workers.index(worker) + n * b] = value
+                k, i = divmod(call, len(worker.samples[0]))
+                b = self._workers.index(worker) + n * i
+                values[k][b] = value
                 if reason:
                     self.failures[reason] += 1
-                    self.first_errors.setdefault(self.names[k], message)
+                    errors[k, b] = message
         except BaseException:
             self.close()  # late replies must not be taken for those of the next batch
             raise
+        for (k, _), message in sorted(errors.items()):  # the first sample's, not that of the fastest worker
+            self.first_errors.setdefault(self.names[k], message)
         return values
 
     def reported(self) -> dict[str, tuple[float, int]]:

@@ -64,7 +64,7 @@ def grade(rows: Sequence[dict], options: EvalOptions) -> list[Grades]:
     stops = STOPS[:1] if rows[0]["stop_early"] else STOPS
     graded = []
     how = {"reasoning_end": options.reasoning_end, "chat": options.chat}
-    with RewardRunner(reward_names, options.timeout, **how) as runner:
+    with RewardRunner(reward_names, options.timeout, options.reward_workers, **how) as runner:
         for stop in stops:
             graded += _grade(rows, stop, options, runner)
     return graded
