@@ -7,6 +7,11 @@ their fields (`code_formats.py`): HumanEval, MBPP, APPS, TACO, LiveCodeBench, `v
     {"prompt": .., "entry_point": "add", "tests": [{"args": [1, 2], "result": 3}, ..]}          a function
     {"prompt": .., "entry_point": "add", "asserts": ["assert add(1, 2) == 3", ..]}              or "test": their code
 
+- `checker`, beside tests of whole programs, is for problems with several right outputs: Python code that is run as
+  `checker.py INPUT OUTPUT PRINTED`, on three files, and prints 1 if what was printed is right. `generated_checker` of
+  open-r1/codeforces has this form.
+- `test` may be a file of pytest as in KodCode: functions `test_...` without arguments, which call what they import from
+  `solution`. Of pytest they may use `pytest.raises(Error)`.
 - A line may have `solution`, `stop`, `question`, `seconds` (of the processor, for one program), `id` and `setup` (code
   before the asserts).
 - `form: block`, the default: the program is what the completion has between ```python and ```. `form: continue`: it
@@ -44,9 +49,9 @@ TASK = Task(
 def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Problem]:
     """The problems of a split; the arguments are those of `data.load`. Each has in `info`, beside the usual:
 
-    - `tests`: {"kind": "stdin", "cases": [{"input", "output"}, ..]}, or {"kind": "call", "entry_point", "cases":
-      [{"args", "kwargs"?, "result"}, ..]}, or {"kind": "asserts", "code", "names", "setup"}, where `names` are the
-      functions of the program that the code calls;
+    - `tests`: {"kind": "stdin", "cases": [{"input", "output"}, ..], "checker"?}, or {"kind": "call", "entry_point",
+      "cases": [{"args", "kwargs"?, "result"}, ..]}, or {"kind": "asserts", "code", "names", "setup"}, where `names` are
+      the functions of the program that the code calls;
     - `form`, and with `continue` the `prefix`; `name`; `format`; `seconds` if the line has it.
 
     The answer is the solution, or empty.

@@ -190,6 +190,47 @@ def test_problems_whose_tests_pass_what_cannot_travel_are_left_out_by_name(tmp_p
     assert "367 its tests use Node" in said and "533 its tests pass int, a type, to the program" in said
 
 
+ANY_DIVISOR = (
+    "import sys\nn, d = (int(open(name).read()) for name in sys.argv[1:4:2])\nprint(int(1 < d and n % d == 0))"
+)
+KODCODE = {
+    "question": "Write a function that halves even numbers.",
+    "solution": "def half(x):\n    if x % 2:\n        raise ValueError\n    return x // 2\n",
+    "test": "import pytest\nfrom solution import half\n\ndef test_even():\n    assert half(4) == 2\n\n"
+    "def test_odd():\n    try:\n        half(3)\n    except ValueError:\n        pass\n"
+    "    with pytest.raises(ValueError):\n        half(3)\n    assert half(0) == 0\n",
+    "test_info": [{"function_name": "half"}],
+}
+
+
+def test_lines_with_a_program_that_judges_outputs(read):
+    row = {"prompt": "A divisor.", "tests": [{"input": "12", "output": "2"}], "checker": ANY_DIVISOR}
+    assert read(row).info["tests"] == {"kind": "stdin", "cases": row["tests"], "checker": ANY_DIVISOR}
+
+
+def test_a_file_of_pytest_as_in_kodcode(read):
+    problem = read(KODCODE)
+    assert problem.info["tests"] == {"kind": "asserts", "code": KODCODE["test"], "names": ["half"], "setup": ""}
+    assert problem.prompt == f"{KODCODE['question']}\n\nWrite a Python program that defines `half`. {WHOLE}\n"
+    assert problem.answer == KODCODE["solution"] and read(KODCODE | {"prompt": "Halve."}).prompt == "Halve."
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        ("def test_x(tmp_path): assert half(2)", "its test test_x is not a plain function without arguments"),
+        ("class TestHalf:\n  def test_x(self): assert half(2)", "its test TestHalf is not a plain function"),
+        ("import pytest\ndef test_x(): assert half(2) == pytest.approx(1)", "its tests use pytest.approx"),
+        ("from pytest import approx\ndef test_x(): assert half(2) == approx(1)", "its tests import from pytest"),
+        ("import pytest\ndef test_x():\n  with pytest.raises(E, match='x'): half(2)", "use pytest.raises with match"),
+        ("from solution import *\ndef test_x(): assert half(2)", "its tests import from solution without a name"),
+    ],
+)
+def test_what_needs_more_of_pytest_is_left_out_by_name(tmp_path, capsys, test, said):
+    file = write(tmp_path / "left_out.jsonl", KODCODE | {"test": f"from solution import half\n{test}"}, KODCODE)
+    assert len(problems_of(file)) == 1 and said in capsys.readouterr().err
+
+
 def test_apps_of_standard_input(read):
     tests = {"inputs": ["1 2\n", ["3 4", "5"]], "outputs": ["3\n", [["7"]]]}
     problem = read({"question": "Add.\n", "input_output": json.dumps(tests), "solutions": json.dumps([SUM, "x"])})
@@ -311,6 +352,11 @@ CASE = {"input": "1", "output": "2"}
         ({"prompt": "p", "tests": [CASE], "stop": ["", "x"]}, "'stop' must be a list of strings, none empty"),
         ({"prompt": "p", "tests": [CASE], "seconds": 0}, "'seconds' must be a number > 0 and <= 15, not 0"),
         ({"prompt": "p", "tests": [CASE], "seconds": 16}, "'seconds' must be a number > 0 and <= 15, not 16"),
+        ({"prompt": "p", "tests": [CASE], "checker": "print("}, "checker cannot be read as Python"),
+        (
+            {"prompt": "p", "tests": [{"args": [], "result": 1}], "entry_point": "f", "checker": "print(1)"},
+            "'checker' judges what whole programs print",
+        ),
         ({"tests": [CASE]}, "'prompt' must be a string, not None; its fields are 'tests'"),
         ({"prompt": "p", "asserts": ["assert f() ="], "entry_point": "f"}, "the tests cannot be read as Python"),
         ({"prompt": "p", "asserts": ["assert f()"]}, "must have 'entry_point', or a solution that defines what"),
