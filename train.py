@@ -103,7 +103,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 log.write(step, metrics)
                 for trouble in watch.see(step, metrics, distributed.gather_objects(rewards.first_errors)):
                     log.display.say(trouble)
-                stop = why_stop(state, signals)
+                stop = why_stop(state, signals, metrics)
                 best = config.checkpoint_every > 0 and state.best_step == step
                 if stop or best or step == config.num_steps or due(step, config.checkpoint_every):
                     save_state(directory, learner, state, config.keep_checkpoints, older)

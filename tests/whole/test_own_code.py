@@ -95,6 +95,17 @@ def test_numbers_that_a_reward_reports_are_metrics_and_the_same_over_processes_a
         assert other["reward_metrics/third"] == pytest.approx(line["reward_metrics/third"], rel=1e-12)
 
 
+def test_a_run_stops_where_every_call_of_a_step_fails_and_goes_on_when_that_is_mended(place, capsys):
+    own = place / "mine" / "own.py"
+    own.write_text(f"{REWARDS}\ndef broken(completion, problem):\n    return problem.nothing\n")
+    argv = flags(place, "mine", rewards=f"{own}:broken", reward_weights="1", final_eval=False)
+    assert train.main(argv) == 1
+    assert "no completion of step 1 got a reward" in capsys.readouterr().err
+    own.write_text(own.read_text().replace("problem.nothing", "1.0"))
+    assert train.main([*argv, "--resume", "auto"]) == 0
+    assert [line["reward/invalid"] for line in runs.metrics(place / "runs" / "own")] == [1.0, 0.0]
+
+
 def test_an_evaluation_knows_them_too(place):
     options = {"model": place / "model", "data": f"{place}/mine/task.py", "out": place / "eval", "budget": 4}
     options |= {"graders": f"{place}/mine/own.py:contains", "format": "marker", "device": "cpu"}
