@@ -14,8 +14,9 @@ their fields (`code_formats.py`): HumanEval, MBPP, APPS, TACO, LiveCodeBench, `v
   `solution`. Of pytest they may use `pytest.raises(Error)`.
 - A line may have `solution`, `stop`, `question`, `seconds` (of the processor, for one program), `id` and `setup` (code
   before the asserts).
-- `form: block`, the default: the program is what the completion has between ```python and ```. `form: continue`: it
-  is the prompt, or `prefix`, and the completion.
+- `form: block`, the default: the program is what the completion has between ```python and ```. Without a chat template
+  or `stop`, the end of the first block ends the completion. `form: continue`: the program is the prompt, or `prefix`,
+  and the completion.
 - HumanEval is for testing only. As the test file of a directory it stands beside another training file.
 - At most 16 tests of a problem are kept. Problems whose tests pass the program a class, or an object of one of its
   classes, are left out by name.
@@ -35,6 +36,9 @@ from data.rows import fields_of, read_rows, split_of_files
 
 MOST_SECONDS = 15
 """Of the processor, that a line may allow its program."""
+CLOSED = "\n```\n"
+"""Ends a block. A base model, which is asked without a chat template, would go on. Others end by themselves, and may
+write several blocks."""
 TASK = Task(
     rewards=("code.correctness", "code.compiles"),
     reward_weights=(1.0, 1.0),
@@ -107,6 +111,8 @@ def problems_of(file: Path) -> list[Problem]:
 def _problem(row: dict, name: str, form: str, parts: Parts) -> Problem:
     info = {"question": parts.prompt, "shots": [], "stop": [], "form": "block"} | parts.info
     info |= {"name": name, "format": form, "tests": parts.tests}
+    if info["form"] == "block" and row.get("stop") is None:
+        info["stop_plain"] = [CLOSED]
     stop, seconds = info["stop"], row.get("seconds")
     if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
         raise ValueError(f"'stop' must be a list of strings, none empty, not {stop!r}")

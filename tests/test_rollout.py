@@ -96,6 +96,8 @@ def test_every_prompt_is_encoded_where_there_are_many():
 def test_stop_strings_come_with_the_problems():
     assert stop_strings([PROBLEM, Problem("x", "1", {"stop": ["#", "\n\nQ"]})]) == ["\n\nQ", "#"]
     assert stop_strings([Problem("x", "1", {})]) == stop_strings([]) == []
+    block = Problem("x", "1", {"stop": ["END"], "stop_plain": ["```"]})
+    assert (stop_strings([block]), stop_strings([block], chat=True)) == (["```"], ["END"])
     with pytest.raises(ValueError, match=r"different stop strings \(\[\] and \['\\n\\nQ', '#'\]\)"):
         stop_strings([PROBLEM, Problem("y", "1", {})])
 

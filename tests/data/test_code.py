@@ -98,7 +98,8 @@ def test_lines_of_a_whole_program(read):
     problem = read(row)
     assert (problem.prompt, problem.answer) == ("Add.\n", SUM)
     assert problem.info == {
-        **{"question": "Add.\n", "shots": [], "stop": [], "form": "block", "name": "s1", "format": "own lines"},
+        **{"question": "Add.\n", "shots": [], "stop": [], "stop_plain": ["\n```\n"], "form": "block"},
+        **{"name": "s1", "format": "own lines"},
         **{"seconds": 2, "tests": {"kind": "stdin", "cases": [{"input": "1 2\n", "output": "3\n"}]}},
     }
 
@@ -108,7 +109,7 @@ def test_lines_of_a_function(read):
     problem = read({"prompt": "Add.", "entry_point": "add", "tests": cases, "solution": ADD, "stop": ["END"]})
     del cases[1]["note"]
     assert problem.info["tests"] == {"kind": "call", "entry_point": "add", "cases": cases}
-    assert (problem.info["stop"], problem.info["name"]) == (["END"], "line 1")
+    assert (problem.info["stop"], problem.info["name"]) == (["END"], "line 1") and "stop_plain" not in problem.info
     assert check.failing([problem], plain) == []
 
 
@@ -126,7 +127,7 @@ def test_a_line_may_go_on_with_its_prompt(read):
     problem = read(row | {"form": "continue", "solution": HALF["canonical_solution"], "setup": "n = 2"})
     assert problem.info["format"] == "own lines with a test"
     assert problem.info["tests"]["setup"].startswith("n = 2\nimport math\n")
-    assert (problem.info["prefix"], problem.info["stop"]) == (HALF["prompt"], STOP)
+    assert (problem.info["prefix"], problem.info["stop"]) == (HALF["prompt"], STOP) and "stop_plain" not in problem.info
     assert check.failing([problem], plain) == []
 
 
