@@ -50,7 +50,9 @@ def load(name: str) -> Callable:
     module, path, function = _place(name)
     reward = getattr(module, function, None)
     if not callable(reward) or isinstance(reward, type) or function.startswith("_"):
-        raise ValueError(f"rewards: {name!r} is not one of {', '.join(_known(name)) or 'its rewards: it has none'}")
+        known = _known(name)
+        known_names = ", ".join(known) or "its rewards: it has none"
+        raise ValueError(f"rewards: {name!r} is not one of {known_names}{_hint(name, known)}")
     trl = is_trl(reward) and not inspect.iscoroutinefunction(reward)
     reason = "" if trl else _why_a_helper(reward)
     if function in _imported(path):
@@ -122,12 +124,19 @@ def _place(name: str) -> tuple[ModuleType, Path, str]:
     stem, _, function = name.partition(".")
     path = next((path for path in _files() if path.stem == stem), None)
     if path is None:
-        raise ValueError(f"rewards: {name!r} is not one of {', '.join(_known())}")
+        known = _known()
+        raise ValueError(f"rewards: {name!r} is not one of {', '.join(known)}{_hint(name, known)}")
     try:
         return importlib.import_module(f"rewards.{stem}"), path, function
     except Exception as error:  # importing a user's file may raise anything
         message = f"rewards: {name!r}: rewards/{stem}.py cannot be imported ({type(error).__name__}: {error})"
         raise ValueError(message) from error
+
+
+def _hint(name: str, known: list[str]) -> str:
+    from data.options import did_you_mean  # here, as above
+
+    return did_you_mean(name, known)
 
 
 def _known(beside: str = "") -> list[str]:
