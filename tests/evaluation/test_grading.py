@@ -52,6 +52,11 @@ def cells_of(*arguments, **options):
     return [grades.cell for grades in grade(*arguments, **options)]
 
 
+def test_without_a_stop_string_there_is_one_stop_policy():
+    assert [cell["stop"] for cell in cells_of(rows_of([RIGHT]), ("last_number",))] == ["stop_string", "eos"]
+    assert [cell["stop"] for cell in cells_of(rows_of([RIGHT], stop=()), ("last_number",))] == ["stop_string"]
+
+
 def test_several_workers_grade_the_same_and_name_the_same_first_failure(tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text(
         "import time\n\ndef number(completion, problem):\n    time.sleep(0.3 * (completion == 'slow'))\n"
