@@ -104,7 +104,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                     learner.renew_reference(step)
                     keep_smaller(directory, config, budget, learner.max_tokens, log.display)
 
-                measure(rollout, config.rewards, sums)
+                measure(rollout, config.rewards, sums, rewards.reported())
                 pass_rates = collector.pass_rates(rollout, step, state.pass_rates, sums)
                 write_transcripts(directory / "rollouts" / f"step_{step:06d}.jsonl", rollout, config.rewards, tokenizer)
                 metrics = sums.reduce() | clock.seconds() | peak_bytes(device)
@@ -117,7 +117,7 @@ def train(config: Config, sets: ProblemSets, directory: Path, device: torch.devi
                 log.write(step, metrics)
                 for trouble in watch.see(step, metrics, distributed.gather_objects(rewards.first_errors)):
                     log.display.say(trouble)
-                stop = why_stop(state, signals)
+                stop = why_stop(state, signals, metrics)
                 best = config.checkpoint_every > 0 and state.best_step == step
                 if stop or best or step == config.num_steps or due(step, config.checkpoint_every):
                     save_state(directory, learner, state, config.keep_checkpoints, older)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 
 from data import prompts
+from data.options import did_you_mean
 from data.outside import import_file
 from data.problem import Problem, Task
 from data.splits import SPLITS
@@ -51,7 +52,8 @@ def load(
     """
     known = _known()
     if name not in known and not name.endswith(".py"):
-        raise ValueError(f"data: {name!r} is not one of {', '.join(known)}, nor the path of a .py file")
+        hint = did_you_mean(name, known)
+        raise ValueError(f"data: {name!r} is not one of {', '.join(known)}, nor the path of a .py file{hint}")
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     if not isinstance(path, str | os.PathLike | None):

@@ -7,10 +7,16 @@ their fields (`code_formats.py`): HumanEval, MBPP, APPS, TACO, LiveCodeBench, `v
     {"prompt": .., "entry_point": "add", "tests": [{"args": [1, 2], "result": 3}, ..]}          a function
     {"prompt": .., "entry_point": "add", "asserts": ["assert add(1, 2) == 3", ..]}              or "test": their code
 
+- `checker`, beside tests of whole programs, is for problems with several right outputs: Python code that is run as
+  `checker.py INPUT OUTPUT PRINTED`, on three files, and prints 1 if what was printed is right. `generated_checker` of
+  open-r1/codeforces has this form.
+- `test` may be a file of pytest as in KodCode: functions `test_...` without arguments, which call what they import from
+  `solution`. Of pytest they may use `pytest.raises(Error)`.
 - A line may have `solution`, `stop`, `question`, `seconds` (of the processor, for one program), `id` and `setup` (code
   before the asserts).
-- `form: block`, the default: the program is what the completion has between ```python and ```. `form: continue`: it
-  is the prompt, or `prefix`, and the completion.
+- `form: block`, the default: the program is what the completion has between ```python and ```. Without a chat template
+  or `stop`, the end of the first block ends the completion. `form: continue`: the program is the prompt, or `prefix`,
+  and the completion.
 - HumanEval is for testing only. As the test file of a directory it stands beside another training file.
 - At most 16 tests of a problem are kept. Problems whose tests pass the program a class, or an object of one of its
   classes, are left out by name.
@@ -28,6 +34,11 @@ from data.code_tests import MOST, Unfit
 from data.problem import Problem, Task
 from data.rows import fields_of, read_rows, split_of_files
 
+MOST_SECONDS = 15
+"""Of the processor, that a line may allow its program."""
+CLOSED = "\n```\n"
+"""Ends a block. A base model, which is asked without a chat template, would go on. Others end by themselves, and may
+write several blocks."""
 TASK = Task(
     rewards=("code.correctness", "code.compiles"),
     reward_weights=(1.0, 1.0),
@@ -42,9 +53,9 @@ TASK = Task(
 def load(split: str, *, path: str | None, num_shots: int, seed: int) -> list[Problem]:
     """The problems of a split; the arguments are those of `data.load`. Each has in `info`, beside the usual:
 
-    - `tests`: {"kind": "stdin", "cases": [{"input", "output"}, ..]}, or {"kind": "call", "entry_point", "cases":
-      [{"args", "kwargs"?, "result"}, ..]}, or {"kind": "asserts", "code", "names", "setup"}, where `names` are the
-      functions of the program that the code calls;
+    - `tests`: {"kind": "stdin", "cases": [{"input", "output"}, ..], "checker"?}, or {"kind": "call", "entry_point",
+      "cases": [{"args", "kwargs"?, "result"}, ..]}, or {"kind": "asserts", "code", "names", "setup"}, where `names` are
+      the functions of the program that the code calls;
     - `form`, and with `continue` the `prefix`; `name`; `format`; `seconds` if the line has it.
 
     The answer is the solution, or empty.
@@ -100,12 +111,14 @@ def problems_of(file: Path) -> list[Problem]:
 def _problem(row: dict, name: str, form: str, parts: Parts) -> Problem:
     info = {"question": parts.prompt, "shots": [], "stop": [], "form": "block"} | parts.info
     info |= {"name": name, "format": form, "tests": parts.tests}
+    if info["form"] == "block" and row.get("stop") is None:
+        info["stop_plain"] = [CLOSED]
     stop, seconds = info["stop"], row.get("seconds")
     if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
         raise ValueError(f"'stop' must be a list of strings, none empty, not {stop!r}")
     if seconds is not None:
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 600:
-            raise ValueError(f"'seconds' must be a number > 0 and <= 600, not {seconds!r}")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MOST_SECONDS:
+            raise ValueError(f"'seconds' must be a number > 0 and <= {MOST_SECONDS}, not {seconds!r}")
         info["seconds"] = seconds
     if isinstance(row.get("system"), str):
         info["system"] = row["system"]

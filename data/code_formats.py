@@ -2,15 +2,15 @@
 
 HumanEval (https://arxiv.org/abs/2107.03374), MBPP (https://arxiv.org/abs/2108.07732), `input_output` as in APPS
 (https://arxiv.org/abs/2105.09938) and TACO, LiveCodeBench (https://arxiv.org/abs/2403.07974) and lists of tests like
-its own, `verification_info`, and the lines that `code.py` describes. Left out: files and splits (`code.py`), the form
-of the tests (`code_tests.py`), and running a program.
+its own, `verification_info`, KodCode (https://arxiv.org/abs/2503.02951), and the lines that `code.py` describes. Left
+out: files and splits (`code.py`), the form of the tests (`code_tests.py`), and running a program.
 """
 
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from data.code_tests import Unfit, of_asserts, of_cases, parse, unpack, value_of
+from data.code_tests import Unfit, is_pytest, of_asserts, of_cases, parse, unpack, value_of
 
 STOP = ["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint"]
 """What ends the function of HumanEval that a completion goes on with."""
@@ -94,12 +94,21 @@ def _own_list(row: dict) -> Parts:
     cases = unpack(row["tests"])
     if not any("testtype" in case or "metadata" in case for case in cases if isinstance(case, dict)):
         tests, cut = of_cases(cases, row.get("entry_point"))
+        if row.get("checker") is not None:
+            if tests["kind"] != "stdin":
+                raise ValueError("'checker' judges what whole programs print, so tests need 'input' and 'output'")
+            parse(_text(row, "checker"), "checker")
+            tests["checker"] = row["checker"]
         return _own(row, tests, cut)
     return _asked(row, cases, None)
 
 
 def _own_test(row: dict) -> Parts:
-    code, name, prompt = _text(row, "test"), row.get("entry_point"), _text(row, "prompt")
+    code, name = _text(row, "test"), row.get("entry_point")
+    if is_pytest(code):
+        tests = of_asserts([code], row.get("setup") or "", row.get("solution") or "", name)
+        return _own(row, tests) if row.get("prompt") else _posed(row, tests)
+    prompt = _text(row, "prompt")
     if any(getattr(node, "name", "") == "check" for node in parse(code, "test").body):
         code = f"{code}\ncheck({_text(row, 'entry_point')})\n"
     setup = [row.get("setup") or ""]
@@ -130,10 +139,14 @@ def _own(row: dict, tests: dict, cut: bool = False) -> Parts:
 
 def _asked(row: dict, cases: object, name: str | None) -> Parts:
     """Of a row that poses a question without saying what to write."""
-    tests, cut = of_cases(cases, name, encoded=True)
+    return _posed(row, *of_cases(cases, name, encoded=True))
+
+
+def _posed(row: dict, tests: dict, cut: bool = False) -> Parts:
     task = "a Python program that reads standard input and prints the answer"
-    if tests["kind"] == "call":
-        task = f"a Python program that defines `{tests['entry_point']}`"
+    if tests["kind"] != "stdin":
+        names = tests.get("names") or [tests["entry_point"]]
+        task = f"a Python program that defines {' and '.join(f'`{name}`' for name in names)}"
     prompt = f"{_text(row, 'question', 'question_content', 'problem', 'problem_statement', 'prompt').strip()}\n\n"
     start = row.get("starter_code")
     if isinstance(start, str) and start.strip():

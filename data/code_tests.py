@@ -16,6 +16,8 @@ MOST = 16
 """Of a problem with more tests those with the longest inputs are kept, as DeepCoder does."""
 MOST_BYTES = 1 << 28
 """Of packed tests, when they are unpacked."""
+TESTS = ("test", "Test")
+"""How the names of the tests of pytest begin."""
 
 
 class Unfit(ValueError):
@@ -80,6 +82,32 @@ def of_asserts(lines: object, setup: str, solution: str, name: str | None = None
                 if isinstance(getattr(builtins, given, None), type):
                     raise Unfit(f"its tests pass {given}, a type, to the program")
     return {"kind": "asserts", "code": code, "names": names, "setup": setup}
+
+
+def is_pytest(code: str) -> bool:
+    """Whether tests are a file of pytest, which imports what it calls from the module `solution`.
+
+    Raises:
+      Unfit: they need more of pytest than functions without arguments and `pytest.raises(Error)`.
+    """
+    tree = parse(code, "test")
+    nodes = list(ast.walk(tree))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "solution"]
+    if not imports:
+        return False
+    if any(alias.name == "*" or alias.asname for node in imports for alias in node.names):
+        raise Unfit("its tests import from solution without a name, or under another name")
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name.startswith(TESTS):
+            if not isinstance(node, ast.FunctionDef) or ast.unparse(node.args) or node not in tree.body:
+                raise Unfit(f"its test {node.name} is not a plain function without arguments")
+        elif isinstance(node, ast.ImportFrom) and node.module == "pytest":
+            raise Unfit("its tests import from pytest")
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pytest" and node.attr != "raises":
+            raise Unfit(f"its tests use pytest.{node.attr}")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.raises" and node.keywords:
+            raise Unfit(f"its tests use pytest.raises with {node.keywords[0].arg}")
+    return True
 
 
 def _defined(body: list[ast.stmt]) -> Iterator[str]:

@@ -1,9 +1,17 @@
 """Options inside of `data_path`: `NAME:key=value,key=value`, for data sets that are generated or chosen from.
 
-`derivative:level=2` is the name `derivative` and {"level": "2"}. Left out: what a name or a key means.
+`derivative:level=2` is the name `derivative` and {"level": "2"}. The hint for a name that is misspelt is here too. Left
+out: what a name or a key means.
 """
 
-from collections.abc import Collection
+import difflib
+from collections.abc import Collection, Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The hint `; did you mean X?`, or an empty text if no known name is similar."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {match[0]}?" if match else ""
 
 
 def split_path(path: str, known: Collection[str] | None = None) -> tuple[str, dict[str, str]]:

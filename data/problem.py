@@ -20,7 +20,8 @@ class Problem:
 
     - `question`: str.
     - `shots`: list of {"question", "solution", "answer"}, in the order of the prompt.
-    - `stop`: list of str, the strings that end a completion.
+    - `stop`: list of str, the strings that end a completion; `stop_plain`, where there is one, those where there is no
+      chat template.
     - `system`, `turn`, `turns`, where there are any: system prompt, the user's last turn if it is not the question, and
       all turns of a prompt that has several.
     - Further entries of the data set."""

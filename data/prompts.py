@@ -77,6 +77,7 @@ def _framed(problem: Problem, system: str | None, template: Template | None) -> 
     if template is not None:
         prompt = info["turn"] = template.text.replace(QUESTION, info.setdefault("question", prompt))
         info["stop"] = [*info.get("stop", []), *template.stop]
+        info.pop("stop_plain", None)  # it may ask for more than one block
     if system is not None:
         info["system"], prompt = system, f"{system}\n\n{prompt}"
     return replace(problem, prompt=prompt, info=info)

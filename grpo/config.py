@@ -89,7 +89,7 @@ class Config(Source):
     reward_timeout: Literal["auto"] | float = option("auto", "> 0 and finite", evaluation="timeout", task="timeout")
     """Seconds that one call of a reward may take; a slower one makes the sample invalid. Its file may ask for more.
     auto: those of the data."""
-    reward_workers: int = option(1, ">= 1 and <= 256", may_change=True)
+    reward_workers: int = option(1, ">= 1 and <= 256", may_change=True, evaluation="reward_workers")
     """Processes that call the reward functions side by side; for rewards that run programs, one for each free core."""
 
     # Algorithm.

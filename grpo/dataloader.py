@@ -251,13 +251,18 @@ def choose_training(problems: list[Problem], prompt_ids: Sequence, config: Confi
     return kept, encoded
 
 
-def stop_strings(problems: Sequence[Problem]) -> list[str]:
+def stop_strings(problems: Sequence[Problem], chat: bool = False) -> list[str]:
     """The stop strings that come with the prompt format, sorted.
+
+    Args:
+        problems: any number.
+        chat: whether prompts go through a chat template. Else `stop_plain`, where there is one, stands for `stop`.
 
     Raises:
         ValueError: problems have different stop strings. The sampler cuts all completions by the same ones.
     """
-    given = [problem.info.get("stop", []) for problem in problems]
+    infos = [problem.info for problem in problems]
+    given = [info.get("stop", []) if chat else info.get("stop_plain", info.get("stop", [])) for info in infos]
     found = {tuple(sorted({stop} if isinstance(stop, str) else set(stop))) for stop in given}
     if len(found) > 1:
         several = " and ".join(str(list(stop)) for stop in sorted(found)[:2])

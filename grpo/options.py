@@ -8,14 +8,13 @@ out: nested options, positional arguments, and what the options mean (`config.py
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import itertools
 import math
 import operator
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from data.options import did_you_mean
 from grpo.files import write_whole
 
 T = TypeVar("T")
@@ -114,12 +114,6 @@ def write_yaml(options: Any, path: str | Path) -> None:
     """Write every field, so that `read_yaml` gives an equal dataclass. A crash leaves the old file or the new one."""
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items()}
     write_whole(Path(path), yaml.safe_dump(values, sort_keys=False))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The hint `; did you mean X?`, or an empty text if no known name is similar."""
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {match[0]}?" if match else ""
 
 
 def _flags(argv: list[str], kind: type) -> dict[str, str | list[str]]:

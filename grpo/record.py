@@ -4,7 +4,7 @@ Left out: what learning measures (`update.py`), and how metrics are written (`ru
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from grpo import distributed
@@ -14,8 +14,17 @@ from grpo.rollout import Rollout
 from rewards import label
 
 
-def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
-    """Add a rollout to the step's metrics: rewards of valid samples, flat groups, lengths, truncation."""
+def measure(
+    rollout: Rollout, reward_names: Sequence[str], sums: Sums, reported: Mapping[str, tuple[float, int]] | None = None
+) -> None:
+    """Add a rollout to the step's metrics: rewards of valid samples, flat groups, lengths, truncation.
+
+    Args:
+        rollout: all that was drawn in the step.
+        reward_names: K names.
+        sums: the step's metrics.
+        reported: {name: sum and count} of what reward functions reported themselves (`RewardRunner.reported`).
+    """
     valid, mask = rollout.valid, rollout.completions.completion_mask
     sums.add_where("reward/mean", rollout.rewards, valid)
     for name, term in zip(reward_names, rollout.reward_terms, strict=True):
@@ -25,13 +34,15 @@ def measure(rollout: Rollout, reward_names: Sequence[str], sums: Sums) -> None:
     sums.add("completion/length", mask.sum(), len(mask))
     sums.add("tokens/sampled", mask.sum())
     sums.add("completion/truncated", (~rollout.completions.finished).sum(), len(mask))
+    for name, (total, count) in (reported or {}).items():
+        sums.add(f"reward_metrics/{name}", total, count)
 
 
 def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str], tokenizer) -> None:
-    """Write every completion of the step on all ranks, one JSON line each, ordered by prompt and sample.
+    """Write every completion of the step on all ranks: one JSON line for each prompt, with its group in `completions`.
 
-    A reward that failed or does not apply is null; `prompt` is what the model was given, special tokens included. The
-    file appears whole.
+    Lines are ordered by prompt, and completions by sample. `prompt` is what the model was given, special tokens
+    included. A reward that failed or does not apply is null. The file appears whole.
     """
     G, completions = rollout.rewards.shape[1], rollout.completions
     finished = completions.finished.tolist()
@@ -39,31 +50,35 @@ def write_transcripts(path: Path, rollout: Rollout, reward_names: Sequence[str],
     ids, logprobs = completions.completion_ids.tolist(), completions.sampling_logprobs.tolist()
     used = sorted({token for row, length in zip(ids, lengths, strict=True) for token in row[:length]})
     words = {token: tokenizer.decode([token]) for token in used}
-    prompts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in rollout.batch.prompt_ids]
-    rows = []
-    for row, text in enumerate(completions.texts):
-        i, j = divmod(row, G)
-        terms = [value if math.isfinite(value) else None for value in rollout.reward_terms[:, i, j].tolist()]
-        rows.append(
-            {
-                "prompt_index": rollout.batch.prompt_index[i],
-                "sample": j,
-                "question": rollout.problems[i].info.get("question", rollout.problems[i].prompt),
-                "prompt": prompts[i],
-                "answer": rollout.problems[i].answer,
-                "completion": text,
-                "rewards": dict(zip(map(label, reward_names), terms, strict=True)),
-                "reward": rollout.rewards[i, j].item() if rollout.valid[i, j] else None,
-                "advantage": rollout.advantages[i, j].item(),
-                "finished": finished[row],
-                "tokens": [words[token] for token in ids[row][: lengths[row]]],
-                "logprobs": [round(value, 4) for value in logprobs[row][: lengths[row]]],
-            }
-        )
-    gathered = distributed.gather_objects(rows)
+    groups = []
+    for i, problem in enumerate(rollout.problems):
+        group = {
+            "prompt_index": rollout.batch.prompt_index[i],
+            "question": problem.info.get("question", problem.prompt),
+            "prompt": tokenizer.decode(rollout.batch.prompt_ids[i], clean_up_tokenization_spaces=False),
+            "answer": problem.answer,
+            "completions": [],
+        }
+        for j in range(G):
+            row = i * G + j
+            terms = [value if math.isfinite(value) else None for value in rollout.reward_terms[:, i, j].tolist()]
+            group["completions"].append(
+                {
+                    "sample": j,
+                    "completion": completions.texts[row],
+                    "rewards": dict(zip(map(label, reward_names), terms, strict=True)),
+                    "reward": rollout.rewards[i, j].item() if rollout.valid[i, j] else None,
+                    "advantage": rollout.advantages[i, j].item(),
+                    "finished": finished[row],
+                    "tokens": [words[token] for token in ids[row][: lengths[row]]],
+                    "logprobs": [round(value, 4) for value in logprobs[row][: lengths[row]]],
+                }
+            )
+        groups.append(group)
+    gathered = distributed.gather_objects(groups)
 
     def write() -> None:
-        lines = sorted((row for rank in gathered for row in rank), key=lambda row: (row["prompt_index"], row["sample"]))
+        lines = sorted((group for rank in gathered for group in rank), key=lambda group: group["prompt_index"])
         path.parent.mkdir(exist_ok=True)
         write_lines(path, lines)
 

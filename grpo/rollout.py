@@ -125,7 +125,7 @@ class Collector:
             raise ValueError(f"data: {config.data!r} has no training problem")
         self.config, self.sampler, self.runner = config, sampler, runner
         self.advantage = advantage_of(config)
-        self.stop = stop_strings(problems)
+        self.stop = stop_strings(problems, config.chat)
         if prompt_ids is None:
             prompt_ids = encode_all(problems, sampler.tokenizer, config.chat)
         self.problems, self.prompt_ids = choose_training(problems, prompt_ids, config)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-TOLD = ("tokens", "length", "cap", "finished", "whole", "chat")
+TOLD = ("tokens", "length", "cap", "finished", "whole", "chat", "log_metric")
 """What a reward may ask for by the name of an argument:
 
 - tokens: list of int, the sampled token ids, with the one that ended the completion;
@@ -26,9 +26,11 @@ TOLD = ("tokens", "length", "cap", "finished", "whole", "chat")
 - cap: int, the most tokens that there may be (`max_new_tokens`);
 - finished: bool, whether the completion ended by itself, with EOS or a stop string;
 - whole: str, the completion with its reasoning, which `completion` lacks under the option `reasoning_end`;
-- chat: bool, whether the prompt went through a chat template.
+- chat: bool, whether the prompt went through a chat template;
+- log_metric: function (name, number), which reports a number beside the reward. Its mean over the samples of a step is
+  the metric `reward_metrics/NAME` of a run. Evaluations leave it out.
 """
-OF_TEXT = ("whole", "chat")
+OF_TEXT = ("whole", "chat", "log_metric")
 """Those that are known of any text, however it was made."""
 NOT_REWARDS = {"__init__", "equality", "formula", "runner", "score_gym", "trl", "verify_math", "worker"}
 NUMBERS = {"float", "int", "bool", "None", "Optional", "Union", "Any", "SupportsFloat", "Real", "Number", "np", "numpy"}
@@ -48,7 +50,9 @@ def load(name: str) -> Callable:
     module, path, function = _place(name)
     reward = getattr(module, function, None)
     if not callable(reward) or isinstance(reward, type) or function.startswith("_"):
-        raise ValueError(f"rewards: {name!r} is not one of {', '.join(_known(name)) or 'its rewards: it has none'}")
+        known = _known(name)
+        known_names = ", ".join(known) or "its rewards: it has none"
+        raise ValueError(f"rewards: {name!r} is not one of {known_names}{_hint(name, known)}")
     trl = is_trl(reward) and not inspect.iscoroutinefunction(reward)
     reason = "" if trl else _why_a_helper(reward)
     if function in _imported(path):
@@ -120,12 +124,19 @@ def _place(name: str) -> tuple[ModuleType, Path, str]:
     stem, _, function = name.partition(".")
     path = next((path for path in _files() if path.stem == stem), None)
     if path is None:
-        raise ValueError(f"rewards: {name!r} is not one of {', '.join(_known())}")
+        known = _known()
+        raise ValueError(f"rewards: {name!r} is not one of {', '.join(known)}{_hint(name, known)}")
     try:
         return importlib.import_module(f"rewards.{stem}"), path, function
     except Exception as error:  # importing a user's file may raise anything
         message = f"rewards: {name!r}: rewards/{stem}.py cannot be imported ({type(error).__name__}: {error})"
         raise ValueError(message) from error
+
+
+def _hint(name: str, known: list[str]) -> str:
+    from data.options import did_you_mean  # here, as above
+
+    return did_you_mean(name, known)
 
 
 def _known(beside: str = "") -> list[str]:

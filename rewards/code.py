@@ -3,7 +3,7 @@
 `problem.info` holds `tests` (see `sandbox/judge.py`) and, if they differ from the defaults here, `form`, `prefix` and
 `seconds`. A program that hangs, crashes or floods earns 0; that never makes a sample invalid. One execution serves all
 rewards of a completion. `passed` pays for each test, which a constant function can earn: give it a small weight beside
-`correctness`. Left out: languages other than Python, and problems with several right answers.
+`correctness`. Left out: languages other than Python.
 """
 
 import hashlib
@@ -11,14 +11,14 @@ import json
 import re
 from collections import OrderedDict
 
+from data.code import MOST_SECONDS
 from data.problem import Problem
 from rewards import sandbox
 from rewards.sandbox import Verdict
 
 SECONDS = 4.0
 """CPU seconds that a program may take for all tests, where the problem does not say."""
-MOST_SECONDS = 15.0
-LEAST_SECONDS = 150.0
+LEAST_SECONDS = 250.0
 """A call may take so long. The sandbox ends programs much earlier: this is for a machine that is very busy."""
 KEPT = 1024
 """Verdicts that are kept. The rewards of a batch come one after the other."""
@@ -75,7 +75,7 @@ def verdict_of(completion: str, problem: Problem) -> Verdict:
     if not isinstance(tests, dict):
         raise ValueError(f"info['tests'] is {tests!r}: must be a dict with kind, as data/code.py makes them")
     if not 0 < seconds <= MOST_SECONDS:
-        raise ValueError(f"info['seconds'] is {seconds!r}: must be > 0 and <= {MOST_SECONDS:g}")
+        raise ValueError(f"info['seconds'] is {seconds!r}: must be > 0 and <= {MOST_SECONDS}")
     program = program_of(completion, problem)
     if not program:
         return Verdict(reason="no code")

@@ -7,6 +7,7 @@ finite number. Left out: weights, advantages, and the use of invalid samples.
 
 import contextlib
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -106,26 +107,44 @@ class RewardRunner:
           RuntimeError: a worker cannot be started.
           ValueError: a reward asks for what is not known, or refuses this machine.
         """
-        told = self._asked_of({"whole": completions, "chat": [self.chat] * len(completions), **(told or {})})
+        of_text = {"whole": completions, "chat": [self.chat] * len(completions)}
+        of_text["log_metric"] = [None] * len(completions)  # the worker puts the function in its place
+        told = self._asked_of({**of_text, **(told or {})})
         completions = [after_reasoning(completion, self.reasoning_end) for completion in completions]
         B, n = len(completions), len(self._workers)
         assert len(problems) == B, (B, len(problems))
         values: list[list[float | None]] = [[None] * B for _ in self.names]
+        errors: dict[tuple[int, int], str] = {}
         try:
             for w, worker in enumerate(self._workers):  # every n-th sample, so that a group is shared evenly
                 known = {name: given[w::n] for name, given in told.items()}
                 worker.begin((list(completions[w::n]), list(problems[w::n]), known))
             while any(worker.calls_left for worker in self._workers):
                 worker, call, (value, reason, message) = self._reply()
-                k, b = divmod(call, len(worker.samples[0]))
-                values[k][self._workers.index(worker) + n * b] = value
+                k, i = divmod(call, len(worker.samples[0]))
+                b = self._workers.index(worker) + n * i
+                values[k][b] = value
                 if reason:
                     self.failures[reason] += 1
-                    self.first_errors.setdefault(self.names[k], message)
+                    errors[k, b] = message
         except BaseException:
             self.close()  # late replies must not be taken for those of the next batch
             raise
+        for (k, _), message in sorted(errors.items()):  # the first sample's, not that of the fastest worker
+            self.first_errors.setdefault(self.names[k], message)
         return values
+
+    def reported(self) -> dict[str, tuple[float, int]]:
+        """{name: sum and count} of the numbers that rewards reported with `log_metric` since this was last asked.
+
+        The sum is exact before it is rounded once, so the order in which workers reply does not change it.
+        """
+        values: dict[str, list[float]] = {}
+        for worker in self._workers:
+            for name, number in worker.reported:
+                values.setdefault(name, []).append(number)
+            worker.reported.clear()
+        return {name: (math.fsum(values[name]), len(values[name])) for name in sorted(values)}
 
     def close(self) -> None:
         """End the workers and the processes they started. The next batch starts new workers."""
@@ -164,6 +183,7 @@ class _Worker:
       calls_left: how many of them have had no reply.
       deadline: the moment until which the current call may take.
       facts: what rewards said about the machine when they were prepared.
+      reported: (name, number) of each that rewards reported.
     """
 
     def __init__(self, names: list[str], timeout: float):
@@ -173,6 +193,7 @@ class _Worker:
         self.samples: Samples = [], [], {}
         self.calls_left = 0
         self.facts: dict[str, str] = {}
+        self.reported: list[tuple[str, float]] = []
 
     def begin(self, samples: Samples) -> None:
         """Send a batch, if there is anything in it."""
@@ -186,7 +207,8 @@ class _Worker:
         process = self.process
         try:
             if in_time:
-                result = self.connection.recv()
+                result, reported = self.connection.recv()
+                self.reported += reported.items()
             else:
                 result = None, "timed_out", f"took longer than {self.timeout:g} s"
                 self.close()

@@ -4,7 +4,7 @@ The form is that of https://huggingface.co/docs/trl/main/en/grpo_trainer#using-a
 it if one of its arguments is called `completions`. Differences from TRL:
 
 - It is called with lists of one, so that a call that fails costs one sample. One that compares a batch learns nothing.
-- `completion_ids` is given only if it is named, and `trainer_state` and the like never.
+- `completion_ids` and `log_metric` are given only if they are named, and `trainer_state` and the like never.
 - Where all rewards of a sample return None, the sample is invalid. There it would count as 0.
 """
 
@@ -36,7 +36,7 @@ def adapted(function: Callable) -> Callable:
     parameters = inspect.signature(function).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
-    def reward(completion: str, problem: Problem, *, whole: str, chat: bool, tokens: list[int] | None = None):
+    def reward(completion: str, problem: Problem, *, whole: str, chat: bool, tokens=None, log_metric=None):
         prompt, said = problem.prompt, whole
         if chat:
             prompt, said = turns_of(problem), [{"role": "assistant", "content": whole}]
@@ -44,13 +44,16 @@ def adapted(function: Callable) -> Callable:
         given = {name: [value] for name, value in known.items() if takes_all or name in parameters}
         if tokens is not None:
             given["completion_ids"] = [tokens]
+        if log_metric is not None:
+            given["log_metric"] = log_metric
         values = list(function(**given))
         if len(values) != 1:
             raise ValueError(f"returned {len(values)} values for 1 completion")
         return DOES_NOT_APPLY if values[0] is None else values[0]
 
     signature = inspect.signature(reward)
-    asked = [p for p in signature.parameters.values() if p.name != "tokens" or "completion_ids" in parameters]
+    theirs = {"tokens": "completion_ids", "log_metric": "log_metric"}
+    asked = [p for p in signature.parameters.values() if p.name not in theirs or theirs[p.name] in parameters]
     update_wrapper(reward, function)
     reward.__signature__ = signature.replace(parameters=asked)
     return reward

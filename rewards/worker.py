@@ -3,7 +3,8 @@
 Its standard input is a socket to the runner. The protocol:
 
 - It receives (names, timeout, search path), and answers with what was prepared and why it refuses (empty: it does not).
-- For each batch (completions, problems, told, start) it sends one reply after each call.
+- For each batch (completions, problems, told, start) it sends one reply after each call, with the numbers that the call
+  reported.
 
 What a reward prints goes to standard error. The process ends when the socket closes, that is, when the runner's process
 ends. Left out: timeouts and what a failure means (`rewards/runner.py`).
@@ -15,6 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -50,9 +52,19 @@ def main() -> None:
             for call in range(start, len(rewards) * len(completions)):
                 term, sample = divmod(call, len(completions))
                 known = {name: told[name][sample] for name in asked[term]}
-                connection.send(_call_within(2 * timeout, rewards[term], completions[sample], problems[sample], known))
+                reported: dict[str, float] = {}
+                if "log_metric" in known:
+                    known["log_metric"] = partial(_report, reported)
+                reply = _call_within(2 * timeout, rewards[term], completions[sample], problems[sample], known)
+                connection.send((reply, reported))
     except (EOFError, ConnectionError):
         return
+
+
+def _report(reported: dict[str, float], name: str, number: float) -> None:
+    """Keep a number that a reward reports, if it is finite. Of two with one name in a call the second counts."""
+    if math.isfinite(number):
+        reported[str(name)] = float(number)
 
 
 def grade(reward: Callable, completion: str, problem: Problem, told: Mapping[str, Any] | None = None) -> Reply:

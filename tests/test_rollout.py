@@ -96,6 +96,8 @@ def test_every_prompt_is_encoded_where_there_are_many():
 def test_stop_strings_come_with_the_problems():
     assert stop_strings([PROBLEM, Problem("x", "1", {"stop": ["#", "\n\nQ"]})]) == ["\n\nQ", "#"]
     assert stop_strings([Problem("x", "1", {})]) == stop_strings([]) == []
+    block = Problem("x", "1", {"stop": ["END"], "stop_plain": ["```"]})
+    assert (stop_strings([block]), stop_strings([block], chat=True)) == (["```"], ["END"])
     with pytest.raises(ValueError, match=r"different stop strings \(\[\] and \['\\n\\nQ', '#'\]\)"):
         stop_strings([PROBLEM, Problem("y", "1", {})])
 
@@ -479,7 +481,7 @@ def test_transcripts_hold_every_completion_with_its_rewards(tmp_path):
     rollout = made.reward(drawn)
     path = tmp_path / "rollouts" / "step_000001.jsonl"
     write_transcripts(path, rollout, ("a", "b"), runs.digit_tokenizer())
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = runs.completions_of(path)
     assert [(line["prompt_index"], line["sample"]) for line in lines] == [(i, j) for i in range(3) for j in range(4)]
     assert [line["completion"] for line in lines] == drawn.completions.texts
     assert lines[1]["rewards"] == {"a": None, "b": 0.0} and lines[1]["reward"] is None and lines[1]["advantage"] == 0
@@ -491,14 +493,14 @@ def test_transcripts_hold_every_completion_with_its_rewards(tmp_path):
     ]
 
 
-def test_c60_each_line_has_the_prompt_that_was_really_asked(tmp_path):
+def test_c60_each_line_is_a_group_and_has_the_prompt_that_was_really_asked(tmp_path):
     """Kind: a run does not leave what was expected of it: nobody could see what the model was given."""
     made = collector(Runner(A, B))
     drawn = made.sample(1)
     write_transcripts(tmp_path / "rollouts" / "1.jsonl", made.reward(drawn), ("a", "b"), runs.digit_tokenizer())
     lines = [json.loads(line) for line in (tmp_path / "rollouts" / "1.jsonl").read_text().splitlines()]
     asked = [runs.digit_tokenizer().decode(ids) for ids in drawn.batch.prompt_ids]
-    assert [line["prompt"] for line in lines] == [prompt for prompt in asked for _ in range(4)]
+    assert [(line["prompt"], len(line["completions"])) for line in lines] == [(prompt, 4) for prompt in asked]
 
 
 def test_real_rewards_grade_the_sampled_texts():

@@ -162,7 +162,7 @@ def outline(config: Config, sets: ProblemSets, device: torch.device) -> Facts:
         left_out=len(sets.problems("train", config.num_shots)) - len(train),
         prompt_tokens=tuple(sorted(map(len, encoded))),
         shared_tokens=shared_prefix(encoded),
-        found=tuple(look_at_tokens(model, tokenizer, config.chat, train, encoded, stop_strings(train))),
+        found=tuple(look_at_tokens(model, tokenizer, config.chat, train, encoded, stop_strings(train, config.chat))),
         world_size=processes,
         nearby=nearby,
         sharing=1 if device.type == "cuda" else nearby,

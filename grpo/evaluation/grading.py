@@ -53,7 +53,8 @@ def grade(rows: Sequence[dict], options: EvalOptions) -> list[Grades]:
         options: says which graders, and how.
 
     Returns:
-        One `Grades` per stop policy and grader. Texts that were ended at the stop string have one stop policy only.
+        One `Grades` per stop policy and grader. Texts that were ended at the stop string have one stop policy only, and
+        so have those of data without stop strings.
 
     Raises:
         ValueError: a grader is unknown.
@@ -61,10 +62,10 @@ def grade(rows: Sequence[dict], options: EvalOptions) -> list[Grades]:
     names = graders_of(options)
     check_graders(names)
     reward_names = [name for name in names if name not in GRADERS]
-    stops = STOPS[:1] if rows[0]["stop_early"] else STOPS
+    stops = STOPS[:1] if rows[0]["stop_early"] or not rows[0]["stop"] else STOPS
     graded = []
     how = {"reasoning_end": options.reasoning_end, "chat": options.chat}
-    with RewardRunner(reward_names, options.timeout, **how) as runner:
+    with RewardRunner(reward_names, options.timeout, options.reward_workers, **how) as runner:
         for stop in stops:
             graded += _grade(rows, stop, options, runner)
     return graded

@@ -56,6 +56,8 @@ class EvalOptions(Source):
     """Completions sampled at once, per process."""
     timeout: Literal["auto"] | float = option("auto", "> 0 and finite", no_result=True, regrades=True, task="timeout")
     """Seconds one call of a reward function may take; longer counts as wrong. auto: those of the data."""
+    reward_workers: int = option(1, ">= 1 and <= 256", no_result=True, regrades=True)
+    """Processes that call the reward functions side by side; for rewards that run programs, one for each free core."""
     device: Literal["auto", "cpu", "cuda"] = option("auto", no_result=True)
     """Where to compute; auto: cuda if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = option("auto", no_result=True)

@@ -74,7 +74,7 @@ def transcribe(
     if prompt_ids is None:
         prompt_ids = encode_all(problems, sampler.tokenizer, options.chat)
     refuse_lengths(prompt_ids, options.max_prompt_tokens)
-    trunk, stop = trunk_length(prompt_ids), stop_strings(problems)
+    trunk, stop = trunk_length(prompt_ids), stop_strings(problems, options.chat)
     ends = {"stop": stop, "stop_early": options.stop_early}
     asks = [_asks(problem, sampler.tokenizer, options.chat) | ends for problem in problems]
     rows = distributed.on_main(lambda: transcripts.answered(file, asks, options.samples)) if file else []

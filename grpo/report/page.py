@@ -20,7 +20,7 @@ import yaml
 from grpo.config import Config
 from grpo.evaluation import headline
 from grpo.evaluation.graders import ALSO_CALLED
-from grpo.files import read_metrics, read_object, write_whole
+from grpo.files import check_kinds, read_metrics, read_object, write_whole
 from grpo.report import curves
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -29,10 +29,10 @@ ROLLOUT_BYTES = 4_000_000
 FEWEST_STEPS = 8
 """A page shows transcripts of at least this many steps per run, with fewer prompts each if necessary."""
 
-TRANSCRIPT = dict.fromkeys(("question", "answer", "completion"), str) | {"prompt_index": int, "finished": bool}
-TRANSCRIPT |= {"rewards": dict, "reward": int | float | None, "advantage": int | float | None}
-TRANSCRIPT |= {"tokens": list, "logprobs": list}
-"""The fields of a line in `rollouts/` that the page needs."""
+GROUP = {"question": str, "answer": str, "prompt_index": int}
+COMPLETION = {"completion": str, "rewards": dict, "reward": int | float | None, "advantage": int | float | None}
+COMPLETION |= {"finished": bool, "tokens": list, "logprobs": list}
+"""The fields of a line in `rollouts/`, and of each of its completions, that the page needs."""
 
 # Runs that differ only in these options are one experiment, drawn as one line with a band.
 _SAME_EXPERIMENT = frozenset(
@@ -281,13 +281,17 @@ def _transcripts(path: Path, budget: float) -> dict:
     seen, used = set(), 0
     with path.open("rb") as file:
         for i, line in enumerate(file, start=1):
-            row = read_object(line, f"{path}, line {i}", TRANSCRIPT)
-            index = row["prompt_index"]
+            where = f"{path}, line {i}"
+            found = read_object(line, where, GROUP)
+            found.setdefault("completions", [found])  # runs of earlier versions have a line for each completion
+            check_kinds(found, where, {"completions": list})
+            index = found["prompt_index"]
             if index not in seen and used < budget:
-                groups[index] = {"question": row["question"], "answer": row["answer"], "rows": []}
+                groups[index] = {"question": found["question"], "answer": found["answer"], "rows": []}
             seen.add(index)
             if index in groups:
                 used += len(line)
-                kept = ("rewards", "reward", "advantage", "finished", "tokens", "logprobs", "completion")
-                groups[index]["rows"].append({name: row[name] for name in kept})
+                for row in found["completions"]:
+                    check_kinds(row, where, COMPLETION)
+                    groups[index]["rows"].append({name: row[name] for name in COMPLETION})
     return {"step": int(path.stem.removeprefix("step_")), "prompts": len(seen), "groups": list(groups.values())}

@@ -96,13 +96,14 @@ class Log:
 
         Args:
             step: counted from 1.
-            metrics: values of `metric_names`, and of any `eval/...`; other names are a mistake.
+            metrics: values of `metric_names`, and of any `eval/...` and `reward_metrics/...`; others are a mistake.
 
         Raises:
             OSError: the disk is full; one sentence.
         """
         extra = [name for name in metrics if name not in self._names]
-        assert all(name.startswith("eval/") for name in extra), f"metrics without a meaning: {extra}"
+        known = all(name.startswith(("eval/", "reward_metrics/")) for name in extra)
+        assert known, f"metrics without a meaning: {extra}"
         line = {name: _plain(name, metrics.get(name)) for name in self._names + extra} | {"step": step}
         distributed.on_main(lambda: self._write(line))
 

@@ -5,6 +5,7 @@ curriculum prefers some problems. So the state is small.
 Left out: the file format (`checkpoint.py`).
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -72,10 +73,22 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def why_stop(state: State, signals: Signals) -> tuple[str, int] | None:
-    """The reason and exit code for `Stopped` after this step, the same on every rank; None if the run goes on."""
+def why_stop(state: State, signals: Signals, metrics: Mapping[str, float]) -> tuple[str, int] | None:
+    """The reason and exit code for `Stopped` after this step, the same on every rank; None if the run goes on.
+
+    Args:
+        state: after the step.
+        signals: what was asked of this process.
+        metrics: of the step, over all ranks.
+    """
     if distributed.any_true(signals.asked()):
         return f"asked to stop; saved after step {state.step}, go on with --resume auto", 0
+    if metrics["reward/invalid"] == 1:
+        return (
+            f"no completion of step {state.step} got a reward: each call failed, or none applies; mend the reward "
+            "functions and go on with --resume auto",
+            1,
+        )
     if state.skipped >= MAX_SKIPPED:
         return (
             f"the gradient was not finite in {state.skipped} steps in a row, and these updates were skipped; the last "

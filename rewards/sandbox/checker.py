@@ -7,9 +7,12 @@ fail. The code of the tests is the data's own and is trusted; it runs under the 
 import ast
 import builtins
 import importlib
+import io
 import json
 import random
 import sys
+import types
+import unittest
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,7 +102,7 @@ def run_asserts(tests: dict, function: Callable[[str], Callable], lost: Callable
     """Execute asserts.
 
     Each statement that asserts something about the program is one test, at the top of the code or of a function
-    `check`. The others run as they are.
+    `check`. The others run as they are. A function `test_...` that does so is called, and is one test as a whole.
 
     Returns:
         Whether each test passed, and whether all did and nothing else raised.
@@ -112,7 +115,10 @@ def run_asserts(tests: dict, function: Callable[[str], Callable], lost: Callable
         exec(compile(tests["setup"], "<setup>", "exec", dont_inherit=True), space)
         tree = ast.parse(tests["code"])
         count = _count_apart(tree, names)
-        space |= {name: function(name) for name in names}
+        proxies = {name: function(name) for name in names}
+        space |= proxies
+        sys.modules["solution"] = types.SimpleNamespace(**proxies)  # for tests that import from it
+        sys.modules.setdefault("pytest", types.SimpleNamespace(raises=unittest.TestCase().assertRaises))
         space[SCORE] = lambda test, good: score.__setitem__(test, score.get(test, True) and good and not lost())
         exec(compile(tree, "<tests>", "exec", dont_inherit=True), space)
         done = True
@@ -127,21 +133,27 @@ def _count_apart(tree: ast.Module, names: set[str]) -> int:
     """Put a `try` around each statement that is one test. Returns how many there are."""
     count = 0
 
-    def apart(body: list[ast.stmt], known: set[str]) -> list[ast.stmt]:
+    def framed(statement: ast.stmt) -> ast.stmt:
         nonlocal count
+        score = f"except Exception: {SCORE}({count}, False)\nelse: {SCORE}({count}, True)"
+        frame = ast.parse(f"try: pass\n{score}").body[0]
+        frame.body, count = [statement], count + 1
+        return frame
+
+    def apart(body: list[ast.stmt], known: set[str]) -> list[ast.stmt]:
         changed = []
         for statement in body:
             if isinstance(statement, ast.FunctionDef) and statement.name == "check":
                 statement.body = apart(statement.body, known | {arg.arg for arg in statement.args.args})
             elif not isinstance(statement, ast.FunctionDef | ast.ClassDef) and _is_test(statement, known):
-                frame = ast.parse(
-                    f"try: pass\nexcept Exception: {SCORE}({count}, False)\nelse: {SCORE}({count}, True)"
-                ).body[0]
-                frame.body, statement, count = [statement], frame, count + 1
+                statement = framed(statement)
             changed.append(statement)
         return changed
 
     tree.body = apart(tree.body, names)
+    for statement in list(tree.body):
+        if isinstance(statement, ast.FunctionDef) and statement.name.startswith("test") and _is_test(statement, names):
+            tree.body.append(framed(ast.parse(f"{statement.name}()").body[0]))
     ast.fix_missing_locations(tree)
     return count
 
@@ -170,6 +182,28 @@ def _replace(mine: Any, theirs: Any) -> None:
     elif type(mine) is type(theirs) and isinstance(mine, dict | set):
         mine.clear()
         mine.update(theirs)
+
+
+def accepts(code: str, given: str, expected: str, printed: str) -> bool:
+    """Whether the data's own program, called with three files as `data/code.py` says, prints 1.
+
+    The files are texts in memory, as there are no others behind the seal. `run_trusted` calls this in a process of its
+    own, where nothing of the judged program is.
+    """
+    files = {"input.txt": given, "correct_output.txt": expected, "solution_output.txt": printed}
+
+    def opened(name: Any, mode: str = "r", *_, **__) -> io.StringIO | io.BytesIO:
+        text = files[str(name)]
+        return io.BytesIO(text.encode()) if "b" in mode else io.StringIO(text)
+
+    builtins.open = io.open = opened
+    sys.argv, sys.stdout = ["checker.py", *files], io.StringIO()
+    try:
+        exec(compile(code, "<checker>", "exec", dont_inherit=True), {"__name__": "__main__"})
+    except SystemExit as end:
+        if end.code:
+            return False
+    return sys.stdout.getvalue().strip() == "1"
 
 
 def function() -> None:

@@ -1,6 +1,6 @@
 """When an answer equals what is expected: texts that a program printed, and values that a function returned.
 
-Left out: answers of which several are right, which need a checker of their own.
+Left out: answers of which several are right, which need a checker of the data (`checker.accepts`).
 """
 
 import math

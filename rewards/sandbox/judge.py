@@ -45,9 +45,9 @@ def judge(box: Box, program: str, tests: dict, seconds: float) -> Verdict:
     Args:
       box: where.
       program: Python source.
-      tests: `{"kind": "stdin", "cases": [{"input", "output"}]}`, `{"kind": "call", "entry_point", "cases": [{"args",
-        "kwargs"?, "result"}]}` or `{"kind": "asserts", "code", "names", "setup"}`.
-      seconds: CPU seconds for all tests together.
+      tests: `{"kind": "stdin", "cases": [{"input", "output"}], "checker"?}`, `{"kind": "call", "entry_point", "cases":
+        [{"args", "kwargs"?, "result"}]}` or `{"kind": "asserts", "code", "names", "setup"}`.
+      seconds: CPU seconds for all tests together, and as many for a checker of the data.
 
     Raises:
       ValueError: the tests are of none of these shapes.
@@ -57,12 +57,13 @@ def judge(box: Box, program: str, tests: dict, seconds: float) -> Verdict:
         raise ValueError(f"tests: the kind is {tests.get('kind')!r}: must be one of {', '.join(KINDS)}")
     source = program.encode("utf-8", "surrogatepass")
     if tests["kind"] == "stdin":
-        return _on_inputs(box, source, tests["cases"], seconds)
+        return _on_inputs(box, source, tests, seconds)
     return _on_calls(box, source, tests, seconds)
 
 
-def _on_inputs(box: Box, source: bytes, cases: list[dict], seconds: float) -> Verdict:
+def _on_inputs(box: Box, source: bytes, tests: dict, seconds: float) -> Verdict:
     """One process for each input. After the first that takes too long, the rest counts as failed."""
+    cases, checker = tests["cases"], Checker(box, tests.get("checker"), seconds)
     compiled, ran, passed, reason = False, True, 0, ""
     left, began = seconds, time.monotonic()
     end, last = began + wall_of(seconds), began + MOST_WALLS * wall_of(seconds)
@@ -73,16 +74,39 @@ def _on_inputs(box: Box, source: bytes, cases: list[dict], seconds: float) -> Ve
         compiled = compiled or ended.told == b"compiled"
         trouble = trouble_of(ended, left)
         ran = ran and not trouble
-        if not trouble and equal_texts(ended.printed, case["output"]):
+        asked = time.monotonic()
+        if not trouble and checker.accepts(case, ended.printed):
             passed += 1
         else:
             reason = reason or trouble or "wrong"
-        if trouble == "too slow" or not compiled or time.monotonic() > last:
+        end, last = (moment + time.monotonic() - asked for moment in (end, last))  # the checker's time is its own
+        if trouble == "too slow" or not compiled or time.monotonic() > last or checker.left <= 0:
             break
     correct = passed == len(cases) > 0
     return Verdict(
         compiled, ran and compiled, passed / max(1, len(cases)), correct, "" if correct else reason or "too slow"
     )
+
+
+class Checker:
+    """Says whether an output is right: by a program of the data, or by its being equal to the expected one.
+
+    Attributes:
+      left: CPU seconds that the program has for all outputs that are still to come.
+    """
+
+    def __init__(self, box: Box, code: str | None, seconds: float):
+        self.box, self.code, self.left = box, code, seconds
+
+    def accepts(self, case: dict, printed: bytes) -> bool:
+        """Whether this is right for a case. Where the data's program fails or is too slow, it is not."""
+        if self.code is None:
+            return equal_texts(printed, case["output"])
+        args = [self.code, case["input"], case["output"], printed.decode(errors="replace")]
+        task = json.dumps({"function": "rewards.sandbox.checker:accepts", "args": args}).encode()
+        (ended,) = self.box.run([Child("function", task, self.left, wall_of(self.left))])
+        self.left = 0.0 if ended.late else self.left - ended.seconds
+        return verdict_of(ended.told) == {"value": True}
 
 
 def _on_calls(box: Box, source: bytes, tests: dict, seconds: float) -> Verdict:

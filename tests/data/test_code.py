@@ -98,7 +98,8 @@ def test_lines_of_a_whole_program(read):
     problem = read(row)
     assert (problem.prompt, problem.answer) == ("Add.\n", SUM)
     assert problem.info == {
-        **{"question": "Add.\n", "shots": [], "stop": [], "form": "block", "name": "s1", "format": "own lines"},
+        **{"question": "Add.\n", "shots": [], "stop": [], "stop_plain": ["\n```\n"], "form": "block"},
+        **{"name": "s1", "format": "own lines"},
         **{"seconds": 2, "tests": {"kind": "stdin", "cases": [{"input": "1 2\n", "output": "3\n"}]}},
     }
 
@@ -108,7 +109,7 @@ def test_lines_of_a_function(read):
     problem = read({"prompt": "Add.", "entry_point": "add", "tests": cases, "solution": ADD, "stop": ["END"]})
     del cases[1]["note"]
     assert problem.info["tests"] == {"kind": "call", "entry_point": "add", "cases": cases}
-    assert (problem.info["stop"], problem.info["name"]) == (["END"], "line 1")
+    assert (problem.info["stop"], problem.info["name"]) == (["END"], "line 1") and "stop_plain" not in problem.info
     assert check.failing([problem], plain) == []
 
 
@@ -126,7 +127,7 @@ def test_a_line_may_go_on_with_its_prompt(read):
     problem = read(row | {"form": "continue", "solution": HALF["canonical_solution"], "setup": "n = 2"})
     assert problem.info["format"] == "own lines with a test"
     assert problem.info["tests"]["setup"].startswith("n = 2\nimport math\n")
-    assert (problem.info["prefix"], problem.info["stop"]) == (HALF["prompt"], STOP)
+    assert (problem.info["prefix"], problem.info["stop"]) == (HALF["prompt"], STOP) and "stop_plain" not in problem.info
     assert check.failing([problem], plain) == []
 
 
@@ -188,6 +189,47 @@ def test_problems_whose_tests_pass_what_cannot_travel_are_left_out_by_name(tmp_p
     (said,) = capsys.readouterr().err.splitlines()  # once
     assert "3 of 4 problems are left out: 601 its tests use Pair, a class of the program" in said
     assert "367 its tests use Node" in said and "533 its tests pass int, a type, to the program" in said
+
+
+ANY_DIVISOR = (
+    "import sys\nn, d = (int(open(name).read()) for name in sys.argv[1:4:2])\nprint(int(1 < d and n % d == 0))"
+)
+KODCODE = {
+    "question": "Write a function that halves even numbers.",
+    "solution": "def half(x):\n    if x % 2:\n        raise ValueError\n    return x // 2\n",
+    "test": "import pytest\nfrom solution import half\n\ndef test_even():\n    assert half(4) == 2\n\n"
+    "def test_odd():\n    try:\n        half(3)\n    except ValueError:\n        pass\n"
+    "    with pytest.raises(ValueError):\n        half(3)\n    assert half(0) == 0\n",
+    "test_info": [{"function_name": "half"}],
+}
+
+
+def test_lines_with_a_program_that_judges_outputs(read):
+    row = {"prompt": "A divisor.", "tests": [{"input": "12", "output": "2"}], "checker": ANY_DIVISOR}
+    assert read(row).info["tests"] == {"kind": "stdin", "cases": row["tests"], "checker": ANY_DIVISOR}
+
+
+def test_a_file_of_pytest_as_in_kodcode(read):
+    problem = read(KODCODE)
+    assert problem.info["tests"] == {"kind": "asserts", "code": KODCODE["test"], "names": ["half"], "setup": ""}
+    assert problem.prompt == f"{KODCODE['question']}\n\nWrite a Python program that defines `half`. {WHOLE}\n"
+    assert problem.answer == KODCODE["solution"] and read(KODCODE | {"prompt": "Halve."}).prompt == "Halve."
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        ("def test_x(tmp_path): assert half(2)", "its test test_x is not a plain function without arguments"),
+        ("class TestHalf:\n  def test_x(self): assert half(2)", "its test TestHalf is not a plain function"),
+        ("import pytest\ndef test_x(): assert half(2) == pytest.approx(1)", "its tests use pytest.approx"),
+        ("from pytest import approx\ndef test_x(): assert half(2) == approx(1)", "its tests import from pytest"),
+        ("import pytest\ndef test_x():\n  with pytest.raises(E, match='x'): half(2)", "use pytest.raises with match"),
+        ("from solution import *\ndef test_x(): assert half(2)", "its tests import from solution without a name"),
+    ],
+)
+def test_what_needs_more_of_pytest_is_left_out_by_name(tmp_path, capsys, test, said):
+    file = write(tmp_path / "left_out.jsonl", KODCODE | {"test": f"from solution import half\n{test}"}, KODCODE)
+    assert len(problems_of(file)) == 1 and said in capsys.readouterr().err
 
 
 def test_apps_of_standard_input(read):
@@ -309,7 +351,13 @@ CASE = {"input": "1", "output": "2"}
         ({"prompt": "p", "tests": [{"args": 1, "result": 1}], "entry_point": "f"}, "'args' must be a list"),
         ({"prompt": "p", "tests": [CASE], "form": "open"}, "'form' must be 'block' or 'continue', not 'open'"),
         ({"prompt": "p", "tests": [CASE], "stop": ["", "x"]}, "'stop' must be a list of strings, none empty"),
-        ({"prompt": "p", "tests": [CASE], "seconds": 0}, "'seconds' must be a number > 0 and <= 600, not 0"),
+        ({"prompt": "p", "tests": [CASE], "seconds": 0}, "'seconds' must be a number > 0 and <= 15, not 0"),
+        ({"prompt": "p", "tests": [CASE], "seconds": 16}, "'seconds' must be a number > 0 and <= 15, not 16"),
+        ({"prompt": "p", "tests": [CASE], "checker": "print("}, "checker cannot be read as Python"),
+        (
+            {"prompt": "p", "tests": [{"args": [], "result": 1}], "entry_point": "f", "checker": "print(1)"},
+            "'checker' judges what whole programs print",
+        ),
         ({"tests": [CASE]}, "'prompt' must be a string, not None; its fields are 'tests'"),
         ({"prompt": "p", "asserts": ["assert f() ="], "entry_point": "f"}, "the tests cannot be read as Python"),
         ({"prompt": "p", "asserts": ["assert f()"]}, "must have 'entry_point', or a solution that defines what"),

@@ -21,6 +21,11 @@ def test_an_unknown_name_lists_the_known_ones(name):
     assert not {"problem", "prompts", "splits"} & set(known)
 
 
+def test_a_misspelt_name_gets_the_near_one():
+    with pytest.raises(ValueError, match=r"the path of a \.py file; did you mean arithmetic\?"):
+        data.load("arithmatic", "train")
+
+
 def test_an_unknown_split_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"split: 'valid' is not one of train, validation, test"):
         data.load("jsonl", "valid")

@@ -52,6 +52,25 @@ def cells_of(*arguments, **options):
     return [grades.cell for grades in grade(*arguments, **options)]
 
 
+def test_without_a_stop_string_there_is_one_stop_policy():
+    assert [cell["stop"] for cell in cells_of(rows_of([RIGHT]), ("last_number",))] == ["stop_string", "eos"]
+    assert [cell["stop"] for cell in cells_of(rows_of([RIGHT], stop=()), ("last_number",))] == ["stop_string"]
+
+
+def test_several_workers_grade_the_same_and_name_the_same_first_failure(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "import time\n\ndef number(completion, problem):\n    time.sleep(0.3 * (completion == 'slow'))\n"
+        "    return float(completion)\n"
+    )
+    own, start, started = f"{tmp_path}/own.py:number", grading.RewardRunner.__init__, []
+    monkeypatch.setattr(
+        grading.RewardRunner, "__init__", lambda *a, **k: started.append(start(*a, **k) or len(a[0]._workers))
+    )
+    rows = rows_of(["slow", "fast", "1", "0.5", "1", "0", "1"], early=True)
+    one, two = (cells_of(rows, (own,), None, lenient=None, reward_workers=workers) for workers in (1, 2))
+    assert one == two and one[0]["correct"] == 3 and "'slow'" in json.dumps(one[0]["failures"]) and started == [1, 2]
+
+
 def by_key(cells):
     return {(cell["model"], cell["shots"], cell["stop"], cell["grader"]): cell for cell in cells}
 

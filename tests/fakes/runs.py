@@ -120,9 +120,14 @@ def timeless(lines: Sequence[dict]) -> list[dict]:
 
 
 def transcripts(directory: Path) -> dict[str, list[dict]]:
-    """{file name: its lines}."""
-    files = sorted((directory / "rollouts").iterdir())
-    return {file.name: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
+    """{file name: its completions, each with what its group shares}."""
+    return {file.name: completions_of(file) for file in sorted((directory / "rollouts").iterdir())}
+
+
+def completions_of(file: Path) -> list[dict]:
+    """The completions of a file of transcripts, each with what its group shares."""
+    groups = [json.loads(line) for line in file.read_text().splitlines()]
+    return [group | row for group in groups for row in group.pop("completions")]
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

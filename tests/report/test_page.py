@@ -33,13 +33,15 @@ def metrics_line(step: int, seed: int) -> dict:
     return line | {"completion/length": 20.0 - step, "time/step": 1.5, "tokens/sampled": 100}
 
 
-def completion(prompt: int, sample: int, text: str) -> dict:
+def group(prompt: int, text: str) -> dict:
+    shared = {"prompt_index": prompt, "question": f"How many? {text}", "answer": "1,080"}
+    return shared | {"completions": [completion(sample, text) for sample in (0, 1, 2)]}
+
+
+def completion(sample: int, text: str) -> dict:
     tokens = [f" word{i}" for i in range(4)] + ["\n", text, "\n\nQuestion:"]
     return {
-        "prompt_index": prompt,
         "sample": sample,
-        "question": f"How many? {text}",
-        "answer": "1,080",
         "completion": "".join(tokens[:-1]),
         "rewards": {"gsm8k.format": 1.0, "gsm8k.correctness": None if sample == 2 else float(sample)},
         "reward": None if sample == 2 else 1.0 + sample,
@@ -80,9 +82,8 @@ def make_run(
     lines = [json.dumps(metrics_line(step, seed)) for step in range(1, steps + 1)]
     (path / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     for step in range(1, steps + 1):
-        rows = [completion(prompt, sample, text) for prompt in (0, 1) for sample in (0, 1, 2)]
-        file = path / "rollouts" / f"step_{step:06d}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = [json.dumps(group(prompt, text)) + "\n" for prompt in (0, 1)]
+        (path / "rollouts" / f"step_{step:06d}.jsonl").write_text("".join(lines))
     if evaluation:
         (path / "eval").mkdir()
         (path / "eval" / "eval.json").write_text(json.dumps(evaluation))
@@ -180,6 +181,16 @@ def test_large_rollouts_are_thinned_and_the_page_says_so(tmp_path, monkeypatch):
     assert found["left_out"] == "8 of 20 steps, at least the first 1 prompts of each"
 
 
+def test_rollouts_of_earlier_versions_with_a_line_for_each_completion_are_read(tmp_path):
+    run = make_run(tmp_path / "one")
+    now = data_of(report.write_report([run]))["rollouts"]
+    for file in (run / "rollouts").iterdir():
+        groups = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [line | row for line in groups for row in line.pop("completions")]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert data_of(report.write_report([run]))["rollouts"] == now and now
+
+
 def test_a_run_that_goes_on_is_read_up_to_its_last_whole_line(tmp_path):
     run = make_run(tmp_path / "one", steps=0)
     assert data_of(report.write_report([run]))["rollouts"] == []
@@ -209,7 +220,8 @@ WRONG = [  # (file, content, what is said of it)
     ("eval/eval.json", json.dumps(graded() | {"split": [{"shots": 0}]}), " does not hold what this version writes"),
     (ROLLOUTS, '{"prompt_ind', ", line 1: not JSON"),
     (ROLLOUTS, "{}\n", ", line 1: lacks 'question'"),
-    (ROLLOUTS, json.dumps(completion(0, 0, "x") | {"tokens": 3}) + "\n", ", line 1: tokens is 3"),
+    (ROLLOUTS, json.dumps(group(0, "x") | {"completions": 3}) + "\n", ", line 1: completions is 3"),
+    (ROLLOUTS, json.dumps(group(0, "x") | {"completions": [{"completion": 3}]}), ", line 1: completion is 3"),
     ("config.yaml", "a: [1", " is not YAML"),
     ("config.yaml", "", " must hold `name: value` lines"),
     ("config.yaml", "1: 2\n", " must hold `name: value` lines"),

@@ -94,6 +94,12 @@ def test_c72_only_a_function_of_completion_and_problem_that_returns_a_number_is_
     assert re.search(r"\(completion, problem\) -> float, such as .*gsm8k.format, gsm8k.correctness", str(error.value))
 
 
+def test_a_misspelt_name_gets_the_near_one():
+    for name in ("gsm8k.corectness", "gsmk.correctness"):
+        with pytest.raises(ValueError, match=r"; did you mean gsm8k\.correctness\?"):
+            rewards.load(name)
+
+
 def test_c72_the_helpers_of_our_own_files_are_no_rewards():
     assert [name for name in rewards._known() if name.startswith("gsm8k")] == [
         *("gsm8k.format", "gsm8k.correctness", "gsm8k.last_number"),
@@ -160,7 +166,7 @@ def test_a_file_outside_is_named_by_its_path(own):
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        ("shor", r"own\.py:shor' is not one of .*own\.py:short, .*own\.py:of_trl$"),
+        ("shor", r"own\.py:shor' is not one of .*own\.py:short, .*own\.py:of_trl; did you mean .*own\.py:short\?$"),
         ("", r"is not one of .*own\.py:short"),
         ("helper", r"is a helper, not a reward \(its arguments are text\)"),
         ("later", r"is a helper, not a reward \(it is async\)"),

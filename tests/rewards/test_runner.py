@@ -30,6 +30,12 @@ def long(completion, problem, *, length, cap=7):
 def ended(completion, problem, tokens, finished):
     return len(tokens) if finished else globals()["_die"]()
 
+def logs(completion, problem, *, log_metric):
+    log_metric("length", 9)
+    log_metric("length", len(completion))
+    log_metric("third", len(completion) / 3 if completion else float("inf"))
+    return obey(completion, problem)
+
 def gold(completion, problem):
     return float(problem.answer)
 
@@ -333,6 +339,17 @@ def test_several_workers_share_a_batch_and_keep_its_order(project, workers):
         assert values[1:] == [[None, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
         assert runner.failures == {"died": 1, "returned_none": 1, "raised": 1}
         assert runner.score(["1"], problems("1"), {"length": [1], "cap": [2]}) == [[1.0], [1.0], [0.5]]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_numbers_that_rewards_report_are_summed_over_samples_that_have_them(project, workers):
+    module = importlib.import_module("rewards.runner")
+    with module.RewardRunner(["probe.gold", "probe.logs"], PATIENCE, workers) as runner:
+        assert runner.reported() == {}
+        score(runner, "1", "raise", "", "none")
+        score(runner, "22")
+        assert runner.reported() == {"length": (12.0, 5), "third": (4.0, 4)}
+        assert runner.reported() == {}
 
 
 def test_a_hang_in_one_worker_does_not_hold_up_the_other(project):

@@ -48,6 +48,16 @@ def test_token_ids_are_asked_for_by_name():
     assert rewards.asks_for(adapted(lambda completions, **_: [0])) == ("whole", "chat")
 
 
+def test_numbers_of_ones_own_are_reported_as_in_trl():
+    def logs(completions, log_metric):
+        log_metric("parsed", len(completions))
+        return [1.0]
+
+    reported = {}
+    assert "log_metric" in rewards.asks_for(adapted(logs))
+    assert call(logs, log_metric=reported.__setitem__) == 1.0 and reported == {"parsed": 1}
+
+
 def test_none_means_that_it_does_not_apply_and_is_no_failure():
     assert call(lambda completions, **_: [None]) is DOES_NOT_APPLY
     value, reason, message = grade(adapted(lambda completions, **_: [None]), "2", PROBLEM, TOLD)

@@ -236,10 +236,10 @@ class Asked:
 
 
 def test_why_a_run_stops():
-    assert why_stop(State(step=1, skipped=2), Asked(False)) is None
-    asked = why_stop(State(step=7), Asked(True))
+    assert why_stop(State(step=1, skipped=2), Asked(False), {"reward/invalid": 0.99}) is None
+    asked = why_stop(State(step=7), Asked(True), {"reward/invalid": 1.0})
     assert asked == ("asked to stop; saved after step 7, go on with --resume auto", 0)
-    spoilt = why_stop(State(step=7, skipped=3), Asked(False))
+    spoilt = why_stop(State(step=7, skipped=3), Asked(False), {"reward/invalid": 0.0})
     assert "not finite in 3 steps in a row" in spoilt[0] and spoilt[1] == 1
 
 

@@ -24,6 +24,13 @@ def contains(completions, answer, **columns):
     """In the form of TRL."""
     return [float(gold in text) for text, gold in zip(completions, answer)]
 
+def logs(completion, problem, *, log_metric):
+    """Reports two numbers, one of them of some samples only."""
+    log_metric("length", len(completion))
+    if completion[:1] in "01":
+        log_metric("third", len(completion) / 3)
+    return 0.0
+
 def even(completions, question=None, **columns):
     """Has nothing to say of a text that is empty or begins with 0 or 1."""
     return [None if text[:1] in "01" else float(len(text) % 2 == 0) for text in completions]
@@ -67,6 +74,36 @@ def test_a_run_with_code_of_ones_own_is_named_by_file_and_function_and_goes_on_a
     assert f"there is no Python file {place}/mine/" in capsys.readouterr().err
     assert train.main([*flags(place, "moved"), "--resume", "auto", "--num_steps", "3"]) == 0
     assert "has changed" not in capsys.readouterr().err and len(runs.metrics(directory)) == 3
+
+
+def test_numbers_that_a_reward_reports_are_metrics_and_the_same_over_processes_and_after_a_resume(place):
+    own = {"rewards": f"{place}/mine/own.py:contains,{place}/mine/own.py:logs", "final_eval": False}
+    for name, steps in (("whole", 2), ("halves", 1), ("halves", 2)):
+        changes = own | {"run_name": name, "num_steps": steps, "checkpoint_every": 1, "resume": "auto"}
+        assert train.main(flags(place, "mine", **changes)) == 0
+    ranks = runs.start_train_ranks(flags(place, "mine", **own, run_name="two"), 2, place / "two")
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
+    whole, halves, two = (runs.metrics(place / "runs" / name) for name in ("whole", "halves", "two"))
+    assert runs.timeless(whole) == runs.timeless(halves)
+    for line, other, rows in zip(whole, two, runs.transcripts(place / "runs" / "whole").values(), strict=True):
+        lengths = [len(row["completion"]) for row in rows]
+        some = [len(row["completion"]) / 3 for row in rows if row["completion"][:1] in "01"]
+        assert 0 < len(some) < len(lengths)
+        assert line["reward_metrics/length"] == pytest.approx(sum(lengths) / len(lengths), rel=1e-12)
+        assert line["reward_metrics/third"] == pytest.approx(sum(some) / len(some), rel=1e-12)
+        assert other["reward_metrics/length"] == line["reward_metrics/length"]
+        assert other["reward_metrics/third"] == pytest.approx(line["reward_metrics/third"], rel=1e-12)
+
+
+def test_a_run_stops_where_every_call_of_a_step_fails_and_goes_on_when_that_is_mended(place, capsys):
+    own = place / "mine" / "own.py"
+    own.write_text(f"{REWARDS}\ndef broken(completion, problem):\n    return problem.nothing\n")
+    argv = flags(place, "mine", rewards=f"{own}:broken", reward_weights="1", final_eval=False)
+    assert train.main(argv) == 1
+    assert "no completion of step 1 got a reward" in capsys.readouterr().err
+    own.write_text(own.read_text().replace("problem.nothing", "1.0"))
+    assert train.main([*argv, "--resume", "auto"]) == 0
+    assert [line["reward/invalid"] for line in runs.metrics(place / "runs" / "own")] == [1.0, 0.0]
 
 
 def test_an_evaluation_knows_them_too(place):

@@ -108,6 +108,81 @@ def test_asserts_without_a_function_check_and_with_setup(box):
     assert (verdict.passed, verdict.correct) == (1.0, False)  # the last statement is part of no test, and raised
 
 
+PYTEST = """
+import pytest
+from solution import half
+
+def test_even():
+    assert half(4) == 2
+    assert half(0) == 0
+
+def test_odd():
+    with pytest.raises(ValueError):
+        half(3)
+    assert half(2) == 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "passed"),
+    [
+        ("def half(x):\n    if x % 2: raise ValueError\n    return x // 2", 2),
+        ("def half(x): return x // 2", 1),
+        ("def half(x): return 2", 0),
+        ("def half(x): raise ValueError", 0),
+        ("def half(x): exit()", 0),
+        ("import sys\nsys.modules['pytest'] = sys.modules['solution']\ndef half(x): return True", 0),
+    ],
+)
+def test_functions_of_pytest_are_called_and_each_is_one_test(box, program, passed):
+    verdict = judge(box, program, {"kind": "asserts", "code": PYTEST, "names": ["half"], "setup": ""}, 1.0)
+    assert (verdict.passed, verdict.correct) == (passed / 2, passed == 2)
+
+
+DIVISOR = """
+import sys
+from pathlib import Path
+
+def main():
+    n, d = int(open(sys.argv[1]).read()), int(Path(sys.argv[3]).read_text())
+    assert open(sys.argv[2], "rb").read() == b"2"
+    print(int(1 < d < n and n % d == 0))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "facts_"),
+    [
+        ("print(2)", (1.0, True, "")),
+        ("print(int(input()) // 2)", (1.0, True, "")),
+        ("print(4)", (0.5, False, "wrong")),
+        ("print('1\\n1')", (0.0, False, "wrong")),  # what the checker can not read is wrong
+        ("", (0.0, False, "wrong")),
+        ("print(2)\n1 / 0", (0.0, False, "raised")),
+        ("import sys\nsys.stdout.buffer.write(b'\\xff')", (0.0, False, "wrong")),
+        ("import builtins\nbuiltins.int = lambda *_: 2\nprint(5)", (0.0, False, "wrong")),
+    ],
+)
+def test_a_checker_of_the_data_says_which_outputs_are_right(box, program, facts_):
+    cases = [{"input": n, "output": "2"} for n in ("12", "14")]
+    verdict = judge(box, program, {"kind": "stdin", "cases": cases, "checker": DIVISOR}, 1.0)
+    assert (verdict.passed, verdict.correct, verdict.reason) == facts_
+
+
+@pytest.mark.parametrize(
+    "checker",
+    ["print(0)", "print(11)", "", "1 / 0", "print(1)\nexit(1)", "while True: pass", "import os\nos._exit(0)",
+     "print(1); open('/etc/passwd')", "print(1)\nimport socket\nsocket.socket()"],
+)  # fmt: skip
+def test_a_checker_that_does_not_end_with_1_accepts_nothing(box, checker):
+    cases = [{"input": "", "output": "3"}] * 2
+    verdict = judge(box, "print(3)", {"kind": "stdin", "cases": cases, "checker": checker}, 0.5)
+    assert (verdict.ran, verdict.passed, verdict.correct) == (True, 0.0, False)
+
+
 def test_arguments_come_back_only_from_a_call_that_returns_none(box):
     tests = {"kind": "asserts", "names": ["f"], "setup": "", "code": "xs = [2, 1]\nf(xs)\nassert f and xs == [1, 2]"}
     assert judge(box, "def f(xs): xs.sort()", tests, 1.0).correct
