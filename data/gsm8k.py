@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 from data import prompts
+from data.hub import from_hub
 from data.problem import Problem
 from data.rows import fields_of, file_of, read_rows
 from data.splits import hold_out
@@ -82,12 +83,8 @@ def _local_rows(file: Path) -> list[dict]:
 
 
 def _hub_rows(split: str) -> list[dict]:
-    import datasets  # imported here, because it takes a second and local files do not need it
-
     try:
-        return list(datasets.load_dataset(HUB_NAME, "main", split=split))
-    except Exception as error:  # the libraries below raise many types: offline, unknown host, refused, a damaged cache
-        raise ValueError(
-            f"data: {HUB_NAME} could not be read from the Hugging Face hub ({type(error).__name__}: {error}); "
-            "connect, or set data_path to a directory with train.jsonl and test.jsonl"
-        ) from error
+        return list(from_hub(HUB_NAME, "main", split))
+    except ValueError as error:
+        advice = "connect, or set data_path to a directory with train.jsonl and test.jsonl"
+        raise ValueError(f"data: {error}; {advice}") from error

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from data.boxes import last_box
 from data.jsonl import as_problem
@@ -131,17 +132,27 @@ def _files(directory: Path, split: str) -> list[Path]:
     return []
 
 
-def _on_the_hub(name: str, config: str | None, split: str | None, revision: str | None) -> Mapping[str, Rows]:
+def from_hub(name: str, config: str | None, split: str | None, revision: str | None = None) -> Any:
+    """What the library `datasets` reads from the Hugging Face hub: the rows of a split, or without one {split: rows}.
+
+    Raises:
+      ValueError: it could not be read; the message begins with the name.
+    """
     import datasets  # imported here, because it takes a second and local files do not need it
 
     try:
-        found = datasets.load_dataset(name, config, split=split, revision=revision)
+        return datasets.load_dataset(name, config, split=split, revision=revision)
     except Exception as error:  # the libraries below raise many types: offline, unknown name, no such configuration
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"data_path: {name!r} is no file here and could not be read from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}); is it org/name:configuration, and is there a connection?"
-        ) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{name!r} could not be read from the Hugging Face hub ({reason})") from error
+
+
+def _on_the_hub(name: str, config: str | None, split: str | None, revision: str | None) -> Mapping[str, Rows]:
+    try:
+        found = from_hub(name, config, split, revision)
+    except ValueError as error:
+        advice = "it is no file here either; is it org/name:configuration, and is there a connection?"
+        raise ValueError(f"data_path: {error}; {advice}") from error
     tables = {"train": found} if split else dict(found)
     return {part: _rows_of(table, f"{name}, {split or part}") for part, table in tables.items()}
 

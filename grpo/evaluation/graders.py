@@ -10,11 +10,11 @@ import re
 
 from data.problem import Problem
 from grpo.evaluation import graders_math
+from grpo.evaluation.graders_math import Graded
 from rewards import gsm8k, gsm8k_published
 
 LM_EVAL_STRICT = re.compile(r"#### (-?[0-9.,]+)")
 LM_EVAL_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-Graded = tuple[str | None, bool]
 
 
 def reaches(value: float | None, needed: float) -> bool:

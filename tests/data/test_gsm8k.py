@@ -127,7 +127,9 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_hub_is_asked_for_the_main_configuration(monkeypatch):
     asked = []
     rows = {"train": [row(i) for i in range(20)], "test": [row(99)]}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, split: asked.append((*args, split)) or rows[split])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, split, revision: asked.append((*args, split)) or rows[split]
+    )
     assert questions(load(None, "test", num_shots=2)) == ["What is 99 * 2?"]
     assert asked == [("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")]
 
@@ -137,7 +139,7 @@ def test_a_hub_out_of_reach_says_what_to_do(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ValueError, match=r"openai/gsm8k could not be read .*no route.* set data_path"):
+    with pytest.raises(ValueError, match=r"'openai/gsm8k' could not be read .*no route.* set data_path"):
         load(None, "train")
 
 

@@ -117,7 +117,7 @@ def test_a_hub_that_fails_is_one_sentence(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    said = r"^data_path: 'org/name' is no file here and could not be read .* \(ConnectionError: no route to host\); is"
+    said = r"^data_path: 'org/name' could not be read .* \(ConnectionError: no route to host\); it is no file here"
     with pytest.raises(ValueError, match=said):
         data.load("hub", "train", path="org/name:main")
 
