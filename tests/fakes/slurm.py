@@ -1,13 +1,14 @@
 """A real Slurm of two nodes on one machine: slurmctld and two slurmd, in network namespaces, with files of its own.
 
 Each daemon has its own processes and host name, so all that it started ends with it. Left out: GPUs (they are only
-counted), cgroups and accounting.
+counted), cgroups and accounting. A job that is queued again waits for a minute (`cred_expire`), not for two.
 """
 
 import os
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ CONF = """ClusterName=test
 SlurmctldHost=node1({0})
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={place}/munge.socket,cred_expire=10
+AuthInfo=socket={place}/munge.socket,cred_expire=60
 CredType=cred/munge
 StateSaveLocation={place}/state
 SlurmctldPidFile={place}/slurmctld.pid
@@ -78,7 +79,8 @@ class Cluster:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What is known of a job."""
+        """What is known of a job. Takes its time, because who asks without a pause slows the job down."""
+        time.sleep(0.3)
         found = self.ask("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in found if "=" in word)
 

@@ -33,8 +33,8 @@ case "$1 $2" in "show hostnames") echo 127.0.0.1; echo other;; requeue*) echo "$
 "show job") echo "   PreemptEligibleTime=2026-11-30T10:00:00 PreemptTime=${PREEMPTED:-None}";; esac
 """
 PYTHON = """#!/bin/bash
-echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*" >> "$PLACE/started"
 trap 'echo "saved $RANK" >> "$PLACE/saved"; exit 0' USR1
+echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*" >> "$PLACE/started"
 [ -n "$CODE" ] && exit "$CODE"
 for i in {1..600}; do sleep 0.1; done
 """
