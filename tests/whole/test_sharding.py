@@ -1,5 +1,6 @@
 """Sharded runs: the numbers of DDP, checkpoints for any number of processes, and what happens where memory lacks."""
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def out_of_memory() -> None:
 
 def lacking(where: str, call: int):
     """For `before`: memory runs out there, on rank 1 alone."""
-    return lambda: runs.at(where, call, out_of_memory, 1)
+    return partial(runs.at, where, call, out_of_memory, 1)
 
 
 def test_after_a_rehearsal_without_memory_the_next_start_takes_half(place):
