@@ -207,8 +207,8 @@ class Config(Source):
     """Number of newest checkpoints to keep; the best on validation is kept too."""
     save_replay: bool = option(False, may_change=True)
     """Save what `python -m grpo.replay` needs of step 1, and of each step after one that checkpoint_every saves."""
-    final_dtype: Literal["base", "float32"] = option("base", may_change=True)
-    """Dtype of the weights in final/. base: that of the base model's files, which may round; float32: as learned."""
+    final_dtype: Literal["base", "float32"] = option("float32", may_change=True)
+    """Dtype of weights in final/. float32: as learned. base: that of the base model; bfloat16 can lose the gain."""
     eval_every: int = option(0, ">= 0", may_change=True)
     """Steps between evaluations on validation; 0: never."""
     eval_limit: int = option(200, ">= 0", may_change=True)

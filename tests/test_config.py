@@ -223,7 +223,7 @@ def another(name: str):
         "reward_weights": (2.0, 1.0), "clip_low": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.5,
         "ratio_max": 3.0, "tv_max": 0.5, "kl_in": "reward", "ratio_to": "sampler", "correction_floor": 0.1,
         "max_tokens_per_microbatch": 7, "compile": True, "eval_shots": (3,), "minibatch_size": 8, "eval_threshold": 0.5,
-        "final_dtype": "float32", "flat_groups": "drop", "kl_stop": 0.1, "optimizer": "sgd",
+        "final_dtype": "base", "flat_groups": "drop", "kl_stop": 0.1, "optimizer": "sgd",
         "muon_momentum": 0.5, "tracker": "wandb", "sgd_momentum": 0.5, "reference_mix": 0.5,
         "curriculum": "pass_rate", "pool_weights": (0.0, 1.0, 0.5), "entropy_step": 0.1, "entropy_share": 0.2,
         "lora_targets": ("q_proj",), "shard": "full",

@@ -107,7 +107,8 @@ def _write(
         _flush(path.parent)
         _clean(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:  # the types of torch and safetensors for a full disk
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        first = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's error hides it
+        reason = getattr(first, "strerror", None) or str(first).splitlines()[0]
         raise OSError(f"cannot write checkpoint {path} ({reason}); the one before it is untouched") from error
 
 
@@ -246,7 +247,8 @@ def _write_moments(optimizer: torch.optim.Optimizer, pieces: Iterator[Tensor], f
         i: {name: next(pieces) if isinstance(value, Tensor) else value for name, value in sorted(of_one.items())}
         for i, of_one in sorted(content["state"].items())
     }
-    torch.save(content | {"state": state}, file)
+    with file.open("wb") as opened:  # so that a full disk has its name in an error
+        torch.save(content | {"state": state}, opened)
 
 
 def _refuse_others(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:

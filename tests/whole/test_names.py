@@ -42,6 +42,7 @@ COUNT = max(map(len, [*TABLES.values(), REWARDS]))
 def names(i: int) -> dict:
     """The options of run i."""
     chosen = {option: list(table)[i % len(table)] for option, table in TABLES.items()}
+    chosen["shard"] = TABLES["shard"][(i + 1) % len(TABLES["shard"])]  # so that muon, which refuses shards, has none
     single = chosen["advantage"] in BINARY
     graded = {"rewards": "gsm8k.last_number", "reward_weights": "1"} if single else {
         "rewards": f"gsm8k.last_number,{REWARDS[i % len(REWARDS)]}", "reward_weights": "2,1"}  # fmt: skip
