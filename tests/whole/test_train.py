@@ -780,6 +780,20 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(plac
 # The algorithm, through the whole run.
 
 
+@pytest.mark.parametrize(("asked", "dtype"), [({}, torch.float32), ({"final_dtype": "base"}, torch.bfloat16)])
+def test_final_keeps_what_the_base_models_dtype_would_round_away(place, tmp_path, asked, dtype):
+    model = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    runs.digit_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "data").symlink_to(place / "data")
+    assert train.main(argv(tmp_path, "run", num_steps=2, precision="fp32", **asked)) == 0
+    final, stored = weights(tmp_path / "run" / "final"), weights(tmp_path / "run" / "checkpoints" / "step_000002")
+    learned = {name.removeprefix("model."): tensor for name, tensor in stored.items()}  # of Policy.model
+    shared = final.keys() & learned.keys()
+    assert shared and all(torch.equal(final[name], learned[name].to(dtype)) for name in shared)
+    assert dtype == torch.bfloat16 or not all(torch.equal(final[n], final[n].bfloat16().float()) for n in shared)
+
+
 def test_without_a_kl_no_reference_is_made(place, monkeypatch):
     made, make = [], update.reference_of
     monkeypatch.setattr(update, "reference_of", lambda policy: made.append(1) or make(policy))
