@@ -1,4 +1,4 @@
-"""Run the solution of every problem of a file of programming problems, and name those that fail their own tests.
+"""Run the solution of every problem of a file of programming problems, and name the first test that each fails.
 
     python -m data.check FILE
 
@@ -52,12 +52,12 @@ def main(argv: list[str]) -> int:
     try:
         problems = problems_of(Path(argv[0]).expanduser())
         solved = [problem for problem in problems if problem.answer]
-        failed = failing(solved, _run)
+        failed = [(problem.info["name"], _why(problem)) for problem in failing(solved, _run)]
     except (ValueError, OSError) as error:
         print(f"data.check: error: {error}", file=sys.stderr)
         return 2
-    for problem in failed:
-        print(f"{problem.info['name']}: its own solution fails")
+    for name, why in failed:
+        print(f"{name}: its own solution fails {why}")
     without = len(problems) - len(solved)
     print(f"{len(problems)} problems; of {len(solved)} solutions {len(failed)} fail, and {without} have none")
     return 1 if failed else 0
@@ -68,6 +68,14 @@ def _run(completions: list[str], problems: list[Problem]) -> list[float | None]:
 
     with RewardRunner(["code.correctness"], SECONDS) as runner:
         return runner.score(completions, problems)[0]
+
+
+def _why(problem: Problem) -> str:
+    """`(wrong): test 2, f(3): got 4, expected 9`. The solution is run again for this."""
+    from rewards.code import verdict_of
+
+    verdict = verdict_of(perfect(problem), problem)
+    return ": ".join(filter(None, (f"({verdict.reason})", verdict.failed)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import io
 import json
 import random
 import sys
+import traceback
 import types
 import unittest
 from collections.abc import Callable, Sequence
@@ -19,11 +20,14 @@ from typing import Any
 from rewards.sandbox import wire
 from rewards.sandbox.equal import equal_values
 from rewards.sandbox.program import LINK, OUT, read_task
+from rewards.sandbox.shown import apart, short, shown
 
 SCORE = "__score__"
 """The name under which the tests' code finds what counts a passed test."""
 NOT_RAISED = (StopIteration, StopAsyncIteration, UnicodeError)
 """Exceptions of the program that become a RuntimeError. Those of Unicode want five arguments."""
+UNASKED = object()
+"""The last answer of a program that was not asked."""
 
 
 class Lost(BaseException):
@@ -31,11 +35,18 @@ class Lost(BaseException):
 
 
 class Solution:
-    """The program in the other process."""
+    """The program in the other process.
+
+    Attributes:
+      ready: it was defined.
+      lost: it is gone, or has answered nonsense.
+      last: its last answer: a value, or the exception that it raised.
+    """
 
     def __init__(self) -> None:
         """Wait until it is defined."""
         self.lost = False
+        self.last: Any = UNASKED
         try:
             self.ready = wire.receive(LINK) == {"ready": True}
         except Exception:
@@ -58,7 +69,9 @@ class Solution:
             self.lost = True
             raise Lost from nonsense
         if "raised" in answer:
-            raise _built_in(answer["raised"])(str(answer.get("message", "")))
+            self.last = _built_in(answer["raised"])(str(answer.get("message", "")))
+            raise self.last
+        self.last = value
         if value is None:
             for mine, theirs in zip(args, changed, strict=False):
                 _replace(mine, theirs)
@@ -75,19 +88,54 @@ class Solution:
 
 
 def main() -> None:
-    """Read the tests, and say what became of each: {"passed": one bool for each test, "whole", "ready"}."""
+    """Read the tests, and say what became of each.
+
+    That is {"passed": one bool for each test, "whole", "ready", "failed": the first that failed and how, in words}.
+    """
     task = json.loads(read_task())
     random.seed(task["seed"])
     solution, tests = Solution(), task["tests"]
     try:
-        if tests["kind"] == "call":
-            passed = [_returns(solution, tests["entry_point"], case) for case in tests["cases"]]
-            whole = all(passed)
-        else:
-            passed, whole = run_asserts(tests, solution.function, lambda: solution.lost)
+        run = run_calls if tests["kind"] == "call" else run_asserts
+        passed, whole, failed = run(tests, solution)
     except Lost:
-        passed, whole = [], False
-    wire.send(OUT, {"passed": passed, "whole": whole and not solution.lost, "ready": solution.ready})
+        passed, whole, failed = [], False, ""
+    whole = whole and not solution.lost
+    wire.send(OUT, {"passed": passed, "whole": whole, "ready": solution.ready, "failed": failed})
+
+
+def run_calls(tests: dict, solution: Solution) -> tuple[list[bool], bool, str]:
+    """Make calls. Returns as `run_asserts`."""
+    passed, failed = [], ""
+    for case in tests["cases"]:
+        solution.last = UNASKED
+        passed.append(_returns(solution, tests["entry_point"], case))
+        if not passed[-1] and not failed:
+            got = apart(solution.last, case["result"]) if _has_value(solution) else _trouble(solution, None)
+            failed = f"test {len(passed)}, {_call(tests['entry_point'], len(passed) - 1)}: {got}"
+    return passed, all(passed), failed
+
+
+def _call(name: str, number: int) -> str:
+    """A call as it was made, in words. It is read again, since the program may have changed its arguments."""
+    case = json.loads(read_task())["tests"]["cases"][number]
+    given = [*map(repr, case["args"]), *(f"{key}={value!r}" for key, value in case.get("kwargs", {}).items())]
+    return short(f"{name}({', '.join(given)})")
+
+
+def _has_value(solution: Solution) -> bool:
+    return not solution.lost and solution.last is not UNASKED and not isinstance(solution.last, Exception)
+
+
+def _trouble(solution: Solution, error: BaseException | None) -> str:
+    """Why a test failed, in words. `error`: what ended it, which may be of the test's own making."""
+    if solution.lost:
+        return "no answer"
+    if isinstance(solution.last, Exception):
+        return f"raised {shown(solution.last)}"
+    if _has_value(solution) and isinstance(error, AssertionError):
+        return f"got {shown(solution.last)}"
+    return "the call failed" if error is None else f"the test raised {shown(error)}"
 
 
 def _returns(solution: Solution, name: str, case: dict) -> bool:
@@ -98,35 +146,65 @@ def _returns(solution: Solution, name: str, case: dict) -> bool:
         return False
 
 
-def run_asserts(tests: dict, function: Callable[[str], Callable], lost: Callable[[], bool]) -> tuple[list[bool], bool]:
+def run_asserts(tests: dict, solution: Solution) -> tuple[list[bool], bool, str]:
     """Execute asserts.
 
     Each statement that asserts something about the program is one test, at the top of the code or of a function
     `check`. The others run as they are. A function `test_...` that does so is called, and is one test as a whole.
 
     Returns:
-        Whether each test passed, and whether all did and nothing else raised.
+        Whether each test passed, whether all did and nothing else raised, and the first that failed, in words.
     """
     names = set(tests["names"])
     space: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
     score: dict[int, bool] = {}
-    count = 0
+    count, failed = 0, ""
+
+    def note(test: int, good: bool) -> None:
+        nonlocal failed
+        good = good and not solution.lost
+        score[test] = score.get(test, True) and good
+        if not good and not failed:
+            failed = f"test {test + 1}, {_failure(tests['code'], solution, sys.exception())}"
+        solution.last = UNASKED
+
     try:
         exec(compile(tests["setup"], "<setup>", "exec", dont_inherit=True), space)
         tree = ast.parse(tests["code"])
         count = _count_apart(tree, names)
-        proxies = {name: function(name) for name in names}
+        proxies = {name: solution.function(name) for name in names}
         space |= proxies
         sys.modules["solution"] = types.SimpleNamespace(**proxies)  # for tests that import from it
         sys.modules.setdefault("pytest", types.SimpleNamespace(raises=unittest.TestCase().assertRaises))
-        space[SCORE] = lambda test, good: score.__setitem__(test, score.get(test, True) and good and not lost())
+        space[SCORE] = note
         exec(compile(tree, "<tests>", "exec", dont_inherit=True), space)
         done = True
-    except (Lost, Exception, SystemExit):
-        done = False
-    done = done and not lost()
+    except (Lost, Exception, SystemExit) as error:
+        done, failed = False, failed or _failure(tests["code"], solution, error)
+    done = done and not solution.lost
     passed = [score.get(test, False) for test in range(count)] or [done]
-    return passed, done and all(passed)
+    return passed, done and all(passed), failed
+
+
+def _failure(code: str, solution: Solution, error: BaseException | None) -> str:
+    """The statement of the tests that raised an error, and how, in words."""
+    trace = traceback.walk_tb(error.__traceback__ if error else None)
+    lines = [line for frame, line in trace if frame.f_code.co_filename == "<tests>"]
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.stmt)]
+    around = [node for node in nodes if lines and node.lineno <= lines[-1] <= (node.end_lineno or 0)]
+    if not around:
+        return _trouble(solution, error)
+    statement = min(around, key=lambda node: (node.end_lineno or 0) - node.lineno)
+
+    def source(node: ast.AST) -> str:
+        return short(ast.get_source_segment(code, node) or "")
+
+    match statement:
+        case ast.Assert(ast.Compare(left, [ast.Eq()], [right])):  # both sides are short, so neither hides the other
+            words = f"assert {source(left)} == {source(right)}"
+        case _:
+            words = source(statement)
+    return f"{words}: {_trouble(solution, error)}"
 
 
 def _count_apart(tree: ast.Module, names: set[str]) -> int:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from rewards.sandbox.box import FAILED, LONGER, MOST_WALLS
 from rewards.sandbox.client import Box, Child, Ended
 from rewards.sandbox.equal import equal_texts
+from rewards.sandbox.shown import LOOKED_AT, apart, shown
 
-NOTHING = {"passed": [], "whole": False, "ready": False}
+NOTHING = {"passed": [], "whole": False, "ready": False, "failed": ""}
 """What a checker that was ended before its verdict has said."""
 KINDS = ("stdin", "call", "asserts")
 
@@ -30,6 +31,7 @@ class Verdict:
       passed: the share of the tests that it passed, 0..1.
       correct: it passed all tests, and nothing else went wrong.
       reason: why it is not correct, in a word; empty if it is.
+      failed: the first test that it fails, in words for people, if that is known. It quotes the program.
     """
 
     compiled: bool = False
@@ -37,6 +39,7 @@ class Verdict:
     passed: float = 0.0
     correct: bool = False
     reason: str = ""
+    failed: str = ""
 
 
 def judge(box: Box, program: str, tests: dict, seconds: float) -> Verdict:
@@ -64,10 +67,10 @@ def judge(box: Box, program: str, tests: dict, seconds: float) -> Verdict:
 def _on_inputs(box: Box, source: bytes, tests: dict, seconds: float) -> Verdict:
     """One process for each input. After the first that takes too long, the rest counts as failed."""
     cases, checker = tests["cases"], Checker(box, tests.get("checker"), seconds)
-    compiled, ran, passed, reason = False, True, 0, ""
+    compiled, ran, passed, reason, failed = False, True, 0, "", ""
     left, began = seconds, time.monotonic()
     end, last = began + wall_of(seconds), began + MOST_WALLS * wall_of(seconds)
-    for case in cases:
+    for number, case in enumerate(cases, start=1):
         wall = max(1.0, end - time.monotonic())
         (ended,) = box.run([Child("script", source, left, wall, case["input"].encode("utf-8", "surrogatepass"))])
         left -= ended.seconds
@@ -79,13 +82,19 @@ def _on_inputs(box: Box, source: bytes, tests: dict, seconds: float) -> Verdict:
             passed += 1
         else:
             reason = reason or trouble or "wrong"
+            failed = failed or f"test {number}, input {shown(case['input'])}{'' if trouble else _printed(ended, case)}"
         end, last = (moment + time.monotonic() - asked for moment in (end, last))  # the checker's time is its own
         if trouble == "too slow" or not compiled or time.monotonic() > last or checker.left <= 0:
             break
     correct = passed == len(cases) > 0
-    return Verdict(
-        compiled, ran and compiled, passed / max(1, len(cases)), correct, "" if correct else reason or "too slow"
-    )
+    reason = "" if correct else reason or "too slow"
+    return Verdict(compiled, ran and compiled, passed / max(1, len(cases)), correct, reason, failed)
+
+
+def _printed(ended: Ended, case: dict) -> str:
+    """What was printed and what was expected, in words."""
+    printed = ended.printed[:LOOKED_AT].decode(errors="replace")
+    return ": " + apart(printed.strip(), case["output"].strip()[:LOOKED_AT])
 
 
 class Checker:
@@ -124,7 +133,7 @@ def _on_calls(box: Box, source: bytes, tests: dict, seconds: float) -> Verdict:
     passed = sum(verdict["passed"]) / max(1, len(verdict["passed"]))
     correct = verdict["whole"] and bool(verdict["passed"]) and trouble != "too slow"
     reason = "" if correct else trouble or "wrong"
-    return Verdict(solution.told == b"compiled", verdict["ready"], passed, correct, reason)
+    return Verdict(solution.told == b"compiled", verdict["ready"], passed, correct, reason, verdict["failed"])
 
 
 def wall_of(seconds: float) -> float:

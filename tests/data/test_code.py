@@ -15,6 +15,7 @@ from data import check
 from data.code import problems_of
 from data.code_formats import STOP, WHOLE
 from data.code_tests import MOST
+from tests.fakes.sealing import only_here
 
 HUMAN_EVAL = Path(os.environ.get("GRPO_TEST_DATA", "nowhere"), "humaneval", "HumanEval.jsonl.gz")
 HALF = {
@@ -383,15 +384,50 @@ def test_the_options_of_the_data(tmp_path):
 
 def test_the_check_names_solutions_that_fail(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(check, "_run", plain)
+    monkeypatch.setattr(check, "_why", lambda problem: "(wrong)")
     row = {"prompt": "Add.", "tests": [{"input": "1 2", "output": "3"}]}
     file = write(tmp_path / "mine.jsonl", row | {"solution": SUM}, row)
     assert check.main([str(file)]) == 0
     assert capsys.readouterr().out == "2 problems; of 1 solutions 0 fail, and 1 have none\n"
     write(file, row | {"solution": SUM}, row | {"solution": "print(4)\n", "id": "wrong"})
     assert check.main([str(file)]) == 1
-    assert "wrong: its own solution fails\n" in capsys.readouterr().out
+    assert "wrong: its own solution fails (wrong)\n" in capsys.readouterr().out
     assert check.main([str(tmp_path / "nothing.jsonl")]) == 2
     assert "data.check: error: data_path: " in capsys.readouterr().err
+
+
+LONG = "x" * 90
+FAILING = [
+    ({"tests": [{"input": "1 2", "output": "3"}, {"input": "2 2", "output": "5"}]}, SUM,
+     "(wrong): test 2, input '2 2': got '4', expected '5'"),
+    ({"tests": [{"input": LONG, "output": f"{LONG}b"}]}, "print(input() + 'a')",
+     f"(wrong): test 1, input '{'x' * 56}...: got ...{'x' * 20}a', expected ...{'x' * 20}b'"),
+    ({"tests": [{"input": "a b", "output": "3"}]}, SUM, "(raised): test 1, input 'a b'"),
+    ({"entry_point": "add", "tests": [{"args": [1, 2], "result": 3}, {"args": [2], "kwargs": {"b": 2}, "result": 5}]},
+     ADD, "(wrong): test 2, add(2, b=2): got 4, expected 5"),
+    ({"entry_point": "add", "tests": [{"args": ["a", 2], "result": 5}]}, ADD,
+     """(wrong): test 1, add('a', 2): raised TypeError('can only concatenate str (not "int") to str')"""),
+    ({"entry_point": "add", "tests": [{"args": [[1]], "result": [2]}]}, "def add(a):\n    a.append(2)\n",
+     "(wrong): test 1, add([1]): got None, expected [2]"),
+    ({"entry_point": "add", "tests": [{"args": [1], "result": 1}]}, "import os\ndef add(a):\n    os._exit(0)\n",
+     "(wrong): test 1, add(1): no answer"),
+    ({"asserts": ["assert add(1, 2) == 3", "assert add(2, 2) == 5"]}, ADD,
+     "(wrong): test 2, assert add(2, 2) == 5: got 4"),
+    ({"asserts": ["for n in range(9):\n    assert add(n, n) < 6"]}, ADD,
+     "(wrong): test 1, assert add(n, n) < 6: got 6"),
+    ({"asserts": ["assert add(1, 2) == 3", "limit = missing", "assert add(2, 2) == limit"]}, ADD,
+     """(wrong): limit = missing: the test raised NameError("name 'missing' is not defined")"""),
+    ({"test": "from solution import add\ndef test_two():\n    assert add(1, 1) == 2\n    assert add(2, 2) == 5\n"}, ADD,
+     "(wrong): test 1, assert add(2, 2) == 5: got 4"),
+]  # fmt: skip
+
+
+@only_here
+@pytest.mark.parametrize(("row", "solution", "why"), FAILING)
+def test_the_check_names_the_first_test_that_fails(tmp_path, capsys, row, solution, why):
+    file = write(tmp_path / "mine.jsonl", row | {"prompt": "Add.", "solution": solution, "id": "mine"})
+    assert check.main([str(file)]) == 1
+    assert capsys.readouterr().out.splitlines()[0] == f"mine: its own solution fails {why}"
 
 
 @pytest.mark.skipif(not HUMAN_EVAL.exists(), reason="GRPO_TEST_DATA has no humaneval/HumanEval.jsonl.gz")

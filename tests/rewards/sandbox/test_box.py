@@ -103,7 +103,7 @@ def test_a_checker_waits_for_a_program_that_computes(box):
     tests = {"kind": "call", "entry_point": "f", "cases": [{"args": [], "result": 1}]}
     task = json.dumps({"tests": tests, "seed": 0}).encode()
     _, checker = box.run([Child("solution", busy.encode(), 4.0, 0.3), Child("checker", task, 4.0, 0.5)])
-    assert json.loads(checker.told[4:]) == {"passed": [True], "whole": True, "ready": True}
+    assert json.loads(checker.told[4:]) == {"passed": [True], "whole": True, "ready": True, "failed": ""}
 
 
 def test_a_machine_that_can_not_seal_is_refused_in_one_sentence(monkeypatch):

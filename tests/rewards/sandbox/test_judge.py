@@ -202,6 +202,27 @@ def test_a_program_can_not_end_the_loop_of_a_test(box):
     assert not judge(box, "def f(x): raise StopIteration", tests, 1.0).correct
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("'\\x1b[2J\\n1 problems; of 1 solutions 0 fail'", r"got '\x1b[2J\n1 problems; of 1 solutions 0 fail'"),
+        ("type('\\x1b[2J\\n' + 99 * 'x', (), {})()", f"got <an object of the program:  [2J {'x' * 25}..."),
+        ("10 ** 9999", "got <int that can not be written>"),
+        ("'x' * 10 ** 6", f"got '{'x' * 56}..."),
+    ],
+)
+def test_what_a_program_says_is_quoted_short_and_printable_and_changes_no_verdict(box, said, shown):
+    program = f"def f(x): return {said} if x == 2 else x * x"
+    verdict = judge(box, program, SQUARE, 2.0)
+    assert facts(verdict) == (True, True, 0.5, False, "wrong")
+    assert verdict.failed == f"test 1, f(2): {shown}, expected 4"
+    asserts = {"kind": "asserts", "code": "assert f(2) == 4\nassert f(3) == 9", "names": ["f"], "setup": ""}
+    verdict = judge(box, program, asserts, 2.0)
+    assert facts(verdict) == (True, True, 0.5, False, "wrong")
+    assert verdict.failed == f"test 1, assert f(2) == 4: {shown}"
+    assert judge(box, "def f(x): return x * x", asserts, 2.0).failed == ""
+
+
 def test_no_test_is_no_pass_and_an_unknown_kind_is_named(box):
     assert not judge(box, "", {"kind": "stdin", "cases": []}, 1.0).correct
     assert not judge(box, "def f(): pass", {"kind": "call", "entry_point": "f", "cases": []}, 1.0).correct
