@@ -287,7 +287,8 @@ def _transcripts(path: Path, budget: float) -> dict:
             check_kinds(found, where, {"completions": list})
             index = found["prompt_index"]
             if index not in seen and used < budget:
-                groups[index] = {"question": found["question"], "answer": found["answer"], "rows": []}
+                shared = {name: found.get(name) for name in ("question", "answer", "prompt")}
+                groups[index] = shared | {"rows": []}
             seen.add(index)
             if index in groups:
                 used += len(line)

@@ -35,6 +35,7 @@ def metrics_line(step: int, seed: int) -> dict:
 
 def group(prompt: int, text: str) -> dict:
     shared = {"prompt_index": prompt, "question": f"How many? {text}", "answer": "1,080"}
+    shared["prompt"] = f"A worked example.\n\nQuestion: How many? {text}\nSolution:"
     return shared | {"completions": [completion(sample, text) for sample in (0, 1, 2)]}
 
 
@@ -178,6 +179,7 @@ def test_large_rollouts_are_thinned_and_the_page_says_so(tmp_path, monkeypatch):
     assert len(found["steps"]) == report.FEWEST_STEPS
     assert [(len(step["groups"]), step["prompts"]) for step in found["steps"]] == [(1, 2)] * report.FEWEST_STEPS
     assert all(len(step["groups"][0]["rows"]) == 3 for step in found["steps"])
+    assert all(step["groups"][0]["prompt"].startswith("A worked example.") for step in found["steps"])
     assert found["left_out"] == "8 of 20 steps, at least the first 1 prompts of each"
 
 
