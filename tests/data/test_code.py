@@ -417,6 +417,7 @@ FAILING = [
      "(wrong): test 1, assert add(n, n) < 6: got 6"),
     ({"asserts": ["assert add(1, 2) == 3", "limit = missing", "assert add(2, 2) == limit"]}, ADD,
      """(wrong): limit = missing: the test raised NameError("name 'missing' is not defined")"""),
+    ({"asserts": ["assert add is None"]}, ADD, "(wrong): test 1, assert add is None: the test raised AssertionError()"),
     ({"test": "from solution import add\ndef test_two():\n    assert add(1, 1) == 2\n    assert add(2, 2) == 5\n"}, ADD,
      "(wrong): test 1, assert add(2, 2) == 5: got 4"),
 ]  # fmt: skip

@@ -74,6 +74,15 @@ def test_no_function_is_in_two_splits(path):
     assert not seen["validation"] & seen["test"]
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_no_sum_is_in_two_splits_with_its_terms_in_another_order(level):
+    def sums(split):
+        texts = [p.info["expression"] for p in load("symbolic", split, path=f"simplify:level={level},size=1000")]
+        return {tuple(sorted(text.replace(" - ", " + -").split(" + "))) for text in texts}
+
+    assert not sums("train") & sums("test")
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_the_form_and_its_numbers_decide_the_split(path):
     task, level = path.split(":level=")

@@ -95,6 +95,7 @@ def test_what_each_task_asks_for(task, gold, said, right):
 )
 def test_the_strict_form_wants_the_text_of_the_data(said, right):
     assert symbolic.same_text(f"so\n{IS} {said}", Problem("", "2*x + 3", {"task": "derivative"})) == right
+    assert symbolic.same_text(f"{IS} 2*x +", Problem("", "2*x +", {})) == 0.0  # no formula
 
 
 @pytest.mark.parametrize(
