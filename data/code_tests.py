@@ -178,5 +178,5 @@ def parse(code: str, what: str) -> ast.Module:
     """The syntax of Python code; ValueError, which begins with `what`, if it has none."""
     try:
         return ast.parse(code)
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{what} cannot be read as Python ({error})") from error
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: nested too deeply
+        raise ValueError(f"{what} cannot be read as Python ({str(error) or type(error).__name__})") from error

@@ -355,6 +355,7 @@ CASE = {"input": "1", "output": "2"}
         ({"prompt": "p", "tests": [CASE], "seconds": 0}, "'seconds' must be a number > 0 and <= 15, not 0"),
         ({"prompt": "p", "tests": [CASE], "seconds": 16}, "'seconds' must be a number > 0 and <= 15, not 16"),
         ({"prompt": "p", "tests": [CASE], "checker": "print("}, "checker cannot be read as Python"),
+        ({"prompt": "p", "tests": [CASE], "checker": "-" * 100_000 + "1"}, "checker cannot be read as Python"),
         (
             {"prompt": "p", "tests": [{"args": [], "result": 1}], "entry_point": "f", "checker": "print(1)"},
             "'checker' judges what whole programs print",
