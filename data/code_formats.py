@@ -97,7 +97,8 @@ def _own_list(row: dict) -> Parts:
         if row.get("checker") is not None:
             if tests["kind"] != "stdin":
                 raise ValueError("'checker' judges what whole programs print, so tests need 'input' and 'output'")
-            parse(_text(row, "checker"), "checker")
+            if not parse(_text(row, "checker"), "checker").body:
+                raise ValueError("'checker' has no statement")
             tests["checker"] = row["checker"]
         return _own(row, tests, cut)
     return _asked(row, cases, None)

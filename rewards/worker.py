@@ -12,6 +12,7 @@ ends. Left out: timeouts and what a failure means (`rewards/runner.py`).
 
 import math
 import os
+import re
 import signal
 import sys
 import traceback
@@ -28,6 +29,8 @@ from rewards.trl import DOES_NOT_APPLY
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to stop, the same as in `grpo/run/signals.py`; schedulers send them to every process."""
 
+METRIC = re.compile(r"[A-Za-z0-9_./-]{1,64}")
+"""Names that a reward may report numbers under; they go to files, trackers and terminals."""
 Reply = tuple[float | None, str, str]
 """(value, "", "") for a good call, with -inf where the reward does not apply; (None, reason, message) for a failed one.
 `RewardRunner` lists the reasons."""
@@ -63,8 +66,16 @@ def main() -> None:
 
 def _report(reported: dict[str, float], name: str, number: float) -> None:
     """Keep a number that a reward reports, if it is finite. Of two with one name in a call the second counts."""
-    if math.isfinite(number):
-        reported[str(name)] = float(number)
+    if not isinstance(name, str) or not METRIC.fullmatch(name):
+        raise ValueError(f"log_metric: a name has letters, digits and _./-, at most 64, and is not {name!r:.80}")
+    try:
+        value = float(number)
+    except OverflowError:
+        return
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"log_metric: {name} must be a number, not {number!r:.80}") from error
+    if math.isfinite(value):
+        reported[name] = value
 
 
 def grade(reward: Callable, completion: str, problem: Problem, told: Mapping[str, Any] | None = None) -> Reply:

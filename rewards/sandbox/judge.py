@@ -82,7 +82,8 @@ def _on_inputs(box: Box, source: bytes, tests: dict, seconds: float) -> Verdict:
             passed += 1
         else:
             reason = reason or trouble or "wrong"
-            failed = failed or f"test {number}, input {shown(case['input'])}{'' if trouble else _printed(ended, case)}"
+            said = "" if trouble else _printed(ended, case, tests)
+            failed = failed or f"test {number}, input {shown(case['input'])}{said}"
         end, last = (moment + time.monotonic() - asked for moment in (end, last))  # the checker's time is its own
         if trouble == "too slow" or not compiled or time.monotonic() > last or checker.left <= 0:
             break
@@ -91,10 +92,12 @@ def _on_inputs(box: Box, source: bytes, tests: dict, seconds: float) -> Verdict:
     return Verdict(compiled, ran and compiled, passed / max(1, len(cases)), correct, reason, failed)
 
 
-def _printed(ended: Ended, case: dict) -> str:
+def _printed(ended: Ended, case: dict, tests: dict) -> str:
     """What was printed and what was expected, in words."""
-    printed = ended.printed[:LOOKED_AT].decode(errors="replace")
-    return ": " + apart(printed.strip(), case["output"].strip()[:LOOKED_AT])
+    printed = ended.printed[:LOOKED_AT].decode(errors="replace").strip()
+    if "checker" in tests:
+        return f": the checker did not print 1 for {shown(printed)}"
+    return ": " + apart(printed, case["output"].strip()[:LOOKED_AT])
 
 
 class Checker:

@@ -355,6 +355,7 @@ CASE = {"input": "1", "output": "2"}
         ({"prompt": "p", "tests": [CASE], "seconds": 0}, "'seconds' must be a number > 0 and <= 15, not 0"),
         ({"prompt": "p", "tests": [CASE], "seconds": 16}, "'seconds' must be a number > 0 and <= 15, not 16"),
         ({"prompt": "p", "tests": [CASE], "checker": "print("}, "checker cannot be read as Python"),
+        ({"prompt": "p", "tests": [CASE], "checker": "# later"}, "'checker' has no statement"),
         ({"prompt": "p", "tests": [CASE], "checker": "-" * 100_000 + "1"}, "checker cannot be read as Python"),
         (
             {"prompt": "p", "tests": [{"args": [], "result": 1}], "entry_point": "f", "checker": "print(1)"},
@@ -404,6 +405,8 @@ FAILING = [
     ({"tests": [{"input": LONG, "output": f"{LONG}b"}]}, "print(input() + 'a')",
      f"(wrong): test 1, input '{'x' * 56}...: got ...{'x' * 20}a', expected ...{'x' * 20}b'"),
     ({"tests": [{"input": "a b", "output": "3"}]}, SUM, "(raised): test 1, input 'a b'"),
+    ({"tests": [{"input": "1 2", "output": "3"}], "checker": "raise SystemExit"}, SUM,
+     "(wrong): test 1, input '1 2': the checker did not print 1 for '3'"),
     ({"entry_point": "add", "tests": [{"args": [1, 2], "result": 3}, {"args": [2], "kwargs": {"b": 2}, "result": 5}]},
      ADD, "(wrong): test 2, add(2, b=2): got 4, expected 5"),
     ({"entry_point": "add", "tests": [{"args": ["a", 2], "result": 5}]}, ADD,

@@ -82,3 +82,15 @@ def test_the_alarm_is_set_during_a_call_only():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("", 1), ("a b", 1), ("\ud800", 1), (None, 1), ("a" * 65, 1), ("a", "x"), ("a", None), ("a", 1j)],
+)
+def test_what_can_not_be_reported_is_an_error_of_the_reward(name, number):
+    reported = {}
+    with pytest.raises(ValueError, match="log_metric: "):
+        worker._report(reported, name, number)
+    worker._report(reported, "a", 10**400)
+    assert reported == {}
