@@ -9,10 +9,9 @@ Needs the extra `gym`. Left out: composite tasks and curricula, and scoring (`re
 
 import ast
 import dataclasses
-import difflib
 
 from data import prompts
-from data.options import split_path, whole
+from data.options import did_you_mean, split_path, whole
 from data.problem import Problem, Task
 
 TASK = Task(
@@ -93,9 +92,8 @@ def _settings(name: str, options: dict[str, str]) -> dict:
         raise ValueError(f"data_path: task {name!r} of data 'gym' is refused: {REFUSED[name]}")
     if name not in DATASETS:
         tasks = sorted(set(DATASETS) - set(REFUSED))
-        near = difflib.get_close_matches(name, tasks, 1)
-        hint = f"did you mean {near[0]}?" if near else "name a task, such as countdown:size=2000"
-        raise ValueError(f"data_path: {name!r} is not one of {', '.join(tasks)}; {hint}")
+        hint = did_you_mean(name, tasks) or "; name a task, such as countdown:size=2000"
+        raise ValueError(f"data_path: {name!r} is not one of {', '.join(tasks)}{hint}")
     kind = DATASETS[name][1]
     known = [field.name for field in dataclasses.fields(kind) if field.name not in ("seed", "size")]
     for option in options:
