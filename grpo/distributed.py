@@ -1,9 +1,9 @@
 """Processes that work together: rank, world size, sums and exchanges. With one process every exchange is the identity.
 
 `torchrun` starts the processes and gives each its rank through the environment. All functions except `lost`, `rank`,
-`world_size`, `is_main`, `alone` and `carrier` are collective calls: every rank must make them, in the same order. Left
-out: when gradients are summed (`update.py`), how a model is sharded (`policy/sharding.py`), and what the exchanged
-values mean.
+`world_size`, `nearby`, `is_main`, `alone` and `carrier` are collective calls: every rank must make them, in the same
+order. Left out: when gradients are summed (`update.py`), how a model is sharded (`policy/sharding.py`), and what the
+exchanged values mean.
 """
 
 import os
@@ -87,6 +87,11 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def nearby() -> int:
+    """The number of processes on this machine, all if the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def is_main() -> bool:

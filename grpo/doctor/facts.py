@@ -4,7 +4,6 @@ Data and tokenizer are the real ones; from the model only the shapes are used. L
 (`check_data.py`, `check_algorithm.py`), memory (`memory.py`), and anything that needs a completion.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -155,7 +154,7 @@ def outline(config: Config, sets: ProblemSets, device: torch.device) -> Facts:
         refuse_lengths(encoded, NO_LIMIT)
     model, tokenizer = sets.shapes
     processes, (free, total) = distributed.world_size(), device_memory(device)
-    nearby = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    nearby = distributed.nearby()
     return Facts(
         sizes=sizes(model, config.lora_targets),
         num_train=len(train),

@@ -7,8 +7,6 @@ them as it does there. Left out: families that transformers' own code computes; 
 halve what is sent.
 """
 
-import os
-
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -58,8 +56,7 @@ def shard(policy: nn.Module, how: str) -> None:
 
 def mesh(how: str) -> DeviceMesh:
     """The processes among which a weight is divided, and under `hybrid` their copies on other machines."""
-    device, processes = distributed.carrier().type, distributed.world_size()
-    near = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    device, processes, near = distributed.carrier().type, distributed.world_size(), distributed.nearby()
     if how == "hybrid" and len(set(distributed.gather_objects(near))) > 1:
         raise ValueError("shard is 'hybrid': all machines must run the same number of processes; or take full")
     if how == "full" or near == processes:
