@@ -28,10 +28,7 @@ from grpo.policy import model_directory
 def trl(work: dict, batch: int, checkpointing: bool = False) -> dict:
     """Run and time steps of TRL's GRPOTrainer, with `batch` sequences per pass."""
     asked = Work(**work)
-    try:
-        from trl import GRPOConfig, GRPOTrainer
-    except ImportError:
-        raise ValueError("trl is not installed: pip install -r bench/requirements.txt") from None
+    GRPOConfig, GRPOTrainer = load_trl()
     import datasets
 
     device = distributed.init(asked.device)
@@ -65,7 +62,7 @@ def trl(work: dict, batch: int, checkpointing: bool = False) -> dict:
         )
         trainer = GRPOTrainer(
             model_directory(asked.model),
-            reward_funcs=[_for_trl(name, rows) for name in REWARDS],
+            reward_funcs=[for_trl(name, rows) for name in REWARDS],
             args=args,
             train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt, "row": i} for i, p in enumerate(rows)]),
         )
@@ -78,7 +75,16 @@ def trl(work: dict, batch: int, checkpointing: bool = False) -> dict:
     return result(asked, steps, prompt_ids, device) | held
 
 
-def _for_trl(name: str, problems: list[Problem]) -> Callable:
+def load_trl() -> tuple[type, type]:
+    """TRL's (GRPOConfig, GRPOTrainer). Raises ValueError, which says how to install it, where it is not."""
+    try:
+        from trl import GRPOConfig, GRPOTrainer
+    except ImportError:
+        raise ValueError("trl is not installed: pip install -r bench/requirements.txt") from None
+    return GRPOConfig, GRPOTrainer
+
+
+def for_trl(name: str, problems: list[Problem]) -> Callable:
     """One of our rewards in the form that TRL calls. The column `row` is the index of the problem."""
     reward = rewards.load(name)
 

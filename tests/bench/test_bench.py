@@ -10,9 +10,11 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench import floor, models, ours, peers, process, scaling, theirs
+import data
+from bench import clock, floor, models, ours, peers, process, scaling, theirs
 from bench.work import Work, work_of
 from grpo.policy import EMBEDDED, load_policy
+from grpo.prompts.order import draw_prompts
 from grpo.tree import pack
 from tests.fakes.models import save_tiny, tiny_model
 from tests.fakes.runs import ROOT
@@ -91,6 +93,41 @@ def test_trl_takes_the_same_step(checkpointing, brief, tmp_path):
     assert trl["ratio"] is None  # ours did not run
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+def test_trl_trains_by_the_clock(rank, tmp_path, monkeypatch, capsys):
+    for package in ("trl", "peft"):
+        pytest.importorskip(package, reason=f"{package} is in bench/requirements.txt alone")
+    asked = []
+
+    def seen(name, problems):
+        def reward(completions, row, **_):
+            asked.append([problems[i].prompt for i in row])
+            return [0.0] * len(row)
+
+        reward.__name__ = name
+        return reward
+
+    monkeypatch.setattr(clock, "for_trl", seen)
+    model = save_tiny(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
+    flags = ["--model", model, "--chat", "True", "--prompts_per_step", "2", "--group_size", "2", "--trl_batch", "2"]
+    flags += ["--max_new_tokens", "3", "--lora_rank", str(rank), "--out_dir", str(tmp_path), "--run_name", "trl"]
+    assert clock.main([*flags, "--num_steps", "2", "--rewards", "gsm8k.format"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "trl" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2] and all(line["time/step"] > 0 for line in lines)
+    assert {"reward/mean", "reward/gsm8k.format", "completion/length"} <= set(lines[0])
+    problems = data.load("arithmetic", "train", num_shots=0, seed=0)
+    ours = [[problems[i].prompt for i in draw_prompts(len(problems), 2, 0, step)] for step in (1, 2)]
+    assert asked == [[prompt for prompt in prompts for _ in range(2)] for prompts in ours]
+    learned, base = (load_policy(path)[0].state_dict() for path in (tmp_path / "trl" / "final", model))
+    assert all(torch.equal(learned[name], base[name]) for name in base)  # no reward differed, so nothing was learned
+    assert clock.main(flags) == 2 and "run_name is 'trl': must be new" in capsys.readouterr().err
+    flags[-1] = "short"
+    assert clock.main([*flags, "--num_steps", "9", "--minutes", "1e-9"]) == 0
+    assert len((tmp_path / "short" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
 def test_without_trl_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ValueError, match="requirements.txt"):
@@ -139,6 +176,11 @@ def test_a_process_has_a_limit_and_its_end_is_an_error():
         (peers, ["--only"], "only is"),
         (peers, ["--one-in", "32"], "one_in is 32: no other contestant can do that; use it with --only ours"),
         (peers, ["--trl-batch", "5"], "trl_batch is 5: must divide prompts x group, 32"),
+        (clock, ["--chat", "False"], "chat is False: must be True"),
+        (clock, ["--chat", "True", "--loss", "gspo"], "loss is 'gspo': must be 'grpo', since TRL is not told of"),
+        (clock, ["--chat", "True", "--flat_groups", "drop"], "flat_groups is 'drop': must be 'keep'"),
+        (clock, ["--chat", "True", "--trl_batch", "3"], "trl_batch is 3: must divide prompts_per_step x group_size"),
+        (clock, ["--minutes", "0"], "minutes is 0"),
         *((bench, ["--limit", n], "limit is") for bench in (peers, scaling) for n in ("nan", "-1", "inf")),
         (scaling, ["--shots", "-1"], "shots is (-1,)"),
         (scaling, ["--group", "8", "1"], "group is (8, 1): must be at least 2"),
