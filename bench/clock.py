@@ -48,7 +48,8 @@ class Clock(Config):
         ignored = {*options.facts_of(Config, "may_change"), *options.facts_of(Config, "task"), "max_prompt_tokens"}
         for field in fields(Config):
             value, ours = getattr(self, field.name), field.default
-            if field.name not in FOLLOWED | ignored and value != ours:
+            same = value == ours or (field.name, value) == ("precision", "fp32")
+            if field.name not in FOLLOWED | ignored and not same:
                 raise ValueError(f"{field.name} is {value!r}: must be {ours!r}, since TRL is not told of another")
         if not self.chat:
             raise ValueError("chat is False: must be True, since TRL's trainer ends no completion at a stop string")

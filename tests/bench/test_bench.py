@@ -124,7 +124,7 @@ def test_trl_trains_by_the_clock(rank, tmp_path, monkeypatch, capsys):
     assert all(torch.equal(learned[name], base[name]) for name in base)  # no reward differed, so nothing was learned
     assert clock.main(flags) == 2 and "run_name is 'trl': must be new" in capsys.readouterr().err
     flags[-1] = "short"
-    assert clock.main([*flags, "--num_steps", "9", "--minutes", "1e-9"]) == 0
+    assert clock.main([*flags, "--num_steps", "9", "--minutes", "1e-9", "--precision", "fp32"]) == 0
     assert len((tmp_path / "short" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
@@ -179,6 +179,7 @@ def test_a_process_has_a_limit_and_its_end_is_an_error():
         (clock, ["--chat", "False"], "chat is False: must be True"),
         (clock, ["--chat", "True", "--loss", "gspo"], "loss is 'gspo': must be 'grpo', since TRL is not told of"),
         (clock, ["--chat", "True", "--flat_groups", "drop"], "flat_groups is 'drop': must be 'keep'"),
+        (clock, ["--chat", "True", "--precision", "bf16"], "precision is 'bf16': must be 'auto'"),
         (clock, ["--chat", "True", "--trl_batch", "3"], "trl_batch is 3: must divide prompts_per_step x group_size"),
         (clock, ["--minutes", "0"], "minutes is 0"),
         *((bench, ["--limit", n], "limit is") for bench in (peers, scaling) for n in ("nan", "-1", "inf")),
