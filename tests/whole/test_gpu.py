@@ -127,19 +127,27 @@ def run(digits, name: str, **changes) -> tuple[list[dict], dict[str, torch.Tenso
     return timeless(metrics(directory)), weights(directory / "final")
 
 
-def test_a_run_is_that_of_a_cpu_and_goes_on_where_it_was_stopped(digits):
-    changes = {"num_epochs": 2, "minibatch_size": 4, "eval_every": 2}
+UPDATES = {"num_epochs": 2, "minibatch_size": 4, "eval_every": 2}
+
+
+def test_a_run_is_that_of_a_cpu(digits):
+    # Adam would make a sign of a rounding: 2e-3 of a KL, on a processor with AVX2 alone.
+    changes = UPDATES | {"optimizer": "sgd", "sgd_momentum": 0.9, "learning_rate": 0.05}
     theirs, _ = run(digits, "cpu", **changes)
-    ours, whole = run(digits, "gpu", device="cuda", **changes)
+    ours, _ = run(digits, "gpu", device="cuda", **changes)
     assert len(ours) == 4
     for our, their in zip(ours, theirs, strict=True):
         said = {name for name, value in their.items() if value is not None}
         assert said == {name for name, value in our.items() if value is not None}
         for name in said:
-            # Adam makes a sign of a rounding. On processors with AVX2 alone that moved a KL by 2e-3 of it.
-            assert our[name] == pytest.approx(their[name], rel=1e-2, abs=1e-6), name
-    run(digits, "stopped", device="cuda", num_steps=2, **changes)
-    again, resumed = run(digits, "stopped", device="cuda", resume="auto", **changes)
+            assert our[name] == pytest.approx(their[name], rel=1e-3, abs=1e-6), name
+
+
+def test_a_run_goes_on_where_it_was_stopped(digits):
+    ours, whole = run(digits, "gpu", device="cuda", **UPDATES)
+    run(digits, "stopped", device="cuda", num_steps=2, **UPDATES)
+    again, resumed = run(digits, "stopped", device="cuda", resume="auto", **UPDATES)
+    assert len(ours) == 4
     for name in ("gpu", "stopped"):  # what `auto` means with the memory there is, for good
         assert from_yaml(digits[-1] / name / "config.yaml").max_tokens_per_microbatch == MOST_TOKENS
     assert again[2:] == ours[2:]
