@@ -22,6 +22,7 @@ from grpo.dataloader import ProblemSets, render
 from grpo.options import option
 from grpo.policy import model_directory
 from grpo.prompts.order import draw_prompts
+from grpo.run.directory import place_of
 
 FOLLOWED = {
     *("model", "data", "data_path", "chat", "num_shots", "system_prompt", "prompt_template", "seed"),
@@ -60,7 +61,7 @@ class Clock(Config):
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0, or 2 for a wrong option."""
     asked = options.parse(Clock, argv, "bench.clock")
-    directory = Path(asked.out_dir, asked.run_name)
+    directory = place_of(asked)
     try:
         load_trl()
         if directory.exists():
@@ -150,7 +151,6 @@ def note_steps(trainer, asked: Clock, file: Path) -> None:
             began.append(now(device))
 
         def on_step_end(self, args, state, control, **_):
-            control.should_log = True
             control.should_training_stop |= now(device) - began[0] >= 60 * asked.minutes
 
         def on_log(self, args, state, control, logs, **_):
