@@ -91,7 +91,7 @@ def train(asked: Clock, directory: Path) -> None:
     adapters = {"r": asked.lora_rank, "lora_alpha": asked.lora_alpha, "target_modules": "all-linear"}
     trainer = GRPOTrainer(
         model_directory(asked.model),
-        reward_funcs=[for_trl(name, rows) for name in asked.rewards],
+        reward_funcs=[for_trl(name, rows, asked.max_new_tokens) for name in asked.rewards],
         args=arguments(asked, directory),
         train_dataset=datasets.Dataset.from_list(prompts),
         peft_config=LoraConfig(**adapters) if asked.lora_rank else None,

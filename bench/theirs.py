@@ -62,7 +62,7 @@ def trl(work: dict, batch: int, checkpointing: bool = False) -> dict:
         )
         trainer = GRPOTrainer(
             model_directory(asked.model),
-            reward_funcs=[for_trl(name, rows) for name in REWARDS],
+            reward_funcs=[for_trl(name, rows, asked.new_tokens) for name in REWARDS],
             args=args,
             train_dataset=datasets.Dataset.from_list([{"prompt": p.prompt, "row": i} for i, p in enumerate(rows)]),
         )
@@ -84,12 +84,21 @@ def load_trl() -> tuple[type, type]:
     return GRPOConfig, GRPOTrainer
 
 
-def for_trl(name: str, problems: list[Problem]) -> Callable:
-    """One of our rewards in the form that TRL calls. The column `row` is the index of the problem."""
-    reward = rewards.load(name)
+def for_trl(name: str, problems: list[Problem], cap: int) -> Callable:
+    """One of our rewards in the form that TRL calls. The column `row` is the index of the problem.
 
-    def score(completions, row, **_):
-        return [reward(text, problems[i]) for text, i in zip(completions, row, strict=True)]
+    Raises:
+        ValueError: the reward asks for something that TRL's trainer does not tell.
+    """
+    reward = rewards.load(name)
+    wanted = rewards.asks_for(reward)
+    if unknown := [fact for fact in wanted if fact not in ("tokens", "length", "cap")]:
+        raise ValueError(f"rewards: {name!r} asks for {', '.join(unknown)}, which TRL's trainer does not tell")
+
+    def score(completions, row, completion_ids, **_):
+        facts = [{"tokens": ids, "length": len(ids), "cap": cap} for ids in completion_ids]
+        told = [{fact: of_row[fact] for fact in wanted} for of_row in facts]
+        return [reward(text, problems[i], **more) for text, i, more in zip(completions, row, told, strict=True)]
 
     score.__name__ = name
     return score

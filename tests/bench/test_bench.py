@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import data
 from bench import clock, floor, models, ours, peers, process, scaling, theirs
 from bench.work import Work, work_of
+from data.problem import Problem
 from grpo.policy import EMBEDDED, load_policy
 from grpo.prompts.order import draw_prompts
 from grpo.tree import pack
@@ -93,6 +94,16 @@ def test_trl_takes_the_same_step(checkpointing, brief, tmp_path):
     assert trl["ratio"] is None  # ours did not run
 
 
+def test_a_reward_of_ours_is_told_by_trl_what_it_asks_for():
+    problems = [Problem("How many?", gold, {}) for gold in ("3", "4")]
+    given = {"completions": ["3", "3"], "row": [0, 1], "completion_ids": [[5, 6, 0], [5] * 10], "prompts": ["", ""]}
+    assert theirs.for_trl("gsm8k.last_number", problems, cap=10)(**given) == [1.0, 0.0]
+    assert theirs.for_trl("length.soft_overlong", problems, cap=10)(**given) == [-0.3, -1.0]  # (10 - 10 - length) / 10
+    assert theirs.for_trl("length.repetition", problems, cap=10)(**given) == [0.0, 1 / 8 - 1]
+    with pytest.raises(ValueError, match="'length.stop_properly' asks for finished, which TRL's trainer does not tell"):
+        theirs.for_trl("length.stop_properly", problems, cap=10)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_trl_trains_by_the_clock(rank, tmp_path, monkeypatch, capsys):
@@ -100,7 +111,9 @@ def test_trl_trains_by_the_clock(rank, tmp_path, monkeypatch, capsys):
         pytest.importorskip(package, reason=f"{package} is in bench/requirements.txt alone")
     asked = []
 
-    def seen(name, problems):
+    def seen(name, problems, cap):
+        assert cap == 3
+
         def reward(completions, row, **_):
             asked.append([problems[i].prompt for i in row])
             return [0.0] * len(row)
