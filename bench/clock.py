@@ -20,18 +20,20 @@ from grpo import distributed, options
 from grpo.config import Config
 from grpo.dataloader import ProblemSets, render
 from grpo.options import option
-from grpo.policy import model_directory
+from grpo.policy import eos_ids, model_directory
 from grpo.prompts.order import draw_prompts
 from grpo.run.directory import place_of
 
 FOLLOWED = {
     *("model", "data", "data_path", "chat", "num_shots", "system_prompt", "prompt_template", "seed"),
     *("num_steps", "prompts_per_step", "group_size", "max_new_tokens", "temperature", "device"),
-    *("rewards", "reward_weights", "clip_low", "clip_high", "kl_coef", "mask_truncated"),
+    *("rewards", "reward_weights", "advantage", "clip_low", "clip_high", "kl_coef", "mask_truncated"),
     *("lora_rank", "lora_alpha", "learning_rate", "schedule", "warmup_steps", "adam_beta1", "adam_beta2"),
     *("weight_decay", "max_grad_norm", "minutes", "trl_batch"),
 }
 """Options that TRL gets. Those that may change in a resumed run are ignored; of others it has our default alone."""
+SCALES = {"grpo": "group", "dr_grpo": "none"}
+"""By what TRL divides the rewards of a group, for each advantage that it has."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Clock(Config):
             same = value == ours or (field.name, value) == ("precision", "fp32")
             if field.name not in FOLLOWED | ignored and not same:
                 raise ValueError(f"{field.name} is {value!r}: must be {ours!r}, since TRL is not told of another")
+        if self.advantage not in SCALES:
+            raise ValueError(f"advantage is {self.advantage!r}: must be one of {', '.join(SCALES)}, which TRL has, too")
         if not self.chat:
             raise ValueError("chat is False: must be True, since TRL's trainer ends no completion at a stop string")
         if self.prompts_per_step * self.group_size % self.trl_batch:
@@ -81,7 +85,8 @@ def train(asked: Clock, directory: Path) -> None:
 
     _, GRPOTrainer = load_trl()
     sets = ProblemSets(asked)
-    problems, tokenizer = sets.problems("train", asked.num_shots), sets.shapes[1]
+    problems, (shapes, tokenizer) = sets.problems("train", asked.num_shots), sets.shapes
+    ends = eos_ids(shapes, tokenizer)
     rows = [
         problems[i]
         for step in range(1, asked.num_steps + 1)
@@ -91,7 +96,7 @@ def train(asked: Clock, directory: Path) -> None:
     adapters = {"r": asked.lora_rank, "lora_alpha": asked.lora_alpha, "target_modules": "all-linear"}
     trainer = GRPOTrainer(
         model_directory(asked.model),
-        reward_funcs=[for_trl(name, rows, asked.max_new_tokens) for name in asked.rewards],
+        reward_funcs=[for_trl(name, rows, asked.max_new_tokens, ends) for name in asked.rewards],
         args=arguments(asked, directory),
         train_dataset=datasets.Dataset.from_list(prompts),
         peft_config=LoraConfig(**adapters) if asked.lora_rank else None,
@@ -117,6 +122,7 @@ def arguments(asked: Clock, directory: Path):
         shuffle_dataset=False,
         temperature=asked.temperature,
         reward_weights=list(asked.reward_weights),
+        scale_rewards=SCALES[asked.advantage],
         beta=asked.kl_coef,
         epsilon=asked.clip_low,
         epsilon_high=asked.clip_high,

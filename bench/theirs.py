@@ -5,7 +5,7 @@ the work sets. Left out: comparing (`peers.py`).
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from transformers import (
@@ -84,21 +84,29 @@ def load_trl() -> tuple[type, type]:
     return GRPOConfig, GRPOTrainer
 
 
-def for_trl(name: str, problems: list[Problem], cap: int) -> Callable:
+def for_trl(name: str, problems: list[Problem], cap: int, ends: Collection[int] = ()) -> Callable:
     """One of our rewards in the form that TRL calls. The column `row` is the index of the problem.
+
+    Args:
+        name: of the reward.
+        problems: of all rows.
+        cap: the most tokens of a completion.
+        ends: the tokens that end one.
 
     Raises:
         ValueError: the reward asks for something that TRL's trainer does not tell.
     """
     reward = rewards.load(name)
     wanted = rewards.asks_for(reward)
-    if unknown := [fact for fact in wanted if fact not in ("tokens", "length", "cap")]:
+    if unknown := [fact for fact in wanted if fact not in ("tokens", "length", "cap", "finished")]:
         raise ValueError(f"rewards: {name!r} asks for {', '.join(unknown)}, which TRL's trainer does not tell")
 
     def score(completions, row, completion_ids, **_):
-        facts = [{"tokens": ids, "length": len(ids), "cap": cap} for ids in completion_ids]
-        told = [{fact: of_row[fact] for fact in wanted} for of_row in facts]
-        return [reward(text, problems[i], **more) for text, i, more in zip(completions, row, told, strict=True)]
+        values = []
+        for text, i, ids in zip(completions, row, completion_ids, strict=True):
+            facts = {"tokens": ids, "length": len(ids), "cap": cap, "finished": ids[-1] in ends}
+            values.append(reward(text, problems[i], **{fact: facts[fact] for fact in wanted}))
+        return values
 
     score.__name__ = name
     return score

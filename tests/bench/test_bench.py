@@ -94,14 +94,17 @@ def test_trl_takes_the_same_step(checkpointing, brief, tmp_path):
     assert trl["ratio"] is None  # ours did not run
 
 
-def test_a_reward_of_ours_is_told_by_trl_what_it_asks_for():
+def test_a_reward_of_ours_is_told_by_trl_what_it_asks_for(tmp_path):
     problems = [Problem("How many?", gold, {}) for gold in ("3", "4")]
     given = {"completions": ["3", "3"], "row": [0, 1], "completion_ids": [[5, 6, 0], [5] * 10], "prompts": ["", ""]}
     assert theirs.for_trl("gsm8k.last_number", problems, cap=10)(**given) == [1.0, 0.0]
     assert theirs.for_trl("length.soft_overlong", problems, cap=10)(**given) == [-0.3, -1.0]  # (10 - 10 - length) / 10
     assert theirs.for_trl("length.repetition", problems, cap=10)(**given) == [0.0, 1 / 8 - 1]
-    with pytest.raises(ValueError, match="'length.stop_properly' asks for finished, which TRL's trainer does not tell"):
-        theirs.for_trl("length.stop_properly", problems, cap=10)
+    assert theirs.for_trl("length.stop_properly", problems, cap=10, ends={0, 1})(**given) == [0.0, -1.0]
+    outside = "def told(completion, problem, *, whole):\n    return 1.0\n"
+    (tmp_path / "my.py").write_text(outside)
+    with pytest.raises(ValueError, match="told' asks for whole, which TRL's trainer does not tell"):
+        theirs.for_trl(f"{tmp_path}/my.py:told", problems, cap=10)
 
 
 @pytest.mark.slow
@@ -111,8 +114,8 @@ def test_trl_trains_by_the_clock(rank, tmp_path, monkeypatch, capsys):
         pytest.importorskip(package, reason=f"{package} is in bench/requirements.txt alone")
     asked = []
 
-    def seen(name, problems, cap):
-        assert cap == 3
+    def seen(name, problems, cap, ends):
+        assert cap == 3 and ends
 
         def reward(completions, row, **_):
             asked.append([problems[i].prompt for i in row])
@@ -191,6 +194,7 @@ def test_a_process_has_a_limit_and_its_end_is_an_error():
         (peers, ["--trl-batch", "5"], "trl_batch is 5: must divide prompts x group, 32"),
         (clock, ["--chat", "False"], "chat is False: must be True"),
         (clock, ["--chat", "True", "--loss", "gspo"], "loss is 'gspo': must be 'grpo', since TRL is not told of"),
+        (clock, ["--chat", "True", "--advantage", "rloo"], "advantage is 'rloo': must be one of grpo, dr_grpo"),
         (clock, ["--chat", "True", "--flat_groups", "drop"], "flat_groups is 'drop': must be 'keep'"),
         (clock, ["--chat", "True", "--precision", "bf16"], "precision is 'bf16': must be 'auto'"),
         (clock, ["--chat", "True", "--trl_batch", "3"], "trl_batch is 3: must divide prompts_per_step x group_size"),
