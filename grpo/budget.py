@@ -15,6 +15,7 @@ import torch
 
 from grpo import distributed
 from grpo.batch import Batch
+from grpo.kernels import heap
 from grpo.microbatch import Microbatch, cut_rows, empty
 from grpo.policy import Policy, is_sharded
 
@@ -94,6 +95,7 @@ class Attempt:
 
     def __iter__(self) -> Iterator[Microbatch]:
         for micro in self.microbatches:
+            heap.give_back()  # a long run would grow to twice what it holds
             self.present = micro
             yield micro
 

@@ -35,7 +35,7 @@ def diagnose(config: Config, facts: Facts) -> list[Finding]:
 
 
 def budget(config: Config, sets: ProblemSets, device: torch.device, free: int) -> int:
-    """What `max_tokens_per_microbatch: auto` means on a GPU. No weight is loaded.
+    """The most tokens of a micro-batch that fit into memory. No weight is loaded.
 
     Args:
         config: of the run, with every other `auto` settled.

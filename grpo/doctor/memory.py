@@ -14,8 +14,8 @@ from grpo.doctor.facts import Facts
 from grpo.kernels import onednn
 from grpo.logprobs import vocabularies_per_chunk
 
-USED = 0.9
-"""Share of a GPU's free memory that `budget` uses. The rest is for uncounted buffers and fragmentation."""
+USED = {"cuda": 0.9, "cpu": 0.6}
+"""Share of a device's free memory that `budget` uses. The rest is for uncounted buffers and fragmentation."""
 
 LEAST_TOKENS, MOST_TOKENS = 256, 8192
 """Bounds of `budget`. At the upper one matrix products are large already, so the remaining memory is left free.
@@ -129,13 +129,13 @@ def least(config: Config, facts: Facts) -> Memory:
 
 
 def budget(config: Config, facts: Facts) -> int:
-    """The value of `max_tokens_per_microbatch: auto` on a GPU that has `facts.free_bytes` before anything is loaded.
+    """The most tokens of a micro-batch on a device that has `facts.free_bytes` before anything is loaded.
 
     The sampler's buffers, also those of validation, stay while learning, so they are counted too.
     """
     batch = config.eval_batch if config.eval_every else 0
     taken = sum(copies(config, facts).values()) + sampler_buffers(config, facts, batch) + _fixed(config, facts)
-    fitting = int((USED * facts.free_bytes - taken) / kept(config, facts))
+    fitting = int((USED[config.device] * facts.free_bytes / facts.sharing - taken) / kept(config, facts))
     return min(max(fitting // LEAST_TOKENS * LEAST_TOKENS, LEAST_TOKENS), MOST_TOKENS)
 
 

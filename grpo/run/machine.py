@@ -4,7 +4,6 @@ Left out: how large a micro-batch a GPU's memory allows (`doctor/memory.py`), an
 loaded (`grpo/__init__.py`).
 """
 
-import ctypes
 import os
 import platform
 import resource
@@ -13,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from grpo import distributed
+from grpo.kernels import heap
 from grpo.kernels.compiled import can_compile, taken_back
 from grpo.run.version import commit
 
@@ -29,13 +28,7 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     """(free, total) bytes of a GPU or, for a CPU, of the machine. If the system does not say, all counts as free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    told = Path("/proc/meminfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1]), total
-    return total, total
+    return heap.memory()
 
 
 def peak_bytes(device: torch.device) -> dict[str, float]:
@@ -63,7 +56,7 @@ def environment(device: torch.device) -> dict:
 
 
 TOKENS_PER_MICROBATCH = 4096
-"""What `max_tokens_per_microbatch: auto` means on a CPU."""
+"""What `max_tokens_per_microbatch: auto` means on a CPU, if its memory allows that many."""
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Torch reads this variable at its first tensor: large tensors get large pages."""
 
@@ -77,13 +70,13 @@ def settle(
         asked: of a run, of an evaluation, or of a sample.
         device: of this process.
         before: options that a resumed run began with. What `auto` meant then stays, also on another device.
-        budget: says what `max_tokens_per_microbatch: auto` means on a GPU, from options that are settled but for it.
+        budget: says how many tokens of a micro-batch fit into memory, from options that are settled but for that one.
     """
     on_gpu = device.type == "cuda"
     meanings = {  # in this order: a later one depends on those before it
         "precision": lambda known: "bf16" if on_gpu else "fp32",  # bfloat16 is slow on a CPU
         "compile": lambda known: on_gpu and known.precision in ("bf16", "fp16") and can_compile(),
-        "max_tokens_per_microbatch": budget if on_gpu else lambda known: TOKENS_PER_MICROBATCH,
+        "max_tokens_per_microbatch": budget if on_gpu else lambda known: min(budget(known), TOKENS_PER_MICROBATCH),
     }
     known = replace(asked, device=device.type)
     for name, meaning in meanings.items():
@@ -112,14 +105,6 @@ def settings(device: torch.device) -> Iterator[None]:
             at_end.callback(os.environ.pop, LARGE_PAGES, None)
             os.environ[LARGE_PAGES] = "1"
         if on_cpu:
-            at_end.callback(_set_malloc, 2**17, 2**17)  # glibc's own numbers: what was set can not be read
-            _set_malloc(-1, 2**30)
+            at_end.callback(heap.as_usual)
+            heap.keep_freed()
         yield
-
-
-def _set_malloc(trim_threshold: int, mmap_threshold: int) -> None:
-    """Tell glibc how many freed bytes it gives back (-1: none), and from what size on it maps memory by itself."""
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
-        mallopt(-1, trim_threshold)  # M_TRIM_THRESHOLD
-        mallopt(-3, mmap_threshold)  # M_MMAP_THRESHOLD

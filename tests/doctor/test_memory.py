@@ -205,14 +205,22 @@ def test_auto_fills_the_free_memory_and_not_more(group_size, eval_every):
     for free in (20, 24, 28):
         known = replace(KNOWN, free_bytes=free * 10**9)
         numbers.append(budget(recipe, known))
-        assert at_once(recipe, known, numbers[-1]) <= USED * known.free_bytes
-        assert at_once(recipe, known, numbers[-1] + LEAST_TOKENS) > USED * known.free_bytes
+        assert at_once(recipe, known, numbers[-1]) <= USED["cuda"] * known.free_bytes
+        assert at_once(recipe, known, numbers[-1] + LEAST_TOKENS) > USED["cuda"] * known.free_bytes
     assert numbers == sorted(numbers) and LEAST_TOKENS < numbers[0] < numbers[-1] < MOST_TOKENS
     assert all(number % LEAST_TOKENS == 0 for number in numbers)
     assert budget(replace(recipe, activation_checkpointing=True), known) > numbers[-1]
     assert budget(recipe, replace(KNOWN, free_bytes=10**9)) == LEAST_TOKENS
     assert budget(recipe, replace(KNOWN, free_bytes=10**12)) == MOST_TOKENS
     assert budget(recipe, replace(known, sizes=replace(SIZES, layers=48))) < numbers[-1]
+
+
+def test_on_a_cpu_processes_share_the_memory_and_glibc_keeps_some():
+    recipe = config(**RECIPE | {"max_tokens_per_microbatch": "auto", "device": "cpu", "precision": "fp32"})
+    alone, shared = replace(KNOWN, free_bytes=30 * 10**9), replace(KNOWN, free_bytes=60 * 10**9, sharing=2)
+    number = budget(recipe, alone)
+    assert LEAST_TOKENS < number < MOST_TOKENS and number == budget(recipe, shared)
+    assert at_once(recipe, alone, number) <= USED["cpu"] * 30 * 10**9 < at_once(recipe, alone, number + LEAST_TOKENS)
 
 
 def at_once(recipe, known, number: int) -> float:

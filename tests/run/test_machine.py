@@ -23,18 +23,20 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 @pytest.mark.parametrize("possible", [True, False])
 def test_auto_is_settled_by_device(possible, monkeypatch):
     monkeypatch.setattr(machine, "can_compile", lambda: possible)
-    asked = []
+    asked, room = [], 8192
 
     def budget(known: Config) -> int:
         asked.append((known.device, known.precision, known.compile))
-        return 77
+        return 77 if known.device == "cuda" else room
 
     on_cpu, on_gpu = settle(Config(), CPU, budget=budget), settle(Config(), GPU, budget=budget)
     assert (on_cpu.device, on_cpu.precision, on_cpu.max_tokens_per_microbatch) == ("cpu", "fp32", 4096)
     assert (on_cpu.compile, on_gpu.compile) == (False, possible)
     assert settle(Config(precision="fp32"), GPU, budget=budget).compile is False
     assert (on_gpu.device, on_gpu.precision, on_gpu.max_tokens_per_microbatch) == ("cuda", "bf16", 77)
-    assert asked == [("cuda", "bf16", possible), ("cuda", "fp32", False)]  # with everything else settled
+    assert asked == [("cpu", "fp32", False), ("cuda", "bf16", possible), ("cuda", "fp32", False)]  # all else is settled
+    room = 512
+    assert settle(Config(), CPU, budget=budget).max_tokens_per_microbatch == 512
     chosen = Config(precision="fp16", compile=True, max_tokens_per_microbatch=7)
     assert settle(chosen, CPU, budget=budget) == replace(chosen, device="cpu")
 
