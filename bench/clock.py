@@ -70,7 +70,6 @@ def main(argv: list[str]) -> int:
         load_trl()
         if directory.exists():
             raise ValueError(f"run_name is {asked.run_name!r}: must be new, but {directory} exists")
-        directory.mkdir(parents=True)
         train(asked, directory)
     except ValueError as error:
         print(f"bench.clock: error: {error}", file=sys.stderr)
@@ -94,9 +93,11 @@ def train(asked: Clock, directory: Path) -> None:
     ]
     prompts = [{"prompt": render(problem, tokenizer, asked.chat), "row": i} for i, problem in enumerate(rows)]
     adapters = {"r": asked.lora_rank, "lora_alpha": asked.lora_alpha, "target_modules": "all-linear"}
+    scores = [for_trl(name, rows, asked.max_new_tokens, ends) for name in asked.rewards]
+    directory.mkdir(parents=True)  # not before: a refused command leaves nothing behind
     trainer = GRPOTrainer(
         model_directory(asked.model),
-        reward_funcs=[for_trl(name, rows, asked.max_new_tokens, ends) for name in asked.rewards],
+        reward_funcs=scores,
         args=arguments(asked, directory),
         train_dataset=datasets.Dataset.from_list(prompts),
         peft_config=LoraConfig(**adapters) if asked.lora_rank else None,

@@ -1,4 +1,4 @@
-"""The picture of training rewards against minutes, for runs of `train.py` and of `bench.clock`: docs/benchmarks.md.
+"""The picture of training rewards against minutes, for runs of `train.py` and of `bench.clock`: docs/results.md.
 
     python docs/pictures/by_the_clock.py docs/pictures/by_the_clock.png "What is compared" runs/ours runs/trl
 

@@ -131,7 +131,8 @@ def least(config: Config, facts: Facts) -> Memory:
 def budget(config: Config, facts: Facts) -> int:
     """The most tokens of a micro-batch on a device that has `facts.free_bytes` before anything is loaded.
 
-    The sampler's buffers, also those of validation, stay while learning, so they are counted too.
+    The sampler's buffers, also those of validation, stay while learning, so they are counted too. On a CPU they are
+    freed, but glibc keeps them.
     """
     batch = config.eval_batch if config.eval_every else 0
     taken = sum(copies(config, facts).values()) + sampler_buffers(config, facts, batch) + _fixed(config, facts)

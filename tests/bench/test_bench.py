@@ -129,6 +129,9 @@ def test_trl_trains_by_the_clock(rank, tmp_path, monkeypatch, capsys):
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
     flags = ["--model", model, "--chat", "True", "--prompts_per_step", "2", "--group_size", "2", "--trl_batch", "2"]
     flags += ["--max_new_tokens", "3", "--lora_rank", str(rank), "--out_dir", str(tmp_path), "--run_name", "trl"]
+    assert clock.main([*flags, "--data", "jsonl"]) == 2
+    assert "bench.clock: error: data_path: data 'jsonl' needs" in capsys.readouterr().err
+    assert not (tmp_path / "trl").exists()
     assert clock.main([*flags, "--num_steps", "2", "--rewards", "gsm8k.format"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "trl" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2] and all(line["time/step"] > 0 for line in lines)
