@@ -5,6 +5,7 @@ import torch
 
 from grpo import distributed
 from grpo.budget import Budget, Pass
+from grpo.kernels import heap
 from tests.fakes.models import tiny_policy
 from tests.test_microbatch import batch, size
 
@@ -43,6 +44,14 @@ def test_when_memory_runs_out_the_pass_starts_again_with_half_the_budget(budget)
         computed.append(rows)
     assert computed == [[], [[0, 1], [3]]] and budget.max_tokens == 4
     assert parameter.grad is not None  # of the attempt that succeeded
+
+
+def test_freed_memory_is_given_back_before_each_micro_batch(budget, monkeypatch):
+    budget.max_tokens, given = 4, []
+    monkeypatch.setattr(heap, "give_back", lambda: given.append("freed"))
+    for attempt in Pass(budget, batch()).attempts():
+        times = [len(given) for _ in attempt]
+    assert times == [1, 2]
 
 
 def test_another_rank_that_ran_out_makes_this_one_start_again_too(budget, monkeypatch):

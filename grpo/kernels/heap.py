@@ -8,21 +8,49 @@ out: memory of a GPU, and any other allocator, on which nothing here acts.
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 SHORT = 0.5
-"""Share of the machine's memory: with less than that free, `give_back` acts."""
+"""Share of the memory: with less than that free, `give_back` acts."""
+SYSTEM = Path("/")
+"""Where Linux tells of itself, in `proc` and `sys`."""
+GROUPS = {
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "": ("memory.max", "memory.current", "inactive_file"),
+}
+"""Control groups, version 1 and 2: the files of the limit and of what is held, and what of it only caches files."""
 
 
 def memory() -> tuple[int, int]:
-    """(free, total) bytes of the machine. If the system does not say, all counts as free."""
+    """(free, total) bytes: of the machine, or of the container or job where that has less.
+
+    If the system does not say, all counts as free.
+    """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    told = Path("/proc/meminfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1]), total
-    return total, total
+    free = 1024 * _table(SYSTEM / "proc/meminfo").get("MemAvailable:", total // 1024)
+    for left, limit in _control_groups():
+        free, total = min(free, left), min(total, limit)
+    return free, total
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """(free, limit) bytes of each control group with a limit that this process is in, inner and outer ones.
+
+    A container may see its own group as the outermost one, though `proc` calls it by a longer path.
+    """
+    for line in _lines(SYSTEM / "proc/self/cgroup"):
+        _, controller, path = line.split(":", 2)
+        if controller not in GROUPS:
+            continue
+        of_limit, of_held, of_cache = GROUPS[controller]
+        parts = Path(path).parts[1:]
+        for depth in range(len(parts) + 1):
+            group = (SYSTEM / "sys/fs/cgroup" / controller).joinpath(*parts[:depth])
+            limit, held = _lines(group / of_limit), _lines(group / of_held)
+            if limit and held and limit[0] != "max":
+                cache = _table(group / "memory.stat").get(of_cache, 0)
+                yield max(int(limit[0]) - int(held[0]) + cache, 0), int(limit[0])
 
 
 def keep_freed() -> None:
@@ -39,6 +67,19 @@ def give_back() -> bool:
     """Give all freed memory back to the system, if it is short. Returns whether glibc had any to give."""
     free, total = memory()
     return free < SHORT * total and bool(_libc("malloc_trim")(0))
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file; none where it can not be read."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _table(path: Path) -> dict[str, int]:
+    """The second word of each line, a number, by the first."""
+    return {line.split()[0]: int(line.split()[1]) for line in _lines(path)}
 
 
 def _set(trim_threshold: int, mmap_threshold: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo.kernels import decode
+from grpo.kernels import decode, heap
 from grpo.logprobs import NO_WORD, head_for, product
 from grpo.policy import Policy
 from grpo.policy.attention import KeysValues, PrefillAttention
@@ -110,6 +110,7 @@ class Rows:
             self._forget()
             for joint in self.products:
                 joint.unpack()
+            heap.give_back()  # the next buffers have another size
 
     def _forget(self) -> None:
         """Free the buffers, the graphs that hold their addresses, and the memory pool of the graphs.

@@ -44,8 +44,50 @@ def test_holes_are_given_back_where_memory_is_short():
 def test_free_memory_is_less_than_all_of_it(monkeypatch, tmp_path):
     free, total = heap.memory()
     assert 10**8 < free < total < 10**15
-    monkeypatch.setattr(heap, "Path", lambda _: tmp_path / "none")
-    assert heap.memory() == (total, total)
+    monkeypatch.setattr(heap, "SYSTEM", tmp_path)
+    free, total = heap.memory()
+    assert free == total > 10**8
+
+
+def system(root, **files: str) -> None:
+    """Files of a Linux system below `root`, by path; the machine has 40 MB free."""
+    for name, text in {
+        "proc/meminfo": "MemTotal: 90000 kB\nMemAvailable: 40000 kB\nHugePages_Total: 0",
+        **files,
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+
+
+def group(place: str, limit: str, held: int, cache: int, version: int = 2) -> dict[str, str]:
+    """The files of one control group."""
+    inside, outer = ("max", "current"), ""
+    if version == 1:
+        inside, outer = ("limit_in_bytes", "usage_in_bytes"), "total_"
+    stat = f"anon 5\n{outer}inactive_file {cache}"
+    texts = dict(zip((*inside, "stat"), (limit, str(held), stat), strict=True))
+    return {f"sys/fs/cgroup/{place}memory.{name}": text for name, text in texts.items()}
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "free", "total"),
+    [
+        ("0::/job/step", group("job/step/", "max", 10**6, 0), 40_960_000, None),  # without a limit
+        ("0::/job/step", group("job/step/", "9000000", 4_000_000, 500_000), 5_500_000, 9_000_000),
+        ("0::/job/step", group("job/", "9000000", 4_000_000, 500_000), 5_500_000, 9_000_000),  # an outer group's
+        ("0::/", group("", "9000000", 9_500_000, 0), 0, 9_000_000),  # a container that holds more than it may
+        ("7:memory:/docker/a1", group("memory/", "9000000", 10**6, 7, 1), 8_000_007, 9_000_000),  # its outermost one
+        ("7:memory:/a", group("memory/a/", "9223372036854771712", 10**6, 0, 1), 40_960_000, None),  # without, version 1
+        ("3:cpu:/a", group("cpu/a/", "9000000", 10**6, 0), 40_960_000, None),  # not of memory
+        ("0::/gone", {}, 40_960_000, None),
+    ],
+)
+def test_memory_of_a_container_counts(monkeypatch, tmp_path, line, files, free, total):
+    system(tmp_path, **files, **{"proc/self/cgroup": line})
+    monkeypatch.setattr(heap, "SYSTEM", tmp_path / "nothing")
+    machine = heap.memory()[1]
+    monkeypatch.setattr(heap, "SYSTEM", tmp_path)
+    assert heap.memory() == (free, total or machine)
 
 
 def test_another_system_has_nothing_to_give(monkeypatch):

@@ -104,10 +104,11 @@ def test_room_is_kept_where_shapes_are_rounded_and_new_weights_are_seen():
     assert_rows(sampler.generate(longer, **OPTIONS), rows_of(plain.generate(longer, **OPTIONS)))
 
 
-def test_on_a_cpu_the_room_is_given_back():
-    sampler = make_sampler()
+def test_on_a_cpu_the_room_is_freed_and_given_back(monkeypatch):
+    sampler, given = make_sampler(), []
+    monkeypatch.setattr(rows.heap, "give_back", lambda: given.append(sampler.rows.attention))
     sampler.generate(PROMPTS, **OPTIONS)
-    assert sampler.rows.attention is None
+    assert sampler.rows.attention is None and given == [None]
 
 
 def test_few_shapes_occur_where_they_are_rounded():
