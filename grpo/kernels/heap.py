@@ -16,8 +16,8 @@ SHORT = 0.5
 SYSTEM = Path("/")
 """Where Linux tells of itself, in `proc` and `sys`."""
 GROUPS = {
-    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+    "": ("memory.max", "memory.current", ("active_file", "inactive_file")),
 }
 """Control groups, version 1 and 2: the files of the limit and of what is held, and what of it only caches files."""
 
@@ -27,30 +27,31 @@ def memory() -> tuple[int, int]:
 
     If the system does not say, all counts as free.
     """
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    free = 1024 * _table(SYSTEM / "proc/meminfo").get("MemAvailable:", total // 1024)
-    for left, limit in _control_groups():
-        free, total = min(free, left), min(total, limit)
-    return free, total
+    free, total = zip(*_places(), strict=True)
+    return min(free), min(total)
 
 
-def _control_groups() -> Iterator[tuple[int, int]]:
-    """(free, limit) bytes of each control group with a limit that this process is in, inner and outer ones.
+def _places() -> Iterator[tuple[int, int]]:
+    """(free, total) bytes of the machine, and of every control group with a limit that this process is in.
 
     A container may see its own group as the outermost one, though `proc` calls it by a longer path.
     """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield 1024 * _table(SYSTEM / "proc/meminfo").get("MemAvailable:", total // 1024), total
     for line in _lines(SYSTEM / "proc/self/cgroup"):
-        _, controller, path = line.split(":", 2)
-        if controller not in GROUPS:
+        _, controllers, path = line.split(":", 2)
+        version = "memory" if "memory" in controllers.split(",") else controllers
+        if version not in GROUPS:
             continue
-        of_limit, of_held, of_cache = GROUPS[controller]
+        of_limit, of_held, of_cache = GROUPS[version]
         parts = Path(path).parts[1:]
         for depth in range(len(parts) + 1):
-            group = (SYSTEM / "sys/fs/cgroup" / controller).joinpath(*parts[:depth])
-            limit, held = _lines(group / of_limit), _lines(group / of_held)
-            if limit and held and limit[0] != "max":
-                cache = _table(group / "memory.stat").get(of_cache, 0)
-                yield max(int(limit[0]) - int(held[0]) + cache, 0), int(limit[0])
+            group = (SYSTEM / "sys/fs/cgroup" / version).joinpath(*parts[:depth])
+            limit, held = ("".join(_lines(group / name)) for name in (of_limit, of_held))
+            if limit.isdigit() and held.isdigit():
+                known = _table(group / "memory.stat")
+                cache = sum(known.get(name, 0) for name in of_cache)
+                yield max(int(limit) - int(held) + cache, 0), int(limit)
 
 
 def keep_freed() -> None:
@@ -65,21 +66,22 @@ def as_usual() -> None:
 
 def give_back() -> bool:
     """Give all freed memory back to the system, if it is short. Returns whether glibc had any to give."""
-    free, total = memory()
-    return free < SHORT * total and bool(_libc("malloc_trim")(0))
+    short = any(free < SHORT * total for free, total in _places())
+    return short and bool(_libc("malloc_trim")(0))
 
 
 def _lines(path: Path) -> list[str]:
     """The lines of a file; none where it can not be read."""
     try:
-        return path.read_text().splitlines()
+        return path.read_text(errors="replace").splitlines()
     except OSError:
         return []
 
 
 def _table(path: Path) -> dict[str, int]:
     """The second word of each line, a number, by the first."""
-    return {line.split()[0]: int(line.split()[1]) for line in _lines(path)}
+    words = [line.split() for line in _lines(path)]
+    return {word[0]: int(word[1]) for word in words if len(word) > 1}
 
 
 def _set(trim_threshold: int, mmap_threshold: int) -> None:

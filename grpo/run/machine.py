@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes of a GPU or, for a CPU, of the machine. If the system does not say, all counts as free."""
+    """(free, total) bytes of a GPU or, for a CPU, as `heap.memory` says."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     return heap.memory()

@@ -64,7 +64,7 @@ def group(place: str, limit: str, held: int, cache: int, version: int = 2) -> di
     inside, outer = ("max", "current"), ""
     if version == 1:
         inside, outer = ("limit_in_bytes", "usage_in_bytes"), "total_"
-    stat = f"anon 5\n{outer}inactive_file {cache}"
+    stat = f"anon 5\n{outer}inactive_file {cache - 1}\n{outer}active_file 1"
     texts = dict(zip((*inside, "stat"), (limit, str(held), stat), strict=True))
     return {f"sys/fs/cgroup/{place}memory.{name}": text for name, text in texts.items()}
 
@@ -72,13 +72,18 @@ def group(place: str, limit: str, held: int, cache: int, version: int = 2) -> di
 @pytest.mark.parametrize(
     ("line", "files", "free", "total"),
     [
-        ("0::/job/step", group("job/step/", "max", 10**6, 0), 40_960_000, None),  # without a limit
+        ("0::/job/step", group("job/step/", "max", 10**6, 1), 40_960_000, None),  # without a limit
         ("0::/job/step", group("job/step/", "9000000", 4_000_000, 500_000), 5_500_000, 9_000_000),
         ("0::/job/step", group("job/", "9000000", 4_000_000, 500_000), 5_500_000, 9_000_000),  # an outer group's
-        ("0::/", group("", "9000000", 9_500_000, 0), 0, 9_000_000),  # a container that holds more than it may
-        ("7:memory:/docker/a1", group("memory/", "9000000", 10**6, 7, 1), 8_000_007, 9_000_000),  # its outermost one
-        ("7:memory:/a", group("memory/a/", "9223372036854771712", 10**6, 0, 1), 40_960_000, None),  # without, version 1
-        ("3:cpu:/a", group("cpu/a/", "9000000", 10**6, 0), 40_960_000, None),  # not of memory
+        ("0::/", group("", "9000000", 9_500_000, 1), 0, 9_000_000),  # a container that holds more than it may
+        (
+            "7:hugetlb,memory:/docker/a1",
+            group("memory/", "9000000", 10**6, 7, 1),
+            8_000_007,
+            9_000_000,
+        ),  # its outermost one
+        ("7:memory:/a", group("memory/a/", "9223372036854771712", 10**6, 1, 1), 40_960_000, None),  # without, version 1
+        ("3:cpu:/a", group("cpu/a/", "9000000", 10**6, 1), 40_960_000, None),  # not of memory
         ("0::/gone", {}, 40_960_000, None),
     ],
 )
@@ -88,6 +93,18 @@ def test_memory_of_a_container_counts(monkeypatch, tmp_path, line, files, free, 
     machine = heap.memory()[1]
     monkeypatch.setattr(heap, "SYSTEM", tmp_path)
     assert heap.memory() == (free, total or machine)
+
+
+def test_an_outer_group_that_is_full_is_seen_beside_an_inner_one_that_is_not(monkeypatch, tmp_path):
+    full, empty = group("job/", "90000000", 60_000_001, 1), group("job/step/", "40000000", 1_000_001, 1)
+    plenty = {"proc/meminfo": f"MemAvailable: {10**12} kB"}
+    system(tmp_path, **plenty, **{"proc/self/cgroup": "0::/job/step"}, **full, **empty)
+    monkeypatch.setattr(heap, "SYSTEM", tmp_path)
+    monkeypatch.setattr(heap, "_libc", lambda _: lambda _: 1)
+    assert heap.memory() == (30_000_000, 40_000_000)
+    assert heap.give_back()
+    monkeypatch.setattr(heap, "SHORT", 0.0)
+    assert not heap.give_back()
 
 
 def test_another_system_has_nothing_to_give(monkeypatch):
