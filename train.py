@@ -10,6 +10,7 @@ asynchronous rollouts, of which `lag` shows the effect.
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,8 +218,14 @@ def least_free(device: torch.device) -> int:
     return min(distributed.gather_objects(device_memory(device)[0]))
 
 
-def check(config: Config, sets: ProblemSets, device: torch.device) -> int:
+def check(asked: Config, sets: ProblemSets, device: torch.device) -> int:
     """Print what is wrong with the recipe, from data, tokenizer and sizes. Returns 1 for a finding `sure`, else 0."""
+
+    def before() -> Config | None:
+        with suppress(ValueError):  # the doctor says why
+            return begun(asked)
+
+    config = settled(asked, sets, device, distributed.on_main(before))
     report, code = distributed.on_main(lambda: diagnose.check(config, sets, device))
     if distributed.is_main():
         print(report)
@@ -248,7 +255,7 @@ def main(argv: list[str]) -> int:
         device = distributed.init(asked.device, asked.ddp_timeout)
         sets = ProblemSets(asked)
         if asked.check:
-            code = check(settled(asked, sets, device, None), sets, device)
+            code = check(asked, sets, device)
         else:
             with Signals() as signals, settings(device):
                 before = distributed.on_main(lambda: begun(asked))

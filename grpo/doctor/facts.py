@@ -26,7 +26,7 @@ from grpo.evaluation import protocol
 from grpo.kl import KL
 from grpo.losses import LOSSES
 from grpo.policy import head_sizes, linear_layers, positions_of
-from grpo.run.directory import taken
+from grpo.run.directory import refusal
 from grpo.run.machine import device_memory
 from grpo.tables import constants, lookup
 from grpo.tree import shared_prefix
@@ -131,7 +131,7 @@ def gather(
     if readers is not None:
         seconds = min(LOOK_S, config.ddp_timeout / 4)  # the other ranks wait
         found += examine(readers, judges, seen, seconds=seconds, should_stop=should_stop)
-    if sentence := taken(config):
+    if sentence := refusal(config):
         errors.append(sentence)
     for sentence in errors:
         means = "The run would stop before its first step."

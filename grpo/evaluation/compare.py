@@ -143,7 +143,7 @@ def regrade(options: EvalOptions) -> dict:
     """Grade the transcripts of an earlier evaluation again, without a model, and write `eval.json`.
 
     Raises:
-        ValueError: there are no transcripts, one is empty or incomplete, or a grader is unknown.
+        ValueError: there are no transcripts, one is missing, empty or incomplete, or a grader is unknown.
     """
     directory = Path(options.regrade)
     out = Path(options.out or directory)
@@ -151,6 +151,8 @@ def regrade(options: EvalOptions) -> dict:
     if out.resolve() != directory.resolve():
         transcripts.refuse_taken(out)
     made = read_yaml(EvalOptions, file) if (file := directory / "options.yaml").exists() else None
+    if made:
+        transcripts.refuse_missing(directory, ["base"] + ["tuned"] * (made.tuned is not None), made.shots)
     options = replace(options, **followed(options, "task", task(made.data if made else EvalOptions.data)))
     result = _summarize([_with_tests(rows, made, directory) for rows in texts], options)
     out.mkdir(parents=True, exist_ok=True)

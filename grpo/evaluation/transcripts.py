@@ -8,6 +8,7 @@ texts. The same evaluation continues from them, and any other refuses them. Left
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from grpo.evaluation.protocol import NO_RESULT, EvalOptions
@@ -77,6 +78,13 @@ def refuse_taken(out: Path) -> None:
     """Raise ValueError if `out` holds a finished evaluation."""
     if (out / "eval.json").exists():
         raise ValueError(f"out: {out} holds an evaluation already; choose another directory")
+
+
+def refuse_missing(directory: Path, models: Sequence[str], shots: Sequence[int]) -> None:
+    """Raise ValueError if a file of these models and numbers of shots is not there."""
+    names = [FILE.format(model=model, shots=number) for model in models for number in shots]
+    if missing := [name for name in names if not (directory / name).exists()]:
+        raise ValueError(f"regrade: {directory} has no {missing[0]}, but its options.yaml says it has; put it back")
 
 
 def finish(out: Path, result: dict) -> None:

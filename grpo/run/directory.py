@@ -24,18 +24,26 @@ from grpo.run.machine import environment
 
 REHEARSAL = "rehearsal"
 """Name of a file that is there while learning is rehearsed, and after that has failed."""
+RESULTS = ("final", "adapter", "eval")
+"""Directories of a finished run."""
 
 
 def begun(asked: Config) -> Config | None:
     """The config that the run to resume began with; None: a new run. It only reads.
 
     Raises:
-        ValueError: the directory is in use and may not be, the run has done more steps, or its config is missing.
+        ValueError: the directory is in use and may not be, the run has done more steps, or its config or its
+            checkpoints are missing.
     """
     directory = place_of(asked)
     saved, done = directory / "config.yaml", _steps_saved(directory)
-    if sentence := taken(asked):
-        raise ValueError(sentence)
+    if asked.resume == "never" and directory.exists() and any(directory.iterdir()):
+        raise ValueError(f"run_name: {directory} exists already; continue it with --resume auto, or take another name")
+    if results := [name for name in RESULTS if not done and (directory / name).exists()]:
+        raise ValueError(
+            f"resume: {directory} has {results[0]}/ but no checkpoint to go on from, and a run that starts again would "
+            f"replace it; put checkpoints/ back, or take another run_name"
+        )
     if saved.exists() and saved.stat().st_size:
         if asked.num_steps < done:
             raise ValueError(
@@ -77,12 +85,14 @@ def place_of(config: Config) -> Path:
     return Path(config.out_dir) / config.run_name
 
 
-def taken(config: Config) -> str:
-    """The error message if the run's directory is in use already; empty if the run may start or continue."""
-    directory = place_of(config)
-    if config.resume == "auto" or not directory.exists() or not any(directory.iterdir()):
-        return ""
-    return f"run_name: {directory} exists already; continue it with --resume auto, or take another name"
+def refusal(config: Config) -> str:
+    """Why the run may not start or continue in its directory; empty if it may. It only reads."""
+    try:
+        if before := begun(config):
+            check_resumable(before, config)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _steps_saved(directory: Path) -> int:
@@ -125,7 +135,7 @@ def claim(
             earlier = [*before.pop("earlier", []), before]
         write_whole(file, json.dumps({**environment(device), **(facts or {}), "earlier": earlier}, indent=1) + "\n")
         to_yaml(config, directory / "config.yaml")
-        for old in ("final", "adapter", "eval", "eval.new"):
+        for old in (*RESULTS, "eval.new"):
             shutil.rmtree(directory / old, ignore_errors=True)
             if (directory / old).exists():
                 raise OSError(f"{directory / old} is in the way: must be a directory that can be replaced; remove it")

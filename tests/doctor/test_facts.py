@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grpo import distributed
-from grpo.config import Config
+from grpo.config import Config, to_yaml
 from grpo.dataloader import ProblemSets
 from grpo.doctor.facts import gather, outline, sizes, spread
 from grpo.policy import load_shapes
@@ -107,6 +107,9 @@ def test_a_run_of_that_name_is_in_the_way_unless_it_is_resumed(model, tmp_path):
     (error,) = stopping(look(model, **changes))
     assert "run exists already" in error
     assert stopping(look(model, **changes, resume="auto")) == []
+    to_yaml(Config(model=model, **changes, kl_coef=0.5), tmp_path / "run" / "config.yaml")
+    (error,) = stopping(look(model, **changes, resume="auto"))
+    assert error.startswith("kl_coef is 0.01, but the run to resume has 0.5")
 
 
 def test_solutions_are_measured_with_their_answer_line(model):

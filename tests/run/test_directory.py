@@ -84,6 +84,17 @@ def test_somebody_s_directory_is_refused(tmp_path):
         found(config(tmp_path))
 
 
+@pytest.mark.parametrize("result", ["final", "adapter", "eval"])
+def test_results_without_a_checkpoint_are_not_begun_again(tmp_path, result):
+    _, directory = opened(config(tmp_path))
+    (directory / result).mkdir()
+    (directory / result / "kept.json").write_text("{}")
+    before = contents(directory)
+    with pytest.raises(ValueError, match=rf"^resume: .*/r has {result}/ but no checkpoint to go on from"):
+        found(config(tmp_path, resume="auto"))
+    assert contents(directory) == before
+
+
 def test_a_resumed_run_keeps_what_its_autos_meant(tmp_path):
     """As if it had been made on a GPU."""
     made = config(tmp_path, precision="bf16", compile=True, max_tokens_per_microbatch=16384, device="cpu")

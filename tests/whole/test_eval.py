@@ -303,3 +303,15 @@ def test_a_damaged_transcript_is_one_sentence_and_loses_nothing(both, tmp_path, 
     err = capsys.readouterr().err
     assert err.startswith("eval.py: error: regrade: ") and "tuned_0shots.jsonl" in err and said in err
     assert err.count("\n") == 1 and (damaged / "eval.json").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["base", "tuned"])
+def test_a_missing_transcript_is_one_sentence_and_loses_nothing(both, tmp_path, capsys, name):
+    some = shutil.copytree(both, tmp_path / "some")
+    (some / f"{name}_0shots.jsonl").unlink()
+    before = (some / "eval.json").read_text()
+    capsys.readouterr()
+    assert command.main(["--regrade", str(some), "--graders", "published"]) == 2
+    said = f"has no {name}_0shots.jsonl, but its options.yaml says it has; put it back\n"
+    assert capsys.readouterr().err == f"eval.py: error: regrade: {some} {said}"
+    assert (some / "eval.json").read_text() == before
