@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
                     print(f"{cell.name}: {state}", file=sys.stderr, flush=True)
         done = [(cell, evaluation_of(cell)) for cell in cells if states[cell.name] == DONE]
         table = tabulate(done)
-        write(Path(sweep.out), cells, states, table, differences(done))
+        write(Path(sweep.out), cells, states, table, differences(done, cells[0].trained_as))
     except (ValueError, OSError) as error:
         print(f"sweep: error: {error}", file=sys.stderr)
         return 2
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
         print("sweep: stopped; the same command continues it", file=sys.stderr)
         return 130
     if table:
-        print(f"\n{as_text(table)}\n{Path(sweep.out) / 'sweep.png'}")
+        print(f"\n{as_text(table)}\n{Path(sweep.out) / 'sweep.md'}, sweep.png")
     failed = {name: state for name, state in states.items() if state != DONE}
     for name, reason in failed.items():
         print(f"sweep: {name}: {reason}", file=sys.stderr)

@@ -6,6 +6,7 @@ Left out: running them (`__main__.py`).
 import itertools
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from grpo import options
 from grpo.config import Config, check_resumable, from_yaml, parse_args
+from grpo.doctor.facts import wrong_algorithm
 from grpo.evaluation.headline import read_result
 from grpo.evaluation.protocol import is_evaluated, options_of
 from grpo.options import option
@@ -25,6 +27,12 @@ ALLOWED = [field.name for field in fields(Config) if field.name not in OURS]
 DONE = "done"
 NAMED = "setting"
 """Where the name of a setting stands among the options of a cell."""
+
+
+class Texts(yaml.SafeLoader):
+    """Reads YAML with scalars as they are written, as recipes do; `<<` takes over another setting."""
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Sweep:
     """Numbers of worked examples to evaluate with; None: the num_shots of the grid, or the recipe's."""
     out: str = "runs/sweep"
     """Directory for the runs, the table and the picture."""
-    launcher: str = sys.executable
+    launcher: str = shlex.quote(sys.executable)
     """Command that starts train.py, such as "torchrun --nproc_per_node 8"."""
     jobs: int = option(1, ">= 1")
     """Runs at a time. If several, each gets its share of the cores, and what it prints goes to <out>/<cell>.txt."""
@@ -127,16 +135,22 @@ def read_settings(path: str | None) -> dict[str, dict[str, list[str]]]:
     """{name: {option: its words on a command line}} of a file of settings; one without a name if there is no file.
 
     Raises:
-        ValueError: the file can not be read, or is not {name: {option: value}} with options of train.py.
+        ValueError: the file can not be read, is not {name: {option: value}} with options of train.py, or has a name or
+            an option twice.
     """
     if path is None:
         return {"": {}}
     try:
-        read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        read, node = yaml.load(text, Texts), yaml.compose(text, Texts)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"settings: {path} cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(read, dict) or not read or not all(isinstance(setting, dict) for setting in read.values()):
         raise ValueError(f"settings: {path} must hold names, and under each one options with their values")
+    for whole in (node, *(setting for _, setting in node.value)):
+        names = [key.value for key, _ in whole.value]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"settings: {repeated[0]} stands more than once in {path}")
     for label, setting in read.items():
         for unknown in [name for name in setting if name not in ALLOWED]:
             hint = options.did_you_mean(str(unknown), ALLOWED)
@@ -148,7 +162,7 @@ def make_cells(sweep: Sweep, train_flags: list[str]) -> list[Cell]:
     """Make and check a cell for every setting and combination of the grid. The last option varies fastest.
 
     Raises:
-        ValueError: grid or settings are wrong, an option is set twice, or two cells have the same name.
+        ValueError: grid, settings or launcher are wrong, an option is set twice, or two cells are the same.
         SystemExit: the options of a cell are wrong; the error message of `train.py` is on stderr.
     """
     grid, settings = parse_grid(sweep.grid), read_settings(sweep.settings)
@@ -157,7 +171,7 @@ def make_cells(sweep: Sweep, train_flags: list[str]) -> list[Cell]:
     if taken := sorted(given & {*OURS, *grid, *within}) + sorted(within & {*grid}):
         raise ValueError(f"--{taken[0]} is set by the sweep itself; leave it out")
     shots = sweep.eval_shots or sorted({int(n) for n in grid.get("num_shots", ()) if n.isdigit()})
-    script = str(Path(__file__).parents[2] / "train.py")
+    launcher, script = _launcher(sweep.launcher), str(Path(__file__).parents[2] / "train.py")
     cells: dict[str, Cell] = {}
     for label, *values in itertools.product(settings, *grid.values()):
         point = dict(zip(grid, values, strict=True))
@@ -171,8 +185,14 @@ def make_cells(sweep: Sweep, train_flags: list[str]) -> list[Cell]:
         flags = list(train_flags)
         for flag, words in of_cell.items():
             flags += [f"--{flag}", *words]
+        config = parse_args(flags)
+        for sentence in wrong_algorithm(config):
+            raise ValueError(f"{name}: {sentence}")
+        for other in cells.values():
+            if config == replace(other.config, run_name=name):
+                raise ValueError(f"{other.name} and {name} are the same run; one of them must be left out")
         setting = ({NAMED: label} if label else {}) | point
-        cells[name] = Cell(setting, parse_args(flags), (*shlex.split(sweep.launcher), script, *flags))
+        cells[name] = Cell(setting, config, (*launcher, script, *flags))
     return list(cells.values())
 
 
@@ -180,23 +200,35 @@ def evaluation_of(cell: Cell) -> list[dict] | None:
     """The cells of the `eval.json` of a run, at the shots that are asked for; None if the run is not finished.
 
     A run with other options is not finished either; `train.py` will refuse to resume it. Nor is a run whose evaluation
-    had other options, such as fewer shots or another limit; `train.py` evaluates it again.
+    had other options, such as fewer shots or another limit; `train.py` evaluates it again. Nor is a run with a damaged
+    file, which `train.py` will name.
     """
     config, saved, result = cell.config, cell.directory / "config.yaml", cell.directory / "eval" / "eval.json"
-    if not saved.exists() or not is_evaluated(options_of(config, result.parent)):
-        return None
-    before = from_yaml(saved)
-    if config.precision == "auto":
-        config = replace(config, precision=before.precision)
     try:
+        if not saved.exists() or not is_evaluated(options_of(config, result.parent)):
+            return None
+        before = from_yaml(saved)
+        if config.precision == "auto":
+            config = replace(config, precision=before.precision)
         check_resumable(before, config)
+        rows = read_result(result)["cells"]
     except ValueError:
         return None
-    if config.num_steps > before.num_steps:
+    if config.num_steps != before.num_steps:
         return None
     shots = config.eval_shots or (config.num_shots,)
-    rows = read_result(result)["cells"]
     return [row for row in rows if row["shots"] in shots and row["grader"] == config.eval_correct]
+
+
+def _launcher(text: str) -> list[str]:
+    """The words of the launcher. Raises ValueError if they are none, or the first is no program."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"launcher is {text!r}: must be the words of a command ({error})") from error
+    if not words or shutil.which(words[0]) is None:
+        raise ValueError(f"launcher is {text!r}: must begin with a program that is found")
+    return words
 
 
 def _words(value: object) -> list[str]:

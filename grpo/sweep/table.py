@@ -32,21 +32,26 @@ def interval(values: list[float], ci95: list[float]) -> tuple[float, float, floa
         - of two: the smaller and the larger value;
         - of one, or of equal values (an untuned model without exemplars): `ci95`, Wilson's over problems.
     """
-    mean, low, high = center(values)
-    if len(set(values)) == 1:
+    mean, low, high, kind = center(values)
+    if _equal(values):
         return mean, *ci95, "95 % over problems"
-    if len(values) == 2:
-        return mean, low, high, "min..max of 2 seeds"
-    return mean, max(0.0, low), min(1.0, high), f"95 % t over {len(values)} seeds"
+    return mean, max(0.0, low), min(1.0, high), kind
 
 
-def center(values: list[float]) -> tuple[float, float, float]:
-    """(mean, low, high): Student's t at 95 % of three values or more, else the smallest and the largest."""
+def center(values: list[float]) -> tuple[float, float, float, str]:
+    """(mean, low, high, kind): Student's t at 95 % of three values or more, else the smallest and the largest."""
     mean = float(np.mean(values))
-    if len(values) < 3:
-        return mean, min(values), max(values)
+    if _equal(values):
+        return mean, mean, mean, f"the same with {len(values)} seeds"  # no interval: it would have no width
+    if len(values) == 2:
+        return mean, min(values), max(values), "min..max of 2 seeds"
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, mean - half, mean + half
+    return mean, mean - half, mean + half, f"95 % t over {len(values)} seeds"
+
+
+def _equal(values: list[float]) -> bool:
+    """Whether all are the same but for rounding."""
+    return max(values) - min(values) < 1e-9
 
 
 def tabulate(done: list[tuple[Cell, list[dict]]]) -> list[dict]:
@@ -63,11 +68,11 @@ def tabulate(done: list[tuple[Cell, list[dict]]]) -> list[dict]:
     return sorted(table, key=lambda row: row["model"])
 
 
-def differences(done: list[tuple[Cell, list[dict]]]) -> list[dict]:
-    """What each training setting gains over the first one, tuned against tuned, seed by seed.
+def differences(done: list[tuple[Cell, list[dict]]], first: str) -> list[dict]:
+    """What each training setting gains over the one called `first`, tuned against tuned, seed by seed.
 
     Returns:
-        One row per setting and number of shots: mean over the seeds that both have, and its interval; see `interval`.
+        One row per setting and number of shots: mean over the seeds that both have, and its interval; see `center`.
         Without two such seeds there is none.
     """
     accuracies: dict[tuple[int, str], dict[str, float]] = {}
@@ -79,13 +84,13 @@ def differences(done: list[tuple[Cell, list[dict]]]) -> list[dict]:
                 ]
     table = []
     for (shots, trained_as), of_seeds in accuracies.items():
-        first = next(of for (n, _), of in accuracies.items() if n == shots)
-        gains = [of_seeds[seed] - first[seed] for seed in of_seeds if seed in first]
-        if of_seeds is first or len(gains) < 2:
+        other = accuracies.get((shots, first), {})
+        gains = [of_seeds[seed] - other[seed] for seed in of_seeds if seed in other]
+        if trained_as == first or len(gains) < 2:
             continue
-        mean, low, high = center(gains)
-        row = {"train": trained_as, "eval_shots": shots, "seeds": len(gains)}
-        table.append(row | {"difference": mean, "low": low, "high": high})
+        mean, low, high, kind = center(gains)
+        row = {"train": trained_as, "against": first, "eval_shots": shots, "seeds": len(gains)}
+        table.append(row | {"difference": mean, "low": low, "high": high, "interval": kind})
     return table
 
 
@@ -102,23 +107,27 @@ def as_text(table: list[dict]) -> str:
 
 
 def as_markdown(table: list[dict], gains: list[dict]) -> str:
-    """The tuned rows of the table as Markdown, with what each gains over the first; best first."""
+    """The tuned rows of the table as Markdown, with what each gains over the first setting; best first."""
     over_first = {(row["train"], row["eval_shots"]): row for row in gains}
+    against = f"against {gains[0]['against']}" if gains else "difference"
     lines = [
-        "| trained with | shots | accuracy | 95 % | against the first, points | 95 % |",
+        f"| trained with | shots | accuracy | interval | {against}, points | interval |",
         "|---|--:|--:|---|--:|---|",
     ]
     for row in sorted((row for row in table if row["model"] == "tuned"), key=lambda row: -row["accuracy"]):
         gain = over_first.get((row["train"], row["eval_shots"]))
         points = [100 * gain[name] for name in ("difference", "low", "high")] if gain else None
-        against = "{:+.1f} | {:+.1f} .. {:+.1f}".format(*points) if points else "|"
-        numbers = f"{row['accuracy']:.3f} | {row['low']:.3f} .. {row['high']:.3f}"
-        lines.append(f"| {row['train']} | {row['eval_shots']} | {numbers} | {against} |")
+        over = "{:+.1f} | {:+.1f} .. {:+.1f}".format(*points) + f" ({gain['interval']})" if gain else "|"
+        numbers = f"{row['accuracy']:.3f} | {row['low']:.3f} .. {row['high']:.3f} ({row['interval']})"
+        lines.append(f"| {row['train']} | {row['eval_shots']} | {numbers} | {over} |")
     return "\n".join(lines) + "\n"
 
 
 def write(directory: Path, cells: list[Cell], states: dict[str, str], table: list[dict], gains: list[dict]) -> None:
-    """Write sweep.json, with the state of each cell by its name, and sweep.csv, .md and .png if the table has a row."""
+    """Write sweep.json, with the state of each cell by its name, and sweep.csv, .md and .png if the table has a row.
+
+    Without a row those of an earlier sweep are removed.
+    """
     runs = []
     for cell in cells:
         run = {"run": str(cell.directory), "setting": cell.setting, "state": states[cell.name]}
@@ -127,6 +136,8 @@ def write(directory: Path, cells: list[Cell], states: dict[str, str], table: lis
     write_whole(
         directory / "sweep.json", json.dumps({"runs": runs, "table": table, "differences": gains}, indent=1) + "\n"
     )
+    for name in ("sweep.csv", "sweep.md", "sweep.png"):
+        (directory / name).unlink(missing_ok=True)
     if table:
         with open(directory / "sweep.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")

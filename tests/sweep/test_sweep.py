@@ -17,7 +17,7 @@ from grpo.losses import LOSSES
 from grpo.report import heat_map
 from grpo.sweep import __main__ as command
 from grpo.sweep.cells import Cell, Sweep, make_cells, split_flags
-from grpo.sweep.table import differences, interval, tabulate
+from grpo.sweep.table import as_markdown, center, differences, interval, tabulate
 from grpo.weighting import WEIGHTINGS
 from tests.fakes import runs
 
@@ -121,6 +121,7 @@ def test_a_cell_that_is_done_is_not_run_again(launch):
         (["--eval_shots", "0,4"], ["--eval_shots", "4"], ["--eval_shots", "0,8"]),
         (["--final_eval_limit", "50"], ["--final_eval_limit", "50", "--eval_batch", "8"], ["--final_eval_limit", "60"]),
         (["--num_steps", "5"], ["--num_steps", "5"], ["--num_steps", "6"]),
+        (["--num_steps", "5"], ["--num_steps", "5"], ["--num_steps", "4"]),  # for train.py to refuse
         ([], [], ["--temperature", "0.9"]),  # for train.py to refuse
     ],
 )
@@ -141,6 +142,38 @@ def test_a_failing_cell_stops_no_other_and_is_reported(launch, tmp_path):
     assert {row["seeds"] for row in written["table"]} == {1}
 
 
+@pytest.mark.parametrize("file", ["config.yaml", "eval/eval.json", "eval/options.yaml"])
+def test_a_damaged_cell_is_one_that_is_not_done(launch, tmp_path, file):
+    launch("--grid", "seed=0,1")
+    (tmp_path / "out" / "seed=0" / file).write_text("{")
+    code, calls, _, _ = launch("--grid", "seed=0,1")
+    assert (code, calls) == (0, ["seed=0"])
+
+
+def test_no_table_of_an_earlier_sweep_stays_where_nothing_is_done(launch, tmp_path):
+    launch("--grid", "seed=0")
+    assert launch("--grid", "seed=9")[0] == 1
+    assert [path.name for path in (tmp_path / "out").glob("sweep.*")] == ["sweep.json"]
+
+
+def test_numbers_of_settings_are_read_as_in_a_recipe(tmp_path):
+    (tmp_path / "settings.yaml").write_text("a: &a {seed: 010, learning_rate: 1e-5}\nb: {<<: *a, chat: yes}\n")
+    with pytest.raises(SystemExit):  # `yes` is True in YAML 1.1, and no word of a recipe
+        make_cells(Sweep(("lag=0",), settings=str(tmp_path / "settings.yaml")), [])
+    (tmp_path / "settings.yaml").write_text("a: &a {seed: 010, learning_rate: 1e-5}\nb: {<<: *a, chat: true}\n")
+    cells = make_cells(Sweep(("lag=0",), settings=str(tmp_path / "settings.yaml")), [])
+    assert [(c.config.seed, c.config.learning_rate, c.config.chat) for c in cells] == [
+        (10, 1e-5, False),
+        (10, 1e-5, True),
+    ]
+
+
+@pytest.mark.parametrize("launcher", ["'python", "", "nonesuch-program -n 8"])
+def test_a_launcher_that_is_none_is_one_sentence(tmp_path, launcher):
+    with pytest.raises(ValueError, match="^launcher is "):
+        make_cells(Sweep(("seed=0",), out=str(tmp_path), launcher=launcher), [])
+
+
 def test_eval_shots_are_those_of_the_grid_if_nothing_else_is_said(tmp_path):
     cells = make_cells(Sweep(("num_shots=8", "0"), out=str(tmp_path)), [])
     assert [cell.config.eval_shots for cell in cells] == [(0, 8), (0, 8)]
@@ -148,7 +181,8 @@ def test_eval_shots_are_those_of_the_grid_if_nothing_else_is_said(tmp_path):
     assert cell.config.eval_shots is None
 
 
-def test_the_command_starts_the_same_run_by_hand(tmp_path):
+def test_the_command_starts_the_same_run_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr("grpo.sweep.cells.shutil.which", lambda program: program)
     grid = ("model=a/b", "learning_rate=1e-5")
     (cell,) = make_cells(Sweep(grid, out=str(tmp_path), launcher="torchrun --nproc_per_node 8"), ["--chat"])
     assert cell.command[:3] == ("torchrun", "--nproc_per_node", "8")
@@ -194,6 +228,7 @@ def test_intervals_over_seeds():
     assert kind == "95 % t over 3 seeds"
     assert interval([0.0, 0.0, 0.3], [0.0, 1.0])[1] == 0.0
     assert interval([0.5] * 3, [0.4, 0.6]) == (0.5, 0.4, 0.6, "95 % over problems")
+    assert center([0.3 - 0.2, 0.2 - 0.1, 0.1])[1:] == (pytest.approx(0.1), pytest.approx(0.1), "the same with 3 seeds")
 
 
 def test_the_untuned_model_is_one_row_if_it_does_not_depend_on_the_setting(monkeypatch, tmp_path):
@@ -209,6 +244,28 @@ def test_the_untuned_model_is_one_row_if_it_does_not_depend_on_the_setting(monke
         heat_map(table, tmp_path / "map.png")
     tuned = ["num_shots=0", "num_shots=2"]
     assert labels == [[*tuned, "untuned"], [*tuned, "untuned, num_shots=0", "untuned, num_shots=2"]]
+
+
+def test_settings_with_their_intervals_and_gains_as_markdown():
+    """Accuracies by seed: a 0.2, 0.4; b 0.3, 0.7; c 0.3, 0.5, which is 0.1 more than a with both seeds."""
+    seeds = {"a": (0.2, 0.4), "b": (0.3, 0.7), "c": (0.3, 0.5)}
+    done = [
+        (Cell({"setting": name, "seed": str(seed)}, Config(), ()), [ROW | {"accuracy": accuracy}])
+        for name, accuracies in seeds.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    kind = "(min..max of 2 seeds)"
+    assert as_markdown(tabulate(done), differences(done, "a")).splitlines() == [
+        "| trained with | shots | accuracy | interval | against a, points | interval |",
+        "|---|--:|--:|---|--:|---|",
+        f"| b | 0 | 0.500 | 0.300 .. 0.700 {kind} | +20.0 | +10.0 .. +30.0 {kind} |",
+        f"| c | 0 | 0.400 | 0.300 .. 0.500 {kind} | +10.0 | +10.0 .. +10.0 (the same with 2 seeds) |",
+        f"| a | 0 | 0.300 | 0.200 .. 0.400 {kind} | | |",
+    ]
+    assert differences(done[1:], "a") == [], "no seed but one, and none takes the place of the first setting"
+
+
+ROW = {"model": "tuned", "shots": 0, "ci95": [0, 1], "n": 5}
 
 
 def test_a_real_run(tmp_path, capfd):
@@ -256,6 +313,10 @@ def test_settings_of_a_file_are_trained_at_every_point_of_the_grid(launch, tmp_p
         ("a: {", [], "cannot be read"),
         ("a: {loss: gspo}", ["--loss", "grpo"], "--loss is set by the sweep itself"),
         ("a: {seed: 3}", [], "--seed is set by the sweep itself"),
+        ("a: {}\na: {loss: gspo}", [], "a stands more than once in"),
+        ("a: {loss: gspo, loss: cispo}", [], "loss stands more than once in"),
+        ("a: {loss: gspoo}", [], "a,seed=0: loss is 'gspoo': must be one of"),
+        ("a: {clip_low: 0.20}\nb: {clip_low: 2e-1}", [], "a,seed=0 and b,seed=0 are the same run"),
     ],
 )
 def test_wrong_settings_are_one_sentence(launch, tmp_path, text, flags, said):
@@ -300,11 +361,13 @@ def test_differences_are_to_the_first_setting_seed_by_seed():
         return Cell(setting, Config(), ()), [{"model": "tuned", "shots": 0, "accuracy": accuracy}]
 
     done = [cell(0, 0.1, 0.2), cell(1, 0.1, 0.4), cell(0, 0.2, 0.3), cell(1, 0.2, 0.7), cell(1, 0.3, 0.9)]
-    (row,) = differences(done)
-    assert row == {"train": "clip_low=0.2", "eval_shots": 0, "seeds": 2} | {
+    (row,) = differences(done, "clip_low=0.1")
+    kind = "min..max of 2 seeds"
+    about = {"train": "clip_low=0.2", "against": "clip_low=0.1", "eval_shots": 0, "seeds": 2, "interval": kind}
+    assert row == about | {
         name: pytest.approx(value) for name, value in (("difference", 0.2), ("low", 0.1), ("high", 0.3))
     }
-    (row,) = differences([*done[:4], cell(2, 0.1, 0.5), cell(2, 0.2, 0.7)])
+    (row,) = differences([*done[:4], cell(2, 0.1, 0.5), cell(2, 0.2, 0.7)], "clip_low=0.1")
     half = 4.302653 * 0.1 / 3**0.5  # Student's t with 2 degrees of freedom; the gains 0.1, 0.3, 0.2 scatter by 0.1
     assert [row[name] for name in ("difference", "low", "high")] == pytest.approx([0.2, 0.2 - half, 0.2 + half])
 
