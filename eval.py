@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         return 2
     if distributed.is_main():
         print(headline.table(result))
-        print(f"transcripts: {chosen.out or chosen.regrade or 'eval'}")
+        print(f"transcripts: {chosen.regrade or chosen.out or 'eval'}")
     distributed.shutdown()
     return 0
 

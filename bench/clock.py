@@ -56,6 +56,8 @@ class Clock(Config):
                 raise ValueError(f"{field.name} is {value!r}: must be {ours!r}, since TRL is not told of another")
         if self.advantage not in SCALES:
             raise ValueError(f"advantage is {self.advantage!r}: must be one of {', '.join(SCALES)}, which TRL has, too")
+        if self.check or self.resume != "never":
+            raise ValueError("check and resume must be left out: there is neither with TRL")
         if not self.chat:
             raise ValueError("chat is False: must be True, since TRL's trainer ends no completion at a stop string")
         if self.prompts_per_step * self.group_size % self.trl_batch:
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> int:
         if directory.exists():
             raise ValueError(f"run_name is {asked.run_name!r}: must be new, but {directory} exists")
         train(asked, directory)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"bench.clock: error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -80,7 +82,6 @@ def main(argv: list[str]) -> int:
 def train(asked: Clock, directory: Path) -> None:
     """Train until the minutes or the steps have passed; write a line of metrics after each step, and final/ at last."""
     import datasets
-    from peft import LoraConfig
 
     _, GRPOTrainer = load_trl()
     sets = ProblemSets(asked)
@@ -92,21 +93,33 @@ def train(asked: Clock, directory: Path) -> None:
         for i in draw_prompts(len(problems), asked.prompts_per_step, asked.seed, step)
     ]
     prompts = [{"prompt": render(problem, tokenizer, asked.chat), "row": i} for i, problem in enumerate(rows)]
-    adapters = {"r": asked.lora_rank, "lora_alpha": asked.lora_alpha, "target_modules": "all-linear"}
+    given, adapters = arguments(asked, directory), _adapters(asked) if asked.lora_rank else None
     scores = [for_trl(name, rows, asked.max_new_tokens, ends) for name in asked.rewards]
-    directory.mkdir(parents=True)  # not before: a refused command leaves nothing behind
+    try:
+        directory.mkdir(parents=True)  # not before: a refused command leaves nothing behind
+    except OSError as error:
+        raise OSError(f"out_dir: {directory} can not be made ({error.strerror})") from error
     trainer = GRPOTrainer(
         model_directory(asked.model),
         reward_funcs=scores,
-        args=arguments(asked, directory),
+        args=given,
         train_dataset=datasets.Dataset.from_list(prompts),
-        peft_config=LoraConfig(**adapters) if asked.lora_rank else None,
+        peft_config=adapters,
     )
     note_steps(trainer, asked, directory / "metrics.jsonl")
     trainer.train()
     model = trainer.accelerator.unwrap_model(trainer.model)
     (model.merge_and_unload() if asked.lora_rank else model).save_pretrained(directory / "final")
     tokenizer.save_pretrained(directory / "final")
+
+
+def _adapters(asked: Clock):
+    """Adapters as peft describes them. Raises ValueError where it is not installed."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ValueError(f"lora_rank is {asked.lora_rank}: needs peft, which can not be loaded ({error})") from error
+    return LoraConfig(r=asked.lora_rank, lora_alpha=asked.lora_alpha, target_modules="all-linear")
 
 
 def arguments(asked: Clock, directory: Path):

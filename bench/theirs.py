@@ -76,11 +76,12 @@ def trl(work: dict, batch: int, checkpointing: bool = False) -> dict:
 
 
 def load_trl() -> tuple[type, type]:
-    """TRL's (GRPOConfig, GRPOTrainer). Raises ValueError, which says how to install it, where it is not."""
+    """TRL's (GRPOConfig, GRPOTrainer). Raises ValueError, which says how to install it, where it can not be loaded."""
     try:
         from trl import GRPOConfig, GRPOTrainer
-    except ImportError:
-        raise ValueError("trl is not installed: pip install -r bench/requirements.txt") from None
+    except ImportError as error:
+        said = f"trl can not be loaded ({error}): pip install -r bench/requirements.txt"
+        raise ValueError(said) from error
     return GRPOConfig, GRPOTrainer
 
 

@@ -131,6 +131,11 @@ def test_trl_trains_by_the_clock(rank, tmp_path, monkeypatch, capsys):
     flags += ["--max_new_tokens", "3", "--lora_rank", str(rank), "--out_dir", str(tmp_path), "--run_name", "trl"]
     assert clock.main([*flags, "--data", "jsonl"]) == 2
     assert "bench.clock: error: data_path: data 'jsonl' needs" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert clock.main([*flags, "--out_dir", str(tmp_path / "file")]) == 2
+    assert "bench.clock: error: out_dir: " in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert clock.main([*flags, "--device", "cuda"]) == 2
     assert not (tmp_path / "trl").exists()
     assert clock.main([*flags, "--num_steps", "2", "--rewards", "gsm8k.format"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "trl" / "metrics.jsonl").read_text().splitlines()]
@@ -202,6 +207,8 @@ def test_a_process_has_a_limit_and_its_end_is_an_error():
         (clock, ["--chat", "True", "--precision", "bf16"], "precision is 'bf16': must be 'auto'"),
         (clock, ["--chat", "True", "--trl_batch", "3"], "trl_batch is 3: must divide prompts_per_step x group_size"),
         (clock, ["--minutes", "0"], "minutes is 0"),
+        (clock, ["--chat", "True", "--check", "True"], "check and resume must be left out"),
+        (clock, ["--chat", "True", "--resume", "auto"], "check and resume must be left out"),
         *((bench, ["--limit", n], "limit is") for bench in (peers, scaling) for n in ("nan", "-1", "inf")),
         (scaling, ["--shots", "-1"], "shots is (-1,)"),
         (scaling, ["--group", "8", "1"], "group is (8, 1): must be at least 2"),
