@@ -39,10 +39,11 @@ def begun(asked: Config) -> Config | None:
     saved, done = directory / "config.yaml", _steps_saved(directory)
     if asked.resume == "never" and directory.exists() and any(directory.iterdir()):
         raise ValueError(f"run_name: {directory} exists already; continue it with --resume auto, or take another name")
-    if results := [name for name in RESULTS if not done and (directory / name).exists()]:
+    found = [name for name in RESULTS if (directory / name).exists()]
+    if found and not any((directory / "checkpoints").glob("step_*")):
         raise ValueError(
-            f"resume: {directory} has {results[0]}/ but no checkpoint to go on from, and a run that starts again would "
-            f"replace it; put checkpoints/ back, or take another run_name"
+            f"resume: {directory} has {found[0]}/ but no checkpoint to go on from, and a run that starts again would "
+            "replace it; put checkpoints/ back, or take another run_name"
         )
     if saved.exists() and saved.stat().st_size:
         if asked.num_steps < done:

@@ -16,6 +16,7 @@ from torch import nn
 from grpo import distributed
 from grpo.files import check_kinds
 from grpo.run import checkpoint
+from grpo.run.log import say
 from grpo.run.signals import Signals
 
 MAX_SKIPPED = 3
@@ -140,6 +141,8 @@ def restore_state(
         found = sorted(place.name for place in folder.glob("step_*") if place.suffix != ".tmp")
         if path is None and found:
             raise ValueError(f"resume: none of the checkpoints {', '.join(found)} in {folder} is complete")
+        if path and Path(found[-1]).stem > path.stem:
+            say(f"warning: {found[-1]} in {folder} is not complete; the run goes on from {path.name}")
         return path
 
     path = distributed.on_main(lambda: path or newest())

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -180,6 +181,22 @@ def test_the_state_is_saved_and_found_again(tmp_path):
     assert other.scaler.get_scale() == 3.0
     ours, theirs = one.policy.state_dict(), other.policy.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_newer_checkpoint_that_is_not_complete_is_named(tmp_path, capsys):
+    one = learner(tmp_path)
+    for step in (1, 2):
+        save_state(tmp_path, one, State(step=step), keep=2)
+    assert restore_state(tmp_path, one).step == 2 and capsys.readouterr().err == ""
+    folder = tmp_path / "checkpoints"
+    (folder / "step_000002" / "optimizer.pt").rename(folder / "left")
+    (folder / "step_000001").rename(folder / "step_000001.old")  # a crash between two renames
+    assert restore_state(tmp_path, one).step == 1
+    said = f"warning: step_000002 in {folder} is not complete; the run goes on from step_000001.old\n"
+    assert capsys.readouterr().err == said
+    shutil.copytree(folder / "step_000001.old", folder / "step_000001")
+    shutil.rmtree(folder / "step_000002")
+    assert restore_state(tmp_path, one).step == 1 and capsys.readouterr().err == ""
 
 
 def test_everything_in_the_state_survives(tmp_path):
