@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train
-from grpo.config import Config
+from grpo.config import Config, parse_args, to_yaml
 from grpo.dataloader import ProblemSets
 from grpo.doctor import check_algorithm, check_data
 from grpo.doctor.diagnose import CHECKS, budget, diagnose, refuse_too_large, refuse_unfit, spread_of, summary
@@ -146,6 +146,22 @@ def test_a_mistake_that_would_stop_the_run_is_found_without_starting_it(place, t
     out = capsys.readouterr().out
     assert "loss is 'gppo': must be one of grpo" in out
     assert "training prompts exceed max_prompt_tokens (2)" in out
+
+
+def test_what_a_resume_would_refuse_is_found_and_its_autos_mean_what_they_meant(place, tmp_path, capsys):
+    """As if the run had been made on a GPU, where `auto` is another precision."""
+    wanted = parse_args(flags(place, tmp_path, precision="auto", resume="auto"))
+    (tmp_path / "checked").mkdir()
+    to_yaml(settle(replace(wanted, precision="bf16"), torch.device("cpu")), tmp_path / "checked" / "config.yaml")
+    same = flags(place, tmp_path, precision="auto", resume="auto")
+    assert train.main([*same, "--check"]) == 0
+    assert "runs on    cpu, bf16" in capsys.readouterr().out
+    assert train.main([*same, "--check", "--seed", "7"]) == 1
+    assert "seed is 7, but the run to resume has 0: must be the same" in capsys.readouterr().out
+    (tmp_path / "checked" / "config.yaml").unlink()
+    (tmp_path / "checked" / "final").mkdir()
+    assert train.main([*same, "--check"]) == 1
+    assert "has final/ but no checkpoint to go on from" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_constant_of_the_loss_without_an_option_is_found_before_weights(place, tmp_path, capsys, monkeypatch):
