@@ -19,6 +19,7 @@ from bench.theirs import for_trl, load_trl
 from grpo import distributed, options
 from grpo.config import Config
 from grpo.dataloader import ProblemSets, render
+from grpo.files import make_directory
 from grpo.options import option
 from grpo.policy import eos_ids, model_directory
 from grpo.prompts.order import draw_prompts
@@ -95,10 +96,7 @@ def train(asked: Clock, directory: Path) -> None:
     prompts = [{"prompt": render(problem, tokenizer, asked.chat), "row": i} for i, problem in enumerate(rows)]
     given, adapters = arguments(asked, directory), _adapters(asked) if asked.lora_rank else None
     scores = [for_trl(name, rows, asked.max_new_tokens, ends) for name in asked.rewards]
-    try:
-        directory.mkdir(parents=True)  # not before: a refused command leaves nothing behind
-    except OSError as error:
-        raise OSError(f"out_dir: {directory} can not be made ({error.strerror})") from error
+    make_directory(directory, "out_dir")  # not before: a refused command leaves nothing behind
     trainer = GRPOTrainer(
         model_directory(asked.model),
         reward_funcs=scores,

@@ -29,6 +29,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise OSError(f"cannot write {path} ({error.strerror})") from error
 
 
+def make_directory(directory: Path, option: str) -> None:
+    """Make a directory if it is missing.
+
+    Raises:
+        OSError: it cannot be made; the sentence begins with the option that names it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{option}: {directory} can not be made ({error.strerror})") from error
+
+
 def give_usual_mode(directory: Path) -> None:
     """Give every file of a directory the mode that umask gives to a new file.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grpo.evaluation.protocol import NO_RESULT, EvalOptions
-from grpo.files import read_object, write_lines, write_whole
+from grpo.files import make_directory, read_object, write_lines, write_whole
 
 ROW = dict.fromkeys(("model", "question", "prompt", "answer", "completion", "ended"), str)
 ROW |= dict.fromkeys(("shots", "index", "sample", "tokens"), int)
@@ -67,10 +67,7 @@ def begin(out: Path, ingredients: dict, instead: bool = False) -> None:
             f"out: {out} holds an unfinished evaluation with other options or weights ({', '.join(names)}); choose "
             "another directory, or delete this one"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"out: {out} can not be made ({error.strerror})") from error
+    make_directory(out, "out")
     write_whole(mark, json.dumps(ingredients) + "\n")
 
 

@@ -17,7 +17,7 @@ import torch
 
 from grpo import distributed
 from grpo.config import Config, check_resumable, from_yaml, refuse_auto, to_yaml
-from grpo.files import lock_directory, write_whole
+from grpo.files import lock_directory, make_directory, write_whole
 from grpo.run import checkpoint, inputs
 from grpo.run.log import Display, say
 from grpo.run.machine import environment
@@ -74,10 +74,7 @@ def open_directory(config: Config, before: Config | None) -> Path:
     if before:
         check_resumable(before, config)
     directory = place_of(config)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"out_dir: {directory} can not be made ({error.strerror})") from error
+    make_directory(directory, "out_dir")
     return directory
 
 
