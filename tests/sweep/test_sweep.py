@@ -262,7 +262,8 @@ def test_settings_with_their_intervals_and_gains_as_markdown():
         f"| c | 0 | 0.400 | 0.300 .. 0.500 {kind} | +10.0 | +10.0 .. +10.0 (the same with 2 seeds) |",
         f"| a | 0 | 0.300 | 0.200 .. 0.400 {kind} | | |",
     ]
-    assert differences(done[1:], "a") == [], "no seed but one, and none takes the place of the first setting"
+    assert differences(done[1:], "a") == [], "one seed in common gives no interval"
+    assert differences(done[2:], "a") == [], "no other takes the place of the first setting"
 
 
 ROW = {"model": "tuned", "shots": 0, "ci95": [0, 1], "n": 5}
